@@ -1,0 +1,112 @@
+"""Puts the commands together and turns what goes wrong into a few plain lines and an exit code.
+
+0 done; 2 the command or recipe is wrong; 1 anything else that failed; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from charlm.cli.console import complain, utf8_streams
+from charlm.cli.corpus import corpus_app
+from charlm.cli.evaluate import evaluate_app
+from charlm.cli.info import info
+from charlm.cli.recipe import recipe_app
+from charlm.cli.sample import sample
+from charlm.cli.train import train
+from charlm.errors import CharlmError
+
+app = typer.Typer(
+    name="charlm",
+    help="Train a character-level language model on any text, measure its perplexity exactly, sample from it.",
+    epilog="Begin with: charlm train quickstart",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+app.command()(train)
+app.command()(sample)
+app.add_typer(evaluate_app, name="eval")
+app.add_typer(corpus_app, name="corpus")
+app.add_typer(recipe_app, name="recipe")
+app.command()(info)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from charlm import __version__
+
+        typer.echo(f"charlm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options of every command. ``--debug`` is read by :func:`run`, since it also matters before a command starts."""
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return the exit code.
+
+    Args:
+        arguments: without the program's name; ``None``: those of the process.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given or bool(os.environ.get("CHARLM_DEBUG"))
+    given = [argument for argument in given if argument != "--debug"]
+    utf8_streams()
+    try:
+        app(args=given, prog_name="charlm", obj=time.monotonic())
+    except SystemExit as ended:
+        return _flushed(ended.code if isinstance(ended.code, int) else int(bool(ended.code)))
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return 130
+    except BrokenPipeError:
+        return _reader_has_gone()
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+            return getattr(error, "exit_code", 1)
+        return _explain(error)
+    return _flushed(0)
+
+
+def _explain(error: Exception) -> int:
+    if isinstance(error, CharlmError):
+        complain(str(error))
+        return error.exit_code
+    if isinstance(error, OSError):
+        where = f": {error.filename}" if error.filename else ""
+        complain(f"{error.strerror or error}{where}")
+    elif isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "allocate memory" in str(error):
+        complain(f"not enough memory: {error}\nUse a smaller train.batch, train.steps or model.hidden.")
+    else:
+        complain(f"{type(error).__name__}: {error}\nThis is a bug in charlm; --debug shows where.")
+    return 1
+
+
+def _flushed(code: int) -> int:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _reader_has_gone()
+    return code
+
+
+def _reader_has_gone() -> int:
+    """``charlm … | head``: whoever read our output has read enough. Python must not complain about it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0

@@ -1,0 +1,245 @@
+"""``charlm corpus``: what texts there are, what is in them, and bringing them here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from charlm.cli.console import download_progress, notice, out, table, visible
+
+if TYPE_CHECKING:
+    from charlm.data.corpora import Card, Sources
+    from charlm.data.encoding import Encoded
+
+corpus_app = typer.Typer(no_args_is_help=True, help="Texts to learn from: list, look at, download, add your own.")
+
+_RARE = 10  # a character seen less often is spelled out, since it may be a mistake in the text
+_SPELLED = 60  # most characters that are spelled out on the terminal
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+
+
+@corpus_app.command("list")
+def list_corpora(as_json: Json = False) -> None:
+    """List the texts that a recipe can name by one word."""
+    from charlm.data.corpora import cards
+
+    known = cards()
+    if as_json:
+        found = {
+            name: {
+                "description": card.description,
+                "licence": card.licence,
+                "bytes": card.bytes,
+                "found": _whereabouts(name, card),
+            }
+            for name, card in known.items()
+        }
+        out(json.dumps(found, ensure_ascii=False))
+        return
+    rows = [
+        [name, _size(card), _whereabouts(name, card), card.licence, visible(card.description)]
+        for name, card in known.items()
+    ]
+    table(None, ["name", "bytes", "found", "licence", "description"], rows)
+
+
+@corpus_app.command()
+def show(
+    corpus: Annotated[str, typer.Argument(metavar="NAME|PATH", help="A card's name, or a file, folder or glob.")],
+    unit: Annotated[str, typer.Option(help="char or byte, as data.unit of a recipe.")] = "char",
+    encoding: Annotated[str, typer.Option(help="As data.encoding of a recipe.")] = "utf-8",
+    newlines: Annotated[str, typer.Option(help="unix or keep, as data.newlines of a recipe.")] = "unix",
+    normalise: Annotated[
+        str | None, typer.Option(help="As data.normalise of a recipe. Unset: what the card says.")
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Hash the files even if they look unchanged.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what is in a text: its size, characters, splits, and how far compressors get."""
+    from charlm.data.corpora import cards, locate
+    from charlm.data.encoding import encode
+    from charlm.errors import UsageError
+
+    for option, value, allowed in (("--unit", unit, ("char", "byte")), ("--newlines", newlines, ("unix", "keep"))):
+        if value not in allowed:
+            raise UsageError(f"{option} {value}: expected {' or '.join(allowed)}")
+    with download_progress() as progress:
+        sources = locate(corpus, Path.cwd(), verify=verify, progress=progress)
+    if normalise is None:
+        normalise = "none" if unit == "byte" else sources.normalise
+    encoded = encode(sources, unit=unit, encoding=encoding, newlines=newlines, normalise=normalise, verify=verify)
+    settings = {"unit": unit, "encoding": encoding, "newlines": newlines, "normalise": normalise}
+    facts = _facts(sources, cards().get(sources.name) if sources.name == corpus else None, encoded, settings)
+    if as_json:
+        out(json.dumps(facts, ensure_ascii=False))
+    else:
+        _print(facts)
+
+
+@corpus_app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A card's name.")],
+) -> None:
+    """Download a text into the cache, verify it, and print where it lies."""
+    from charlm.data.corpora import locate
+    from charlm.errors import UsageError
+
+    if not _is_name(name):
+        raise UsageError(f"{name} is a path; expected the name of a corpus (charlm corpus list)")
+    with download_progress() as progress:
+        sources = locate(name, Path.cwd(), verify=True, progress=progress)
+    path = sources.files[0].path
+    if path is None:
+        notice(f"the text of {name} is part of charlm; there is nothing to download")
+    elif sources.is_collection:
+        notice(f"{name} is the {sources.identity} on this machine; there is nothing to download")
+    else:
+        out(str(path))
+
+
+@corpus_app.command()
+def add(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What recipes will call it: small letters, digits, -.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The text; it stays where it is.")],
+    description: Annotated[str, typer.Option(help="What the text is, in one line.")] = "",
+    licence: Annotated[str, typer.Option(help="Under which terms it may be used.")] = "unknown",
+    force: Annotated[bool, typer.Option("--force", help="Replace your card of that name.")] = False,
+) -> None:
+    """Give a text of your own a name that recipes can use."""
+    from charlm.data.corpora import add_card
+
+    card = add_card(name, file.expanduser(), description=description, licence=licence, overwrite=force)
+    out(f"{name} is now a corpus: a recipe can say `corpus: {name}`")
+    notice(f"its card is {card}")
+
+
+def _is_name(corpus: str) -> bool:
+    from charlm.config import is_path
+
+    return not is_path(corpus)
+
+
+def _size(card: Card) -> str:
+    size = len(card.text.encode()) if card.text is not None else card.bytes
+    return "?" if size is None else f"{size:,}"
+
+
+def _whereabouts(name: str, card: Card) -> str:
+    """Where a card's text is, by looking only: nothing is read or verified."""
+    from charlm.data.corpora import cache_folder, find
+    from charlm.errors import CorpusError
+
+    if card.text is not None:
+        return "in its card"
+    if card.source is not None:
+        return "this Python"
+    try:
+        path = find(name, card)
+    except CorpusError:
+        return f"gone: {card.path}"
+    if path is None:
+        return "to download"
+    return "cache" if path.is_relative_to(cache_folder()) else str(path.parent)
+
+
+def _facts(sources: Sources, card: Card | None, encoded: Encoded, settings: dict[str, str]) -> dict[str, Any]:
+    from charlm.data.facts import compressed, name_of, symbol_counts
+    from charlm.data.splits import DEFAULT_SPLIT, split_offsets
+
+    unit = settings["unit"]
+    counts = symbol_counts(encoded)
+    order = sorted(range(len(counts)), key=lambda index: (-counts[index], encoded.alphabet[index]))
+    symbols = [(int(encoded.alphabet[index]), int(counts[index])) for index in order]
+    packed = compressed(encoded, unit)
+    split = sources.split or DEFAULT_SPLIT
+    return {
+        "name": sources.name,
+        "description": card.description if card else "",
+        "licence": card.licence if card else "",
+        "identity": sources.identity,
+        "found": _folder_of(sources),
+        "bytes": encoded.bytes,
+        "characters": encoded.characters,
+        "sha256": encoded.sha256,
+        **settings,
+        "files": len(sources.files) - len(encoded.skipped),
+        "skipped": list(encoded.skipped),
+        "crlf_read_as_lf": encoded.crlf,
+        "byte_order_marks": encoded.marks,
+        "vocabulary_size": len(symbols),
+        "vocabulary": [{"symbol": symbol, "name": name_of(symbol, unit), "count": count} for symbol, count in symbols],
+        "split": split,
+        "splits": {part: list(offsets) for part, offsets in split_offsets(encoded.characters, split).items()},
+        "bits_per_character": packed.bits_per_character,
+        "compressed_characters": packed.characters,
+    }
+
+
+def _folder_of(sources: Sources) -> str:
+    path = sources.files[0].path
+    if path is None:
+        return "in its card"
+    if not sources.is_collection:
+        return str(path)
+    return str(path.parents[sources.files[0].label.count("/")])
+
+
+def _print(facts: dict[str, Any]) -> None:
+    unit = "bytes" if facts["unit"] == "byte" else "characters"
+    for key in ("name", "description", "licence", "identity", "found"):
+        if facts[key]:
+            out(f"{key + ':':<13}{visible(facts[key])}")
+    out(f"{'size:':<13}{facts['bytes']:,} bytes, {facts['characters']:,} {unit}, sha256 {facts['sha256']}")
+    for line in _reading(facts):
+        out(f"{'':<13}{line}")
+    _print_vocabulary(facts)
+    parts = [f"{part} {start:,}–{stop:,}" for part, (start, stop) in facts["splits"].items()]
+    out(f"{'split:':<13}{', '.join(parts)}  ({', '.join(f'{part:g}' for part in facts['split'])})")
+    packed = [f"{name} -9 {bits:.3f}" for name, bits in facts["bits_per_character"].items()]
+    of = facts["compressed_characters"]
+    only = "" if of == facts["characters"] else f"  (of the first {of:,} {unit})"
+    out(f"{'compressed:':<13}{', '.join(packed)} bits per {unit[:-1]}{only}")
+
+
+def _reading(facts: dict[str, Any]) -> list[str]:
+    """How the bytes became text, where that is not self-evident."""
+    lines = ["bytes as they are"] if facts["unit"] == "byte" else [f"read as {facts['encoding']}"]
+    if facts["normalise"] != "none":
+        lines.append(f"normalised: {facts['normalise']}")
+    if facts["crlf_read_as_lf"]:
+        lines.append(f"{facts['crlf_read_as_lf']:,} line ends CRLF or CR, read as LF")
+    if facts["byte_order_marks"]:
+        lines.append(f"a byte-order mark at the start of {_files(facts['byte_order_marks'])}, not part of the text")
+    if facts["files"] > 1 or facts["skipped"]:
+        lines.append(f"from {_files(facts['files'])}")
+    if skipped := facts["skipped"]:
+        names = ", ".join(visible(name) for name in skipped[:5]) + (", …" if len(skipped) > 5 else "")
+        lines.append(f"{_files(len(skipped))} skipped, empty or not text: {names}")
+    return lines
+
+
+def _files(count: int) -> str:
+    return f"{count:,} file{'' if count == 1 else 's'}"
+
+
+def _print_vocabulary(facts: dict[str, Any]) -> None:
+    """Frequent characters that show what they are on one line; rare and invisible ones each by its name."""
+    from charlm.data.facts import is_plain
+
+    symbols, what = facts["vocabulary"], "bytes" if facts["unit"] == "byte" else "characters"
+    plain: list[dict[str, Any]] = []
+    spelled: list[dict[str, Any]] = []
+    for each in symbols:
+        shows_itself = facts["unit"] == "char" and each["count"] >= _RARE and is_plain(each["symbol"])
+        (plain if shows_itself else spelled).append(each)
+    out(f"{'vocabulary:':<13}{len(symbols):,} different {what}")
+    if plain:
+        shown = [f"{chr(each['symbol'])} {each['count']:,}" for each in plain]
+        out(f"{'':<13}{'  '.join(shown)}")
+    for each in spelled[:_SPELLED]:
+        out(f"{'':<13}{each['name']} ({each['count']:,})")
+    if len(spelled) > _SPELLED:
+        out(f"{'':<13}and {len(spelled) - _SPELLED:,} more rare or invisible ones (--json lists all)")

@@ -1,0 +1,87 @@
+"""The learning curve of a run, from its ``metrics.jsonl``: drawn with characters, or as a PNG where matplotlib is there."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+Points = list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Nats per character against steps: training (averaged into at most 200 points) and validation."""
+
+    training: Points
+    validation: Points
+
+
+def read_curve(metrics: Path) -> Curve:
+    """Read what a run recorded."""
+    steps: Points = []
+    validation: Points = []
+    if metrics.exists():
+        with metrics.open(encoding="utf-8") as lines:
+            for line in lines:
+                entry = json.loads(line)
+                if entry["kind"] == "step" and math.isfinite(entry["nats"]):
+                    steps.append((entry["step"], entry["nats"]))
+                elif entry["kind"] == "evaluation" and math.isfinite(entry["nats"]):
+                    validation.append((entry["step"], entry["nats"]))
+    bucket = max(1, -(-len(steps) // 200))
+    groups = [steps[start : start + bucket] for start in range(0, len(steps), bucket)]
+    training = [(group[-1][0], sum(nats for _, nats in group) / len(group)) for group in groups]
+    return Curve(training, validation)
+
+
+def draw(curve: Curve, width: int = 64, height: int = 12) -> str:
+    """The curve as text: ``·`` training, ``●`` validation; empty if there is nothing to see yet."""
+    points = curve.training + curve.validation
+    if len(points) < 3:
+        return ""
+    # The first steps of a training dwarf all that follows, so the axis ends at the value reached after a twentieth.
+    settled = [nats for step, nats in points if step >= points[len(curve.training) - 1][0] / 20] or [points[0][1]]
+    top, bottom = max(settled), min(nats for _, nats in points)
+    last = max(step for step, _ in points)
+    span = max(top - bottom, 1e-9)
+    grid = [[" "] * width for _ in range(height)]
+    for mark, series in (("·", curve.training), ("●", curve.validation)):
+        for step, nats in series:
+            if nats <= top:
+                column = min(width - 1, int(step / last * (width - 1)))
+                grid[round((top - nats) / span * (height - 1))][column] = mark
+    lines = []
+    for index, row in enumerate(grid):
+        label = f"{top - span * index / (height - 1):6.3f}" if index in (0, height // 2, height - 1) else " " * 6
+        lines.append(f"{label} ┤{''.join(row).rstrip()}")
+    lines.append(" " * 7 + "└" + "─" * width)
+    lines.append(" " * 8 + f"0{f'step {last:,.0f}':>{width - 1}}")
+    lines.append(" " * 8 + "nats per character:  · training  ● validation")
+    return "\n".join(lines)
+
+
+def write_png(curve: Curve, path: Path) -> bool:
+    """Write the curve as a picture. Returns whether matplotlib (the ``plot`` extra) was there to do it."""
+    if importlib.util.find_spec("matplotlib") is None or not curve.training:
+        return False
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.plot(*zip(*curve.training, strict=True), label="training", linewidth=1)
+    if curve.validation:
+        axes.plot(*zip(*curve.validation, strict=True), label="validation", marker="o", markersize=3)
+    settled = [nats for step, nats in curve.training if step >= curve.training[-1][0] / 20]
+    lowest = min(nats for _, nats in curve.training + curve.validation)
+    axes.set_ylim(lowest - 0.05, max(settled) + 0.05)
+    axes.set_xlabel("optimiser step")
+    axes.set_ylabel("nats per character")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    return True

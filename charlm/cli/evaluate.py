@@ -1,0 +1,154 @@
+"""``charlm eval``: questions asked of a trained model."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from charlm.cli.console import notice, out, progress_bar, visible_word
+from charlm.cli.options import Split
+from charlm.errors import CorpusError, UsageError
+
+if TYPE_CHECKING:
+    from charlm.checkpoint import Checkpoint
+    from charlm.data.dataset import Text
+
+evaluate_app = typer.Typer(help="Ask a trained model: how well does it predict a text?", no_args_is_help=True)
+
+
+@evaluate_app.callback()
+def _group() -> None:
+    """Ask a trained model: how well does it predict a text?"""
+
+
+@evaluate_app.command()
+def perplexity(
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint's file, a run's folder (its best), or a run's name.")],
+    file: Annotated[str | None, typer.Argument(help="A text, or - for standard input. Omitted: the recipe's corpus.")] = None,
+    split: Annotated[
+        Split | None, typer.Option(help="Which part of the recipe's corpus.", show_default="validation")
+    ] = None,
+    context: Annotated[
+        str, typer.Option(help="carried: one stream from the first character to the last; reset:N: windows of N.")
+    ] = "carried",
+    chunk: Annotated[int, typer.Option(min=0, help="Characters per call, 0: all. Changes speed, not the figure.")] = 1024,
+    engine: Annotated[str | None, typer.Option(help="reference or torch.", show_default="the run's")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line.")] = False,
+) -> None:
+    """Measure perplexity exactly: fp32, every character but the first scored once, sums in float64."""
+    window = _window(context)
+
+    from charlm.checkpoint import find_checkpoint, load
+    from charlm.evaluation import perplexity as measure
+    from charlm.model.engines import resolve_engine
+    from charlm.runtime import prepare, resolve_device
+
+    path = find_checkpoint(checkpoint)
+    stored = load(path)
+    prepare(None)
+    on = resolve_device(device)
+    if engine is not None:
+        section = stored.recipe.model.model_copy(update={"engine": engine})
+        engine, _ = resolve_engine(section, on)
+    if file is not None and split is not None:
+        raise UsageError("--split chooses a part of the recipe's corpus; a FILE is read whole")
+    text, about = _own_corpus(stored, path, (split or Split.validation).value) if file is None else _file(stored, file)
+    model = stored.model(on, engine)
+    unknown_id = stored.vocabulary.unknown_id
+    began = time.perf_counter()
+    with progress_bar("evaluating", unit="characters") as advance:
+        if window is None:
+            score = measure.carried(model, text, chunk=chunk, unknown_id=unknown_id, progress=advance)
+        else:
+            score = measure.reset(model, text, window=window, unknown_id=unknown_id, progress=advance)
+    seconds = time.perf_counter() - began
+    record: dict[str, Any] = {
+        "perplexity": score.perplexity,
+        "nats_per_character": score.nats_per_character,
+        "bits_per_character": score.bits_per_character,
+        "characters": score.characters,
+        "unknown_characters": score.unknown_characters,
+        "unknown_nats": score.unknown_characters * stored.vocabulary.unknown_nats,
+        "context": context,
+        **about,
+        "characters_per_second": score.characters / seconds,
+        "seconds": seconds,
+        "device": str(on),
+        "engine": model.engine.name,
+        "precision": "fp32",
+        "step": stored.progress["step"],
+        "epoch": stored.progress["epoch"],
+        "parameters": model.parameter_count(),
+        "checkpoint": str(path),
+    }
+    if as_json:
+        out(json.dumps(record, ensure_ascii=False))
+    else:
+        _print(record, stored.vocabulary.unit)
+
+
+def _window(context: str) -> int | None:
+    if context == "carried":
+        return None
+    kind, _, number = context.partition(":")
+    if kind == "reset" and number.isdigit() and int(number) > 0:
+        return int(number)
+    raise UsageError(f"--context {context}: expected carried or reset:N, such as reset:256")
+
+
+def _file(stored: Checkpoint, file: str) -> tuple[Text, dict[str, Any]]:
+    from charlm.data.dataset import open_text
+
+    text, encoded = open_text(file, stored.recipe.data, stored.corpus["normalise"], stored.vocabulary)
+    name = "standard input" if file == "-" else Path(file).name
+    return text, {"text": name, "sha256": encoded.sha256, "offsets": [0, encoded.characters], "split": None}
+
+
+def _own_corpus(stored: Checkpoint, path: Path, split: str) -> tuple[Text, dict[str, Any]]:
+    """The text that the model was trained on, found again; used only if it is the same to the byte."""
+    from charlm.config import LoadedRecipe, is_path, load_recipe
+    from charlm.data.dataset import open_dataset
+
+    recipe = stored.recipe
+    # A text of the user's own is named in full by the run's config.yaml; the checkpoint itself holds no paths.
+    config = path.parent / "config.yaml"
+    corpus, data, folder = recipe.corpus, recipe.data, path.parent
+    if is_path(corpus) and config.is_file():
+        beside = load_recipe(str(config)).recipe
+        corpus, data = beside.corpus, beside.data
+    loaded = LoadedRecipe(path.stem, recipe.model_copy(update={"corpus": corpus, "data": data}), folder)
+    try:
+        dataset = open_dataset(loaded, vocabulary=stored.vocabulary)
+    except UsageError as error:
+        raise UsageError(f"the text this model was trained on is not at hand ({error}); name a FILE to evaluate on") from None
+    if dataset.encoded.sha256 != stored.corpus["sha256"]:
+        raise CorpusError(
+            f"{dataset.name} is not the text this model was trained on (sha256 {dataset.encoded.sha256[:12]}…, was "
+            f"{stored.corpus['sha256'][:12]}…); name a FILE to evaluate on it all the same"
+        )
+    about = {"text": dataset.name, "sha256": dataset.encoded.sha256, "offsets": list(dataset.splits[split]), "split": split}
+    return dataset.text(split), about
+
+
+def _print(record: dict[str, Any], unit: str) -> None:
+    kind = "byte" if unit == "byte" else "character"
+    where = f"{record['split']} part of {record['text']}" if record["split"] else record["text"]
+    start, stop = record["offsets"]
+    out(f"perplexity            {record['perplexity']:.6f}")
+    out(f"nats per {kind:<12} {record['nats_per_character']:.6f}")
+    out(f"bits per {kind:<12} {record['bits_per_character']:.6f}")
+    out(f"scored                {record['characters']:,} of {visible_word(where)}, {start:,}–{stop:,}, context {record['context']}")
+    out(f"sha256                {record['sha256']}")
+    if record["unknown_characters"]:
+        nats = record["unknown_nats"]
+        out(
+            f"unknown               {record['unknown_characters']:,} scored as <unk>; naming them would cost {nats:,.1f} nats more, "
+            f"{nats / math.log(2) / record['characters']:.4f} bits per {kind}"
+        )
+    notice(f"{record['characters_per_second']:,.0f} characters/s, engine {record['engine']}, {record['device']}")

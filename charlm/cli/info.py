@@ -1,0 +1,41 @@
+"""``charlm info``: what is inside a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from charlm.cli.console import out, size
+
+
+def info(
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint's file, a run's folder (its best), or a run's name.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as one JSON line.")] = False,
+) -> None:
+    """Show what is inside a checkpoint, without loading its weights."""
+    from charlm.checkpoint import describe, find_checkpoint
+    from charlm.config import dump_yaml
+
+    path = find_checkpoint(checkpoint)
+    found = describe(path)
+    if as_json:
+        out(json.dumps({"checkpoint": str(path), **found}, ensure_ascii=False))
+        return
+    weights = {name: shape for name, shape in found["tensors"].items() if name.startswith("model.")}
+    progress, corpus, resolved = found["progress"], found["corpus"], found["resolved"]
+    symbols = len(found["vocabulary"]["symbols"]) + 1 if found["vocabulary"]["unit"] == "char" else 256
+    can_go_on = any(name.startswith("state.") for name in found["tensors"])
+    out(f"{path}: {size(found['bytes'])}, written by charlm {found['charlm']}, format {found['format']}")
+    out(f"corpus      {corpus['name']}, {corpus['characters']:,} characters, sha256 {corpus['sha256']} {corpus['identity']}".rstrip())
+    out(f"vocabulary  {symbols} symbols ({found['vocabulary']['unit']})")
+    out(f"trained     step {progress['step']:,}, epoch {progress['epoch']:.2f}, {progress['characters']:,} characters")
+    if progress["validation_nats"] is not None:
+        out(f"validation  {progress['validation_nats']:.4f} nats per character")
+    out(f"ran with    engine {resolved['engine']}, {resolved['precision']}, {resolved['device']}, {resolved['threads']} threads")
+    out(f"holds       {'all that going on needs' if can_go_on else 'weights only'}")
+    for name, shape in weights.items():
+        out(f"  {name.removeprefix('model.'):<24} {' × '.join(map(str, shape))}")
+    out("recipe")
+    out("".join(f"  {line}\n" for line in dump_yaml(found["recipe"]).splitlines()).rstrip("\n"))

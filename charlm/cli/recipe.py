@@ -1,0 +1,55 @@
+"""``charlm recipe``: the shipped recipes and their schema."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from charlm.cli.console import out, table
+
+recipe_app = typer.Typer(help="List, show and describe recipes.", no_args_is_help=True)
+
+
+@recipe_app.command("list")
+def list_() -> None:
+    """List the shipped recipes with the figure that each one reached."""
+    from charlm.config import load_recipe
+    from charlm.resources import shipped_files
+
+    rows = []
+    for name in shipped_files("configs"):
+        recipe = load_recipe(name).recipe
+        model, figure = recipe.model, recipe.figure
+        reached = f"{figure.metric.replace('_', ' ')} {figure.value:g}" if figure else ""
+        rows.append((name, recipe.corpus, f"{model.layers} × {model.cell} {model.hidden}", reached))
+    table(None, ["recipe", "corpus", "model", "reached"], rows)
+
+
+@recipe_app.command()
+def show(name: Annotated[str, typer.Argument(help="A shipped recipe's name.")]) -> None:
+    """Print a recipe, comments and all: the start of your own."""
+    from charlm.config import find_recipe
+
+    out(find_recipe(name).read_text(encoding="utf-8").rstrip("\n"))
+
+
+@recipe_app.command()
+def keys() -> None:
+    """List every key of a recipe with its default and what it means."""
+    from charlm.config import fields
+
+    rows = []
+    for key, info in fields():
+        default = "required" if info.is_required() else json.dumps(info.get_default(call_default_factory=True), default=str)
+        rows.append((key, "" if default == "null" else default, info.description or ""))
+    table(None, ["key", "default", "meaning"], rows)
+
+
+@recipe_app.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors that complete and check YAML."""
+    from charlm.config import json_schema
+
+    out(json.dumps(json_schema(), indent=2, ensure_ascii=False))

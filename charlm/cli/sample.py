@@ -1,0 +1,136 @@
+"""``charlm sample``: write text with a model."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import secrets
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from charlm.cli.console import notice, out, table, visible
+from charlm.cli.options import Unknown
+from charlm.errors import UsageError
+
+if TYPE_CHECKING:
+    from charlm.data.vocabulary import Vocabulary
+
+
+def sample(
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint's file, a run's folder (its best), or a run's name.")],
+    prompt: Annotated[str, typer.Option(help="Text to continue; @FILE reads a file, - standard input.")] = "",
+    length: Annotated[int, typer.Option(min=0, help="New characters; 0: until stopped.")] = 500,
+    temperature: Annotated[float, typer.Option(help="Below 1 safer, above 1 wilder; 0: always the likeliest.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Draw only from the K likeliest characters; 0: from all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Draw only from the likeliest that together reach P.")] = 1.0,
+    num: Annotated[int, typer.Option(min=1, help="How many samples.")] = 1,
+    seed: Annotated[int | None, typer.Option(min=0, help="Makes the text repeatable.", show_default="drawn")] = None,
+    stop: Annotated[str, typer.Option(help="Stop when this text appears; it is not written.")] = "",
+    ban: Annotated[str, typer.Option(metavar="CHARACTERS", help="Characters that are never drawn.")] = "",
+    unknown: Annotated[Unknown, typer.Option(help="Prompt characters outside the vocabulary.")] = Unknown.error,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="List the likeliest next characters instead of drawing.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line instead of text.")] = False,
+) -> None:
+    """Write text. Only new characters go to stdout, exactly as drawn; on a terminal the prompt is shown before them."""
+    text = _read_prompt(prompt)
+    if length == 0 and (as_json or num > 1) and not probabilities:
+        raise UsageError("--length 0 writes without end; it goes with one sample and without --json")
+
+    from charlm.checkpoint import find_checkpoint, load
+    from charlm.runtime import prepare, resolve_device
+    from charlm.sampling import Taste, generate, until
+
+    stored = load(find_checkpoint(checkpoint))
+    vocabulary = stored.vocabulary
+    prepare(None)
+    ids = vocabulary.encode(text, unknown.value)
+    banned = frozenset(index for index in vocabulary.encode(ban, "skip"))
+    taste = Taste(temperature, top_k, top_p, banned)
+    model = stored.model(resolve_device(device))
+    if probabilities:
+        from charlm.sampling import distribution, read, start_ids
+
+        logits, _ = read(model, ids or start_ids(vocabulary))
+        _show_probabilities([float(p) for p in distribution(logits, taste)], vocabulary, as_json)
+        return
+    if seed is None:
+        seed = secrets.randbelow(2**31)
+        if temperature > 0:
+            notice(f"seed {seed}")
+
+    def pieces(number: int) -> Iterator[bytes]:
+        drawn = generate(model, vocabulary, ids, taste, seed, number)
+        endless = (_bytes_of(index, vocabulary) for index in drawn)
+        return until(islice(endless, length) if length else endless, stop.encode())
+
+    if as_json:
+        texts = [b"".join(pieces(number)).decode("utf-8", "replace") for number in range(num)]
+        out(json.dumps({"prompt": text, "seed": seed, "temperature": temperature, "samples": texts}, ensure_ascii=False))
+        return
+    for number in range(num):
+        if number:
+            _write([b"\n"])
+        if num > 1 and sys.stdout.isatty():
+            notice(f"── sample {number + 1} of {num} ──")
+        if text and sys.stdout.isatty():
+            print(f"\x1b[2m{visible(text)}\x1b[0m", end="", file=sys.stderr, flush=True)
+        _write(pieces(number))
+
+
+def _read_prompt(prompt: str) -> str:
+    try:
+        if prompt == "-":
+            return sys.stdin.buffer.read().decode("utf-8")
+        if prompt.startswith("@") and len(prompt) > 1:
+            return Path(prompt[1:]).expanduser().read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"--prompt {prompt}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--prompt {prompt}: byte {error.start} is not UTF-8 text") from None
+    return prompt
+
+
+def _bytes_of(index: int, vocabulary: Vocabulary) -> bytes:
+    symbol = vocabulary.symbol_of(index)
+    assert symbol is not None  # <unk> is never drawn
+    return bytes([symbol]) if vocabulary.unit == "byte" else chr(symbol).encode()
+
+
+def _write(pieces: Iterator[bytes] | list[bytes]) -> None:
+    """Exact bytes into a file or pipe; on a terminal each character as it comes, with control characters visible."""
+    if not sys.stdout.isatty():
+        sys.stdout.flush()
+        for piece in pieces:
+            sys.stdout.buffer.write(piece)
+        sys.stdout.buffer.flush()
+        return
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for piece in pieces:
+        sys.stdout.write(visible(decoder.decode(piece)))
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+
+
+def _show_probabilities(probabilities: list[float], vocabulary: Vocabulary, as_json: bool) -> None:
+    import math
+
+    order = sorted(range(len(probabilities)), key=lambda index: -probabilities[index])
+    rows = [(vocabulary.shown(index), probabilities[index]) for index in order if probabilities[index] > 0]
+    if as_json:
+        out(json.dumps({"next": [{"character": name, "probability": p} for name, p in rows]}, ensure_ascii=False))
+        return
+    shown = [(_named(name), f"{p:.4f}", f"{-math.log2(p):.2f}") for name, p in rows[:20]]
+    table(None, ["next", "probability", "bits"], shown)
+
+
+def _named(symbol: str) -> str:
+    return {" ": "space", "\n": "newline", "\t": "tab"}.get(symbol, symbol)

@@ -1,0 +1,333 @@
+"""``charlm train``: start or go on with a run, show how it goes, and say at the end what it reached."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from charlm.cli.console import Live, duration, facts, is_terminal, notice, out, progress_bar, size, visible, visible_word
+from charlm.errors import UsageError
+
+if TYPE_CHECKING:
+    from charlm.config import LoadedRecipe
+    from charlm.training.start import Started
+    from charlm.training.trainer import Event, Finished, StepDone, Trainer
+
+
+class ResumeChoice(str, Enum):
+    """Values of ``--resume``."""
+
+    never = "never"
+    auto = "auto"
+    must = "must"
+
+
+def train(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe (`charlm recipe list`) or a YAML file.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as model.hidden=256. Repeatable."),
+    ] = None,
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", help="The run's folder.", show_default="checkpoints/<recipe>")
+    ] = None,
+    resume: Annotated[
+        ResumeChoice, typer.Option(help="Go on with the run in this folder: never, if there is one, or else fail.")
+    ] = ResumeChoice.never,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Move an earlier run aside and start anew.")] = False,
+    init: Annotated[str | None, typer.Option(help="Take initial weights from this checkpoint.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    seed: Annotated[int | None, typer.Option(help="Same as --set train.seed=N.")] = None,
+    max_steps: Annotated[int | None, typer.Option(min=0, help="Stop after this many steps in all.")] = None,
+    max_time: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="Stop after 90s, 5m or 1h, the last evaluation included.")
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Hash the text even if its files look unchanged.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notices.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The final record as one JSON line, last on stdout.")] = False,
+) -> None:
+    """Train a model as a recipe says.
+
+    A recipe that says only `corpus: FILE` is complete. Ctrl-C finishes the step, saves, and prints how to go on; pressed
+    twice it stops at once.
+    """
+    from charlm.config import load_recipe
+
+    overrides = list(set_ or [])
+    if seed is not None:
+        overrides.append(f"train.seed={seed}")
+    loaded = load_recipe(recipe, overrides)
+    started_at = context.obj if isinstance(context.obj, float) else time.monotonic()
+    seconds = _time_limit(loaded, max_time)
+
+    from charlm.checkpoint import RUNS
+    from charlm.training.start import Options, start
+    from charlm.training.trainer import Limits
+
+    with progress_bar("downloading") as fetching, progress_bar("encoding") as encoding:
+        options = Options(
+            out=out_dir or RUNS / loaded.name,
+            limits=Limits(started_at, max_steps, seconds),
+            resume=resume.value,
+            overwrite=overwrite,
+            init=init,
+            device=device,
+            verify=verify,
+            fetch_progress=None if quiet else fetching,
+            encode_progress=None if quiet else encoding,
+        )
+        begun = start(loaded, options)
+    trainer = begun.trainer
+    if not quiet:
+        _introduce(loaded, begun)
+    again = _resume_command(recipe, set_ or [], seed, out_dir)
+    live = Live(trainer.plan.steps, quiet)
+    finished: Finished | None = None
+    try:
+        with _signals(trainer, live):
+            finished = _follow(trainer.run(), trainer, live)
+    finally:
+        live.close()
+        trainer.folder.close()
+    _conclude(finished, trainer, loaded, quiet, as_json, again)
+    if finished.record["stopped_because"] == "interrupted":
+        raise typer.Exit(130)
+
+
+def _time_limit(loaded: LoadedRecipe, max_time: str | None) -> float | None:
+    from charlm.config import parse_duration
+
+    limits = [loaded.recipe.train.time]
+    if max_time is not None:
+        try:
+            limits.append(float(parse_duration(max_time)))  # type: ignore[arg-type]
+        except ValueError as error:
+            raise UsageError(f"--max-time: {error}") from None
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _resume_command(recipe: str, overrides: list[str], seed: int | None, out_dir: Path | None) -> str:
+    words = ["charlm train", recipe, *(f"--set {override}" for override in overrides)]
+    words += [f"--seed {seed}"] if seed is not None else []
+    words += [f"--out {out_dir}"] if out_dir is not None else []
+    return " ".join([*words, "--resume auto"])
+
+
+@contextmanager
+def _signals(trainer: Trainer, live: Live) -> Iterator[None]:
+    """Ctrl-C and SIGTERM ask the trainer to stop; a second one stops at once, and the checkpoint on disk is whole."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked = False
+
+    def ask(number: int, frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        trainer.request_stop("interrupted")
+        live.say("finishing this step and saving; once more to stop at once")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _introduce(loaded: LoadedRecipe, begun: Started) -> None:
+    """What is about to happen, before it happens."""
+    from charlm.model.language_model import activation_bytes
+    from charlm.runtime import device_name
+
+    trainer = begun.trainer
+    recipe, dataset, resolved, plan = loaded.recipe, trainer.dataset, trainer.resolved, trainer.plan
+    model, train_, shape = recipe.model, recipe.train, trainer.batches.shape
+    splits = [f"{name} {start:,}–{stop:,}" for name, (start, stop) in dataset.splits.items() if stop > start]
+    unknown = {name: number for name, number in dataset.unknown.items() if number}
+    parameters = trainer.model.parameter_count()
+    slots = {"sgd": 1 if train_.momentum else 0, "rmsprop": 1 + bool(train_.momentum)}.get(train_.optimizer, 2)
+    memory = parameters * 4 * (2 + slots) + activation_bytes(
+        model, len(dataset.vocabulary), shape.batch, shape.steps, resolved.precision
+    )
+    identity = f", {dataset.identity}" if dataset.identity else ""
+    length = f"{plan.steps:,} steps" if plan.steps is not None else f"until {duration(train_.time or 0)} have passed"
+    epoch = trainer.batches.epoch_length(0)
+    if plan.steps is not None:
+        length += f" ({plan.steps / epoch:.3g} epochs of {epoch:,})"
+    skipped = trainer.batches.skipped(0)
+    lines = [
+        ("corpus", f"{dataset.name}{identity}: {dataset.encoded.characters:,} characters, {size(dataset.encoded.bytes)}, "
+                   f"sha256 {dataset.encoded.sha256[:12]}…"),
+        ("vocabulary", f"{len(dataset.vocabulary)} {'bytes' if dataset.vocabulary.unit == 'byte' else 'symbols, <unk> among them'}"
+                       + "".join(f"; {number:,} unknown in {name}" for name, number in unknown.items())),
+        ("split", ", ".join(splits)),
+        ("model", f"{model.layers} × {model.cell} of {model.hidden}, dropout {model.dropout:g}: {parameters:,} parameters"),
+        ("engine", f"{resolved.engine} ({resolved.engine_reason})"),
+        ("precision", f"{resolved.precision} ({resolved.precision_reason})"),
+        ("device", device_name(resolved.device)),
+        ("plan", f"{length}, batch {shape.batch} × {shape.steps} steps, {train_.optimizer} {train_.lr:g} {train_.schedule}"
+                 + (f"; {skipped:,} characters of the first epoch are skipped" if skipped else "")),
+        ("memory", f"about {size(memory)} for weights, moments and activations"),
+        ("folder", str(trainer.folder.path)),
+    ]  # fmt: skip
+    if trainer.resumed_from is not None:
+        lines.append(("resumed from", f"step {trainer.resumed_from:,}"))
+    facts(lines)
+    for text in begun.notices:
+        notice(f"note: {visible_word(text)}")
+
+
+def _follow(events: Iterator[Event], trainer: Trainer, live: Live) -> Finished:
+    """Draw events as they come; returns the last one."""
+    from charlm.training.trainer import Evaluated, Finished, Said, Sampled, StepDone
+
+    said_at = time.monotonic()
+    last: StepDone | None = None
+    sample_shown = 0.0
+    for event in events:
+        match event:
+            case StepDone():
+                last = event
+                status, left = _status(event, trainer)
+                live.update(event.step, status, left)
+                if not live.is_drawn and time.monotonic() - said_at > 10:
+                    said_at = time.monotonic()
+                    live.say(f"{status}  {left}")
+                if event.step - (trainer.resumed_from or 0) == 20 and left and not live.is_drawn:
+                    live.say(f"time foreseen: {left.removesuffix(' left')}")
+            case Evaluated():
+                mark = "  best so far" if event.is_best else ""
+                training = f"training {trainer.train_nats():.4f}, " if last else ""
+                live.say(
+                    f"step {event.step:,}: {training}validation {event.nats:.4f} nats, {_bits(event.nats):.3f} bits per character, "
+                    f"perplexity {_perplexity(event.nats):.3f}{mark}"
+                )
+            case Sampled() if live.is_drawn and time.monotonic() - sample_shown > 15:
+                sample_shown = time.monotonic()
+                live.say(f"{event.prompt}{event.text}", style="dim")
+            case Said():
+                live.say(event.text)
+            case Finished():
+                return event
+            case _:
+                pass
+    raise AssertionError("a run ends with Finished")
+
+
+def _status(event: StepDone, trainer: Trainer) -> tuple[str, str]:
+    of = f"/{trainer.plan.steps:,}" if trainer.plan.steps is not None else ""
+    status = (
+        f"step {event.step:,}{of}  epoch {event.epoch:.2f}  loss {event.nats:.4f}  perplexity {_perplexity(event.nats):.2f}  "
+        f"{_bits(event.nats):.2f} bits/char  {event.characters_per_second:,.0f} char/s"
+    )
+    if trainer.plan.steps is None:
+        return status, ""
+    per_step = trainer.batches.shape.batch * trainer.batches.shape.steps
+    left = (trainer.plan.steps - event.step) * per_step / event.characters_per_second
+    return status, f"{duration(left)} left"
+
+
+def _perplexity(nats: float) -> float:
+    from charlm.evaluation.perplexity import perplexity
+
+    return perplexity(nats)
+
+
+def _bits(nats: float) -> float:
+    return nats / 0.6931471805599453
+
+
+def _conclude(finished: Finished, trainer: Trainer, loaded: LoadedRecipe, quiet: bool, as_json: bool, again: str) -> None:
+    """The end: one line as d2l prints it, the texts, a summary, and what to do next."""
+    from charlm.cli.curve import draw, read_curve, write_png
+
+    record = finished.record
+    curve = read_curve(trainer.folder.path / "metrics.jsonl")
+    if not quiet:
+        if is_terminal() and (drawing := draw(curve)):
+            notice(drawing)
+        picture = trainer.folder.path / "learning-curve.png"
+        if write_png(curve, picture):
+            notice(f"learning curve: {picture}")
+        facts(_summary(record, loaded, again))
+    show = notice if as_json else out
+    if not quiet or not as_json:
+        for sample in finished.samples:
+            text = sample.prompt + sample.text
+            show(visible(text) if is_terminal(to_stderr=as_json) else text)
+        show(_headline(record))
+    if as_json:
+        out(json.dumps(record, ensure_ascii=False))
+    elif not quiet and not sys.stdout.isatty():
+        sys.stdout.flush()
+
+
+def _headline(record: dict[str, Any]) -> str:
+    """``perplexity 1.0, 293,000.0 tokens/s on cuda:0`` is what d2l prints; here with decimals that tell more."""
+    return (
+        f"{record['measured_on']} perplexity {record['perplexity']:.3f}, "
+        f"{record['characters_per_second']:,.1f} characters/s on {record['device']}"
+    )
+
+
+def _summary(record: dict[str, Any], loaded: LoadedRecipe, again: str) -> list[tuple[str, str]]:
+    how = {"carried": "exact, fp32, state carried", "segments": "quick estimate", "training": "mean of the last epoch or 100 steps"}
+    lines = [
+        ("stopped", f"{record['stopped_because']} at step {record['step']:,}, epoch {record['epoch']:.2f}, after {duration(record['seconds'])}"),
+        ("training", f"{record['train_nats']:.4f} nats per character, perplexity {record['train_perplexity']:.3f}"),
+    ]  # fmt: skip
+    if record["measured_on"] == "validation":
+        scored = f", {record['characters']:,} characters" if record["characters"] else ""
+        lines.append((
+            "validation",
+            f"{record['nats_per_character']:.4f} nats, {record['bits_per_character']:.4f} bits per character, perplexity "
+            f"{record['perplexity']:.3f} ({how[record['context']]}{scored})",
+        ))  # fmt: skip
+        lines += _overfitting(record)
+    lines += _comparison(record, loaded)
+    checkpoint = record["checkpoint"]
+    if record["stopped_because"] != "finished":
+        lines.append(("go on", again))
+    lines.append(("sample", f"charlm sample {checkpoint}"))
+    lines.append(("evaluate", f"charlm eval perplexity {checkpoint}"))
+    return lines
+
+
+def _overfitting(record: dict[str, Any]) -> list[tuple[str, str]]:
+    best, now = record["best_validation_nats"], record["validation_nats"]
+    if best is None or now is None or now < best * 1.01:
+        return []
+    return [
+        ("overfitting", f"validation was best at step {record['best_step']:,} ({best:.4f}) and is {now:.4f} now, while training went on "
+                        "improving: the best weights were kept; more dropout, a smaller model or more text would help")
+    ]  # fmt: skip
+
+
+def _comparison(record: dict[str, Any], loaded: LoadedRecipe) -> list[tuple[str, str]]:
+    figure = loaded.recipe.figure
+    if figure is None:
+        return []
+    reached = {
+        "train_perplexity": record["train_perplexity"],
+        "validation_perplexity": record["perplexity"],
+        "validation_nats": record["nats_per_character"],
+        "validation_bits_per_character": record["bits_per_character"],
+    }[figure.metric]
+    note = f"; {figure.note}" if figure.note else ""
+    name = figure.metric.replace("_", " ")
+    difference = (reached / figure.value - 1) * 100
+    return [("compare", f"{name} {reached:.4g}; this recipe states {figure.value:.4g} ({difference:+.1f} %){note}")]

@@ -1,0 +1,591 @@
+"""The recipe: the schema of a YAML file, its loading, overriding and validation.
+
+A recipe that says only ``corpus: FILE`` is complete. Every field has a sentence; the help, the JSON Schema for editors
+and the error messages are made from it. This module knows nothing of torch, of texts or of the terminal.
+
+Each field also says what happens when it changed between two attempts at one run (see :func:`reconcile`):
+``fixed`` fields must stay as they were, since another value would be another model or another order of the data; for all
+others the newest recipe wins.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from charlm.errors import RecipeError
+from charlm.resources import shipped_files
+
+# --------------------------------------------------------------------------------------------------------------------
+# YAML 1.2: `1e-3` is a number; `no`, `on` and `12:30` are strings; a key given twice is an error.
+# PyYAML follows YAML 1.1, so its scalar rules are replaced by those of the YAML 1.2 core schema (chapter 10.3.2).
+# --------------------------------------------------------------------------------------------------------------------
+
+_CORE_SCHEMA: list[tuple[str, str, list[str]]] = [
+    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
+    ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("int", r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$", list("-+0123456789")),
+    (
+        "float",
+        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
+        list("-+0123456789."),
+    ),
+]
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own protocol
+
+
+class _Dumper(yaml.SafeDumper):
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+
+
+for _tag, _pattern, _first in _CORE_SCHEMA:
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
+
+
+def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
+    text = str(loader.construct_scalar(node))
+    base = {"0o": 8, "0x": 16}.get(text[:2], 10)
+    return int(text, base)
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
+    seen: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str):
+            raise yaml.constructor.ConstructorError(None, None, f"a key must be a word, not {key!r}", key_node.start_mark)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
+        seen[key] = loader.construct_object(value_node, deep=True)
+    return seen
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+
+
+def parse_yaml(text: str, origin: str) -> Any:
+    """Read YAML 1.2 scalars, lists and mappings.
+
+    Raises:
+        RecipeError: not YAML, or a key given twice; names ``origin``, line and column.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise RecipeError(f"{origin}{where}: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{origin}: not YAML: {error}") from None
+
+
+def dump_yaml(value: Any) -> str:
+    """Write what :func:`parse_yaml` reads back unchanged."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The schema
+# --------------------------------------------------------------------------------------------------------------------
+
+FIXED: dict[str, Any] = {"on_resume": "fixed"}
+
+_DURATION = re.compile(r"^\s*([0-9]*\.?[0-9]+)\s*(s|m|h)?\s*$")
+
+
+def parse_duration(value: object) -> object:
+    """Turn ``90``, ``90s``, ``5m`` or ``1.5h`` into seconds; anything else is returned for the schema to refuse.
+
+    Raises:
+        ValueError: text that is not a duration.
+    """
+    if not isinstance(value, str):
+        return value
+    match = _DURATION.match(value)
+    if not match:
+        raise ValueError(f"expected a duration such as 90s, 5m or 1h, found {value!r}")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, None: 1}[match[2]]
+
+
+Seconds = Annotated[float, Field(gt=0), BeforeValidator(parse_duration)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are errors, values are strictly typed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class SplitFiles(Section):
+    """Separate texts for validation and test; the whole corpus is then training text."""
+
+    validation: str | None = None
+    """File to validate on."""
+    test: str | None = None
+    """File kept for the end."""
+
+
+Split = Annotated[list[float] | SplitFiles, Field(union_mode="smart")]
+
+
+class DataSection(Section):
+    """How the text becomes numbers."""
+
+    unit: Annotated[Literal["char", "byte"], Field(json_schema_extra=FIXED)] = "char"
+    """What one symbol is: a Unicode code point, or a byte (no unknowns, any file)."""
+    encoding: Annotated[str, Field(json_schema_extra=FIXED)] = "utf-8"
+    """How the file's bytes are read when `unit` is `char`; strict: a wrong byte is an error that gives its offset."""
+    newlines: Annotated[Literal["unix", "keep"], Field(json_schema_extra=FIXED)] = "unix"
+    """`unix` reads CRLF and CR as LF and says how many; `keep` leaves them. A byte-order mark is never text."""
+    normalise: Annotated[str | None, Field(json_schema_extra=FIXED)] = None
+    """A named normalisation: `none`, `d2l-lines`, `d2l-whole`. Unset: what the corpus card says."""
+    split: Annotated[Split | None, Field(json_schema_extra=FIXED)] = None
+    """Training, validation, test: fractions `[0.9, 0.05, 0.05]`, counts `[10000, 5000, 0]`, or files. Unset: the card's, else 0.9/0.05/0.05."""
+    unknown: Annotated[Literal["map", "error"], Field(json_schema_extra=FIXED)] = "map"
+    """Characters outside the vocabulary: read as `<unk>` and counted, or refused."""
+    min_count: Annotated[int, Field(ge=1, json_schema_extra=FIXED)] = 1
+    """Characters seen less often than this in the training text become `<unk>`."""
+    unknown_rate: Annotated[float, Field(ge=0, le=1, json_schema_extra=FIXED)] = 0.1
+    """Probability, per epoch, that a character seen once in the training text is read as `<unk>`, so that `<unk>` is trained."""
+
+    @model_validator(mode="after")
+    def _split_is_possible(self) -> DataSection:
+        split = self.split
+        if isinstance(split, list):
+            check_split(split)
+        return self
+
+
+def check_split(split: Sequence[float]) -> None:
+    """Refuse a split that is neither three fractions (sum at most 1) nor three counts.
+
+    Raises:
+        ValueError: says what was expected.
+    """
+    if len(split) != 3 or any(part < 0 for part in split) or split[0] <= 0:
+        raise ValueError("expected three parts, training first and not empty: [0.9, 0.05, 0.05] or [10000, 5000, 0]")
+    whole = all(float(part).is_integer() for part in split)
+    if not whole and sum(split) > 1 + 1e-9:
+        raise ValueError(f"fractions must sum to at most 1, these sum to {sum(split):g}")
+
+
+class ModelSection(Section):
+    """The network: layers of one recurrent cell between an input lookup and an output layer."""
+
+    cell: Annotated[Literal["rnn", "gru", "lstm"], Field(json_schema_extra=FIXED)] = "lstm"
+    """The recurrence."""
+    hidden: Annotated[int, Field(ge=1, json_schema_extra=FIXED)] = 512
+    """Hidden units H of each layer."""
+    layers: Annotated[int, Field(ge=1, json_schema_extra=FIXED)] = 1
+    """Recurrent layers L, one on top of the other."""
+    dropout: Probability = 0.3
+    """Probability of zeroing a layer's output on its way to the next layer or to the output layer, in training."""
+    engine: Literal["auto", "reference", "torch"] = "auto"
+    """What executes the cell: `reference` (readable), `torch` (PyTorch's fused kernels), or `auto`."""
+    nonlinearity: Annotated[Literal["tanh", "relu"], Field(json_schema_extra=FIXED)] = "tanh"
+    """Of `cell: rnn` only."""
+    reset_after: Annotated[bool, Field(json_schema_extra=FIXED)] = True
+    """Of `cell: gru` only: apply the reset gate after the recurrent product (PyTorch, cuDNN) or before it (Cho et al. 2014)."""
+    input: Annotated[Literal["auto", "one-hot", "embedding"], Field(json_schema_extra=FIXED)] = "auto"
+    """How a symbol enters: as a one-hot vector (width V) or a learned embedding. `auto`: one-hot up to 256 symbols."""
+    embedding: Annotated[int | None, Field(ge=1, json_schema_extra=FIXED)] = None
+    """Width of the embedding. Unset: the hidden width if `tied`, else at most 256."""
+    tied: Annotated[bool, Field(json_schema_extra=FIXED)] = False
+    """Use the embedding's matrix in the output layer too (Press & Wolf 2017); needs `embedding` = `hidden`."""
+    forget_bias: float | None = 1.0
+    """Initial bias of the LSTM's forget gate (Jozefowicz et al. 2015); null: as `init` leaves it."""
+    init: Literal["pytorch", "normal", "orthogonal"] = "pytorch"
+    """Initial weights: uniform(±1/√H), normal(0, 0.01) with zero biases (d2l), or orthogonal recurrent matrices."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelSection:
+        if self.engine == "torch" and self.cell == "gru" and not self.reset_after:
+            raise ValueError("engine: torch has no GRU with reset_after: false; use engine: auto or reference")
+        if self.tied and self.input == "one-hot":
+            raise ValueError("tied: true needs an embedding; remove input: one-hot")
+        if self.tied and self.embedding not in (None, self.hidden):
+            raise ValueError(f"tied: true needs embedding = hidden, found {self.embedding} and {self.hidden}")
+        if self.nonlinearity != "tanh" and self.cell != "rnn":
+            raise ValueError(f"nonlinearity belongs to cell: rnn, not to cell: {self.cell}")
+        return self
+
+
+class TrainSection(Section):
+    """How the weights are found."""
+
+    batch: Annotated[int, Field(ge=1, json_schema_extra=FIXED)] = 32
+    """Streams B that are read side by side."""
+    steps: Annotated[int, Field(ge=1, json_schema_extra=FIXED)] = 64
+    """Time steps T of truncated backpropagation through time."""
+    sampling: Annotated[Literal["streams", "windows"], Field(json_schema_extra=FIXED)] = "streams"
+    """`streams`: B contiguous streams with carried state; `windows`: B random windows from a zero state."""
+    random_offset: Annotated[bool, Field(json_schema_extra=FIXED)] = False
+    """Skip a random 0 to T−1 characters at each epoch's start (d2l)."""
+    drop_last: Annotated[bool, Field(json_schema_extra=FIXED)] = False
+    """Skip each epoch's last, shorter batch (d2l)."""
+    optimizer: Annotated[Literal["sgd", "adam", "adamw", "rmsprop"], Field(json_schema_extra=FIXED)] = "adamw"
+    """The update rule."""
+    lr: Annotated[float, Field(gt=0)] = 2e-3
+    """Peak learning rate."""
+    momentum: Probability = 0.0
+    """Of sgd and rmsprop."""
+    betas: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.9, 0.99]  # noqa: RUF012 - pydantic copies it
+    """Decay rates of Adam's two moments."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Weight decay of matrices (biases are left alone); decoupled in adamw."""
+    clip: Annotated[float | None, Field(gt=0)] = 1.0
+    """Largest norm of the whole gradient; null: no clipping."""
+    schedule: Literal["constant", "cosine", "step", "exponential"] = "cosine"
+    """How the learning rate moves over the planned length."""
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """Optimiser steps of linear warm-up."""
+    lr_final: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Of `cosine`: the last learning rate as a share of the peak."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Of `step` and `exponential`: the factor."""
+    gamma_every: Annotated[float, Field(gt=0)] = 1.0
+    """Of `step` and `exponential`: the factor is applied once per this many epochs."""
+    epochs: Annotated[float | None, Field(gt=0)] = None
+    """Planned length in passes over the training text. Unset with `updates` and `time`: 8 million characters, at most 50 epochs."""
+    updates: Annotated[int | None, Field(ge=1)] = None
+    """Planned length in optimiser steps, instead of `epochs`."""
+    time: Seconds | None = None
+    """Stop after this long (`90s`, `10m`), last evaluation included. Alone it is the whole budget; it never changes the schedule."""
+    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], Field(json_schema_extra=FIXED)] = "auto"
+    """Arithmetic of matrix products: `auto` is bf16 where the processor multiplies it fast, else fp32. fp16: CUDA only."""
+    threads: Annotated[int | None, Field(ge=1)] = None
+    """CPU threads; unset: one per core."""
+    seed: Annotated[int, Field(ge=0, lt=2**63, json_schema_extra=FIXED)] = 1
+    """Every random choice follows from this number."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainSection:
+        if self.epochs is not None and self.updates is not None:
+            raise ValueError("epochs and updates both give the planned length; keep one")
+        if self.schedule == "cosine" and self.time is not None and self.epochs is None and self.updates is None:
+            raise ValueError("schedule: cosine needs a planned length: add epochs or updates, or use schedule: constant")
+        if self.sampling == "windows" and (self.random_offset or self.drop_last):
+            raise ValueError("random_offset and drop_last belong to sampling: streams")
+        return self
+
+
+class EvaluateSection(Section):
+    """The cheap validation during training; see `charlm eval perplexity` for the exact one."""
+
+    every: Annotated[int | None, Field(ge=1)] = None
+    """Optimiser steps between evaluations. Unset: twenty evaluations over the planned length."""
+    segments: Annotated[int, Field(ge=1)] = 32
+    """Pieces S that the text is cut into and read side by side."""
+    warm: Annotated[int, Field(ge=0)] = 1000
+    """Characters W read before each piece and not scored, to warm the state."""
+    characters: Annotated[int | None, Field(ge=1)] = None
+    """Score only the first so many characters of the validation text."""
+    patience: Annotated[int | None, Field(ge=1)] = None
+    """Stop after this many evaluations without a new best."""
+
+
+class CheckpointSection(Section):
+    """When the run is written to disk."""
+
+    every: Annotated[int | None, Field(ge=1)] = None
+    """Optimiser steps between writes of `last.safetensors`. Unset: at each evaluation."""
+    keep_every: Annotated[int | None, Field(ge=1)] = None
+    """Also keep `step-N.safetensors` every so many optimiser steps."""
+
+
+class SampleSection(Section):
+    """The texts that are written while training, so that one can watch."""
+
+    every: Annotated[int | None, Field(ge=1)] = None
+    """Optimiser steps between samples in `samples.txt`. Unset: at each evaluation."""
+    prompt: str | list[str] = ""
+    """What to continue; several prompts give several samples."""
+    length: Annotated[int, Field(ge=1)] = 200
+    """New characters of each sample."""
+    temperature: Annotated[float, Field(ge=0)] = 0.8
+    """Divides the logits; 0 takes the likeliest character each time."""
+
+    @property
+    def prompts(self) -> list[str]:
+        """The prompts as a list."""
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+
+
+METRICS = ("train_perplexity", "validation_perplexity", "validation_nats", "validation_bits_per_character")
+
+
+class FigureSection(Section):
+    """What this recipe reached when its author ran it; the end of a run compares itself with it."""
+
+    metric: Literal["train_perplexity", "validation_perplexity", "validation_nats", "validation_bits_per_character"]
+    """Which figure."""
+    value: Annotated[float, Field(gt=0)]
+    """Its value."""
+    note: str = ""
+    """Machine, protocol, what to compare it with."""
+
+
+class Recipe(Section):
+    """Everything about one training run."""
+
+    corpus: Annotated[str, Field(min_length=1, json_schema_extra=FIXED)]
+    """A card's name (`shakespeare`), or a path to a file, a folder or a glob of your own (`./mine.txt`)."""
+    data: DataSection = DataSection()
+    model: ModelSection = ModelSection()
+    train: TrainSection = TrainSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    sample: SampleSection = SampleSection()
+    figure: FigureSection | None = None
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Reading a recipe
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A validated recipe, the name of its run, and the folder that its relative paths start from."""
+
+    name: str
+    recipe: Recipe
+    folder: Path
+
+
+@dataclass
+class _Problem:
+    key: str
+    text: str
+    suggestions: list[str] = field(default_factory=list)
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """Read a recipe and apply ``KEY=VALUE`` overrides.
+
+    Args:
+        name_or_path: the bare name of a shipped recipe, or a path (contains ``/`` or a suffix).
+        overrides: ``section.key=value``; the value is read as YAML and typed by the schema.
+
+    Raises:
+        RecipeError: no such recipe, not YAML, or wrong keys and values: all of them, in one message.
+    """
+    path = find_recipe(name_or_path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path} is not a recipe: byte {error.start} is not UTF-8 text") from None
+    raw = parse_yaml(text, str(path))
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{path} is not a recipe: expected keys such as `corpus: FILE`, found {_kind(raw)}")
+    recipe = validate_recipe(apply_overrides(raw, overrides), origin=str(path))
+    return LoadedRecipe(name=path.stem, recipe=recipe, folder=path.resolve().parent)
+
+
+def find_recipe(name_or_path: str) -> Path:
+    """Return the file of a shipped recipe (a bare word) or of a path.
+
+    Raises:
+        RecipeError: there is none; names the closest shipped recipes.
+    """
+    if is_path(name_or_path):
+        path = Path(name_or_path).expanduser()
+        if not path.is_file():
+            found = "is a folder" if path.is_dir() else "does not exist"
+            raise RecipeError(f"the recipe {path} {found}; expected a YAML file or one of: {_listing()}")
+        return path
+    shipped = shipped_files("configs")
+    if name_or_path in shipped:
+        return shipped[name_or_path]
+    close = difflib.get_close_matches(name_or_path, shipped, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise RecipeError(f"no shipped recipe is called {name_or_path!r}{hint} Shipped: {_listing()}. A file needs a suffix or a /.")
+
+
+def is_path(name: str) -> bool:
+    """Tell a path (contains ``/`` or a suffix) from the bare name of something shipped."""
+    return "/" in name or "\\" in name or Path(name).suffix != "" or name.startswith((".", "~"))
+
+
+def _listing() -> str:
+    return ", ".join(shipped_files("configs"))
+
+
+def apply_overrides(raw: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Return ``raw`` with each ``section.key=value`` set.
+
+    Raises:
+        RecipeError: an override without ``=``, or with a key that no recipe has.
+    """
+    result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in raw.items()}
+    known = list(field_names())
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        key = key.strip()
+        if not equals:
+            raise RecipeError(f"--set {override}: expected KEY=VALUE, such as train.lr=1e-3")
+        if key not in known:
+            raise RecipeError(f"--set {override}: no key {key!r}{_did_you_mean(_closest(key, known))}")
+        section, _, name = key.rpartition(".")
+        target = result.setdefault(section, {}) if section else result
+        if target is None:
+            target = result[section] = {}
+        if isinstance(target, dict):  # a wrong type is left for the schema to report
+            target[name] = parse_yaml(value, f"--set {override}")
+    return result
+
+
+def validate_recipe(raw: Mapping[str, Any], origin: str) -> Recipe:
+    """Turn plain values into a :class:`Recipe`.
+
+    Raises:
+        RecipeError: names ``origin`` and every problem.
+    """
+    # An empty section (`model:` with all its keys commented out) is null in YAML and means its defaults.
+    raw = {key: value for key, value in raw.items() if not (value is None and key in _SECTIONS)}
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        found = [_problem(details) for details in error.errors(include_url=False)]
+    problems = list({problem.key: problem for problem in reversed(found)}.values())[::-1]  # a union reports each branch
+    lines = [f"{origin}: {len(problems)} problem{'s' if len(problems) > 1 else ''}"]
+    lines += [f"  {problem.key}: {problem.text}{_did_you_mean(problem.suggestions)}" for problem in problems]
+    raise RecipeError("\n".join(lines))
+
+
+def _problem(details: Any) -> _Problem:
+    place = [str(part) for part in details["loc"]]
+    key = ".".join(part for part in place if not part.startswith(("list[", "SplitFiles"))) or "recipe"
+    kind, found = details["type"], details["input"]
+    if kind == "extra_forbidden":
+        return _Problem(key, "unknown key", _closest(key, list(field_names())))
+    if kind == "missing":
+        return _Problem(key, f"missing; {description_of(key)}")
+    message = str(details["msg"]).removeprefix("Value error, ")
+    if kind != "value_error":
+        message = f"{message[:1].lower()}{message[1:]}, found {_shown(found)}"
+    return _Problem(key, message)
+
+
+def _shown(value: object) -> str:
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except TypeError:
+        text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _kind(value: object) -> str:
+    return "nothing" if value is None else f"a {type(value).__name__}"
+
+
+def _closest(key: str, known: list[str]) -> list[str]:
+    """The known key that looks most like ``key``, or whose last word is the same or looks like its last word."""
+    word = key.rpartition(".")[2]
+    same_word = [name for name in known if name.rpartition(".")[2] == word]
+    if same_word:
+        return same_word
+    by_word = {name.rpartition(".")[2]: name for name in known}
+    close = [by_word[match] for match in difflib.get_close_matches(word, by_word, n=1, cutoff=0.7)]
+    return close or difflib.get_close_matches(key, known, n=1)
+
+
+def _did_you_mean(names: list[str]) -> str:
+    return f"; did you mean {' or '.join(names)}?" if names else ""
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Walking over the schema
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _section_of(info: FieldInfo) -> type[Section] | None:
+    for candidate in (info.annotation, *getattr(info.annotation, "__args__", ())):
+        if isinstance(candidate, type) and issubclass(candidate, Section):
+            return candidate
+    return None
+
+
+_SECTIONS: dict[str, type[Section]] = {
+    name: section for name, info in Recipe.model_fields.items() if (section := _section_of(info))
+}
+
+
+def fields() -> Iterator[tuple[str, FieldInfo]]:
+    """Yield every field of a recipe by its dotted name, such as ``train.lr``."""
+    for name, info in Recipe.model_fields.items():
+        if name in _SECTIONS:
+            yield from ((f"{name}.{key}", inner) for key, inner in _SECTIONS[name].model_fields.items())
+        else:
+            yield name, info
+
+
+def field_names() -> Iterator[str]:
+    """Yield the dotted name of every field of a recipe."""
+    return (name for name, _ in fields())
+
+
+def description_of(key: str) -> str:
+    """The sentence that explains a field."""
+    return next((info.description or "" for name, info in fields() if name == key), "")
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) of recipes, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
+
+
+def value_at(recipe: Recipe, key: str) -> Any:
+    """The value of a field by its dotted name; ``None`` inside a section that is absent."""
+    value: Any = recipe
+    for part in key.split("."):
+        value = getattr(value, part, None)
+    return value
+
+
+def reconcile(before: Recipe, now: Recipe) -> list[str]:
+    """Compare the recipe of an earlier attempt with the one given now, and say what the newer one changes.
+
+    Returns:
+        A sentence for each changed field for which the newer recipe wins.
+
+    Raises:
+        RecipeError: a ``fixed`` field changed; lists all of them with both values.
+    """
+    changed = [
+        (key, info, old, new)
+        for key, info in fields()
+        if (old := value_at(before, key)) != (new := value_at(now, key)) and key != "corpus"
+    ]
+    is_fixed = [(key, old, new) for key, info, old, new in changed if info.json_schema_extra == FIXED]
+    if is_fixed:
+        lines = [f"  {key}: was {_plain(old)}, is now {_plain(new)}" for key, old, new in is_fixed]
+        raise RecipeError(
+            "this run was started with other values, which cannot change while it goes on:\n"
+            + "\n".join(lines)
+            + "\nGive the old values back, or start anew with --overwrite or another --out."
+        )
+    return [
+        f"{key}: was {_plain(old)}, goes on with {_plain(new)}" for key, _, old, new in changed if not key.startswith("figure")
+    ]
+
+
+def _plain(value: object) -> str:
+    return _shown(value.model_dump() if isinstance(value, BaseModel) else value)

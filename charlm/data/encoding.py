@@ -1,0 +1,352 @@
+"""From a corpus to integers on disk, independent of any vocabulary, read back as a memory map.
+
+One pass over the bytes does everything: sha256, strict decoding, byte-order marks, line ends, normalisation, and the
+index of each character in the order of first appearance. It is fast (plain English at about 200
+megabytes a second) and its memory does not grow with the text. The result is kept in the cache by content and settings,
+so it is made once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from charlm.data.corpora import SourceFile, Sources
+from charlm.data.fingerprint import Stamp, recall, remember, stamps
+from charlm.data.folders import cache_folder, flush_folder, temporary_sibling
+from charlm.data.ids import Ids, IdsWriter, dtype_of
+from charlm.data.normalisation import normalisation
+from charlm.data.reading import NotTextError, TextReader, canonical_encoding
+from charlm.errors import CorpusError, RecipeError
+
+Progress = Callable[[int, int], None]
+"""Is told the bytes done so far, and the bytes there are in all."""
+
+_FORMAT = 1  # of the cache; count it up whenever the same bytes and settings would give another result
+_BLOCK = 1 << 20  # bytes that are read at a time: few enough to stay in the processor's cache
+_ABANDONED = 24 * 3600  # seconds after which an unfinished entry is taken for that of a process that died
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A corpus as integers.
+
+    Attributes:
+        ids: shape (characters,), a read-only memory map: indices into ``alphabet``, as uint8, uint16 or uint32.
+        alphabet: code points (``unit: char``) or byte values (``unit: byte``), as uint32, in order of first appearance.
+        file_lengths: characters from each file of the corpus, in order; 0 if it was skipped.
+        sha256: of the bytes of the files that were read, one after the other.
+        bytes: how many those are.
+        crlf: line ends CRLF or CR that were read as LF.
+        marks: files that began with a byte-order mark, which is not text.
+        skipped: labels of a collection's files that are not text or hold none.
+    """
+
+    ids: Ids
+    alphabet: npt.NDArray[np.uint32]
+    file_lengths: tuple[int, ...]
+    sha256: str
+    bytes: int
+    crlf: int
+    marks: int
+    skipped: tuple[str, ...]
+
+    @property
+    def characters(self) -> int:
+        """N: the length of the text."""
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What decides the result besides the bytes; a part of the cache's key."""
+
+    unit: str
+    encoding: str
+    newlines: str
+    normalise: str
+
+    @classmethod
+    def checked(cls, unit: str, encoding: str, newlines: str, normalise: str) -> _Settings:
+        normalisation(normalise)
+        if unit == "char":
+            return cls(unit, canonical_encoding(encoding), newlines, normalise)
+        if normalise != "none":
+            raise RecipeError(
+                f"data.unit: byte reads bytes as they are, which data.normalise: {normalise} would change; "
+                "use unit: char, or normalise: none"
+            )
+        return cls(unit, "utf-8", "keep", "none")  # bytes know no encodings and line ends: one entry serves all
+
+
+def encode(
+    sources: Sources,
+    *,
+    unit: str,
+    encoding: str,
+    newlines: str,
+    normalise: str,
+    verify: bool = False,
+    progress: Progress | None = None,
+) -> Encoded:
+    """Return the corpus as integers: from the cache if it has been encoded before, else newly made.
+
+    Args:
+        sources: from :func:`charlm.data.corpora.locate`.
+        unit: ``char`` or ``byte``.
+        encoding: of the files, for ``char``. A card's own text needs none.
+        newlines: ``unix`` reads CRLF and CR as LF; ``keep`` leaves them.
+        normalise: a name of :data:`charlm.data.normalisation.NORMALISATIONS`.
+        verify: hash the files even if they look unchanged.
+        progress: of reading.
+
+    Raises:
+        RecipeError: an encoding or normalisation that does not exist or does not fit the unit.
+        CorpusError: a file that cannot be read or is not text, no text at all, or a cache that cannot be written.
+    """
+    settings = _Settings.checked(unit, encoding, newlines, normalise)
+    paths = [file.path for file in sources.files if file.path is not None]
+    began_ns = time.time_ns()
+    seen = stamps(paths)
+    if verify or not paths:
+        content: str | None = _hash(sources, progress)
+    else:
+        content = recall(seen)
+    if content is not None and (known := _load(_entry(content, sources, seen, settings))) is not None:
+        remember(seen, content, began_ns=began_ns)
+        return known
+    return _make(sources, settings, seen, began_ns, progress)
+
+
+def _make(
+    sources: Sources, settings: _Settings, seen: list[Stamp], began_ns: int, progress: Progress | None
+) -> Encoded:
+    folder = cache_folder() / "encodings"
+    work = temporary_sibling(folder / "entry")
+    try:
+        _remove_abandoned(folder)
+        work.mkdir(parents=True)
+        content = _encode_into(work, sources, settings, progress)
+        if stamps([Path(stamp.path) for stamp in seen]) != seen:
+            raise CorpusError(f"the corpus {sources.name} changed while it was read; start again when it is complete")
+        entry = _entry(content, sources, seen, settings)
+        _keep(work, entry)
+    except OSError as error:
+        raise CorpusError(
+            f"cannot write the encoded text to the cache {folder}: {error.strerror}; "
+            "it needs about a byte per character; set CHARLM_CACHE to a folder that can be written and has room"
+        ) from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    remember(seen, content, began_ns=began_ns)
+    made = _load(entry)
+    if made is None:
+        raise CorpusError(f"cannot read back the encoded text {entry}; remove that folder and start again")
+    return made
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The pass over the bytes
+# --------------------------------------------------------------------------------------------------------------------
+
+
+class _Bytes:
+    """Reads the corpus's bytes once, and hashes them on the way.
+
+    ``content`` is the hash of all files; ``read`` that of the files read as text: the same until a file is skipped.
+    """
+
+    def __init__(self, sources: Sources, progress: Progress | None) -> None:
+        self.content = hashlib.sha256()
+        self.read = self.content
+        self.done = self.done_of_read = 0
+        self._progress = progress
+        self._in_all = sum(_size(file) for file in sources.files)
+
+    def blocks(self, file: SourceFile) -> Iterator[bytes]:
+        for block in _blocks(file):
+            self.content.update(block)
+            if self.read is not self.content:
+                self.read.update(block)
+            self.done += len(block)
+            self.done_of_read += len(block)
+            yield block
+            if self._progress is not None:
+                self._progress(self.done, max(self.done, self._in_all))
+
+
+def _hash(sources: Sources, progress: Progress | None) -> str:
+    data = _Bytes(sources, progress)
+    for file in sources.files:
+        for _ in data.blocks(file):
+            pass
+    return data.content.hexdigest()
+
+
+def _encode_into(work: Path, sources: Sources, settings: _Settings, progress: Progress | None) -> str:
+    """Write ``ids.bin`` and ``meta.json``; return the sha256 of all the files' bytes."""
+    data = _Bytes(sources, progress)
+    lengths, skipped, line_ends, marks = [], [], 0, 0
+    with IdsWriter(work / "ids.bin") as writer:
+        for file in sources.files:
+            before, hash_before, done_before = writer.mark(), data.read.copy(), data.done_of_read
+            blocks = data.blocks(file)
+            # A card's own text is in memory, as UTF-8; the recipe's encoding is about files.
+            reader = TextReader(file.label, settings.encoding if file.path else "utf-8", settings.newlines)
+            try:
+                for piece in _pieces(reader, blocks, settings):
+                    writer.append(piece)
+                if writer.mark() == before:
+                    found = "is empty" if data.done_of_read == done_before else "holds no text"
+                    raise NotTextError(f"{file.label} {found}; there is nothing to learn from it")
+            except NotTextError:
+                if not sources.is_collection:
+                    raise
+                for _ in blocks:  # the rest of the file is part of the content's hash
+                    pass
+                writer.rewind(before)
+                data.read, data.done_of_read = hash_before, done_before
+                skipped.append(file.label)
+                lengths.append(0)
+            else:
+                lengths.append(writer.characters - before[0])
+                line_ends += reader.line_ends
+                marks += reader.has_mark
+        if writer.characters == 0:
+            raise CorpusError(_nothing_left(sources, skipped))
+        width = writer.finish()
+        os.fsync(writer.fileno())  # or a power failure could leave a file of the right size, full of zeros
+        meta = {
+            "format": _FORMAT,
+            "settings": asdict(settings),
+            "width": width,
+            "characters": writer.characters,
+            "alphabet": writer.alphabet,
+            "file_lengths": lengths,
+            "sha256": data.read.hexdigest(),
+            "bytes": data.done_of_read,
+            "crlf": line_ends,
+            "marks": marks,
+            "skipped": skipped,
+        }
+    with (work / "meta.json").open("w", encoding="utf-8") as out:
+        json.dump(meta, out)
+        out.flush()
+        os.fsync(out.fileno())
+    return data.content.hexdigest()
+
+
+def _pieces(reader: TextReader, blocks: Iterator[bytes], settings: _Settings) -> Iterable[bytes | str]:
+    if settings.unit == "byte":
+        return blocks
+    pieces = reader.pieces(blocks)
+    if settings.normalise == "none":
+        return pieces
+    texts = (piece.decode("ascii") if isinstance(piece, bytes) else piece for piece in pieces)
+    return normalisation(settings.normalise)(texts)
+
+
+def _blocks(file: SourceFile) -> Iterator[bytes]:
+    if file.path is None:
+        yield (file.text or "").encode()
+        return
+    # Errors of the consumer must not be taken for errors of reading: only the reading is inside `try`.
+    try:
+        source = file.path.open("rb", buffering=0)
+    except OSError as error:
+        raise CorpusError(f"cannot read {file.path}: {error.strerror}") from None
+    with source:
+        while True:
+            try:
+                block = source.read(_BLOCK)
+            except OSError as error:
+                raise CorpusError(f"cannot read {file.path}: {error.strerror}") from None
+            if not block:
+                return
+            yield block
+
+
+def _size(file: SourceFile) -> int:
+    return file.path.stat().st_size if file.path is not None else len((file.text or "").encode())
+
+
+def _nothing_left(sources: Sources, skipped: list[str]) -> str:
+    names = ", ".join(skipped[:3]) + (", …" if len(skipped) > 3 else "")
+    return (
+        f"the corpus {sources.name} holds no text: all {len(skipped)} files are empty or not text in the stated "
+        f"encoding ({names}); say which it is (data.encoding: latin-1), or read them as bytes (data.unit: byte)"
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The cache
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _entry(content: str, sources: Sources, seen: list[Stamp], settings: _Settings) -> Path:
+    """The cache's folder for this content. Where each file ends matters too; names only for those that are skipped."""
+    key = {
+        "format": _FORMAT,
+        "content": content,
+        "sizes": [stamp.size for stamp in seen],
+        "labels": [file.label for file in sources.files] if sources.is_collection else None,
+        "settings": asdict(settings),
+    }
+    return cache_folder() / "encodings" / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _keep(work: Path, entry: Path) -> None:
+    """Give a finished entry its name. If another process was faster, its entry stays, unless that is damaged."""
+    try:
+        work.rename(entry)
+    except OSError:
+        if _load(entry) is not None:
+            return
+        if not entry.exists():
+            raise
+        aside = temporary_sibling(entry)
+        entry.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+        work.rename(entry)
+    flush_folder(entry.parent)
+
+
+def _load(entry: Path) -> Encoded | None:
+    """Read an entry; ``None`` if there is none, or if it is damaged: then it is made anew."""
+    try:
+        meta: dict[str, Any] = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
+        dtype, characters = dtype_of(meta["width"]), int(meta["characters"])
+        if (entry / "ids.bin").stat().st_size != characters * dtype.itemsize or sum(meta["file_lengths"]) != characters:
+            return None
+        alphabet = np.array(meta["alphabet"], dtype=np.uint32)
+        alphabet.setflags(write=False)
+        return Encoded(
+            ids=np.memmap(entry / "ids.bin", dtype=dtype, mode="r", shape=(characters,)),
+            alphabet=alphabet,
+            file_lengths=tuple(meta["file_lengths"]),
+            sha256=str(meta["sha256"]),
+            bytes=int(meta["bytes"]),
+            crlf=int(meta["crlf"]),
+            marks=int(meta["marks"]),
+            skipped=tuple(meta["skipped"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what killed processes left behind, which can be as large as their texts."""
+    for work in folder.glob(".new-*"):
+        times = [file.stat().st_mtime for file in (work, *work.glob("*")) if file.exists()]
+        if max(times, default=0) < time.time() - _ABANDONED:
+            shutil.rmtree(work, ignore_errors=True)

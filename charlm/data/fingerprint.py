@@ -1,0 +1,111 @@
+"""Recognising files that have not changed, so that a second start on ten gigabytes does not hash ten gigabytes.
+
+A file is taken for unchanged while its path, size, time of modification (in nanoseconds) and inode are what they were
+when its content was last hashed. The memory of that is a small JSON file in the cache per file, or per sequence of
+files that is read as one text; losing it costs time only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+from charlm.data.folders import cache_folder, whole_file
+from charlm.errors import CorpusError
+
+_BLOCK = 1 << 20  # bytes
+
+# A file written again within one tick of the file system's clock keeps its time of modification. A file that was
+# written this recently (in nanoseconds) when reading began is therefore not remembered.
+_TICK = 100_000_000
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What a file looks like from outside. Two stamps that are equal mean: the same content."""
+
+    path: str
+    size: int
+    """Bytes."""
+    modified_ns: int
+    inode: int
+
+
+def stamps(paths: Sequence[Path]) -> list[Stamp]:
+    """Look at each file, without reading it.
+
+    Raises:
+        CorpusError: a file is gone or out of reach.
+    """
+    result = []
+    for path in paths:
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise CorpusError(f"cannot read {path}: {error.strerror}") from None
+        result.append(Stamp(str(path.absolute()), status.st_size, status.st_mtime_ns, status.st_ino))
+    return result
+
+
+def recall(files: Sequence[Stamp]) -> str | None:
+    """The sha256 of the files' bytes, one file after the other, if it is remembered and no file has changed since."""
+    try:
+        record = json.loads(_record(files).read_text(encoding="utf-8"))
+        return str(record["sha256"]) if record["stamps"] == _digest(files) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # never hashed, or a damaged record
+
+
+def remember(files: Sequence[Stamp], sha256: str, *, began_ns: int) -> None:
+    """Keep the sha256 of the files' bytes. A cache that cannot be written is no error: it only means hashing again.
+
+    Args:
+        files: as looked at before the bytes were read.
+        sha256: of all their bytes, one file after the other.
+        began_ns: when reading began (``time.time_ns()``).
+    """
+    if any(file.modified_ns > began_ns - _TICK for file in files):
+        return
+    with suppress(OSError), whole_file(_record(files)) as file:
+        file.write(json.dumps({"stamps": _digest(files), "sha256": sha256}).encode())
+
+
+def sha256_of(path: Path, *, verify: bool = False) -> str:
+    """The sha256 of a file's content.
+
+    Args:
+        path: the file.
+        verify: read it even if it looks unchanged.
+
+    Raises:
+        CorpusError: it cannot be read.
+    """
+    began_ns = time.time_ns()
+    seen = stamps([path])
+    known = None if verify else recall(seen)
+    if known is not None:
+        return known
+    hasher = hashlib.sha256()
+    try:
+        with path.open("rb", buffering=0) as file:
+            while block := file.read(_BLOCK):
+                hasher.update(block)
+    except OSError as error:
+        raise CorpusError(f"cannot read {path}: {error.strerror}") from None
+    if stamps([path]) == seen:
+        remember(seen, hasher.hexdigest(), began_ns=began_ns)
+    return hasher.hexdigest()
+
+
+def _record(files: Sequence[Stamp]) -> Path:
+    names = json.dumps([file.path for file in files]).encode()
+    return cache_folder() / "fingerprints" / f"{hashlib.sha256(names).hexdigest()[:32]}.json"
+
+
+def _digest(files: Sequence[Stamp]) -> str:
+    return hashlib.sha256(json.dumps([astuple(file) for file in files]).encode()).hexdigest()

@@ -1,0 +1,156 @@
+"""Cuts a training text into batches. Any batch of any epoch can be asked for at once, which is what makes resuming exact.
+
+``streams``: the text of N characters has N − 1 targets. It is cut into B contiguous streams, read side by side; stream i
+starts at ⌊i(N−1)/B⌋, lengths differ by at most one, and missing last positions are masked, so that every target counts
+exactly once per epoch. State is carried from batch to batch and zeroed at each epoch's start::
+
+    text  a b c d e f g h i j k l m     12 targets, B=3:  stream 0 reads a b c d, stream 1 e f g h, stream 2 i j k l
+    T=2   batch 0  inputs ab/ef/ij  targets bc/fg/jk      batch 1  inputs cd/gh/kl  targets de/hi/lm   (after d comes e)
+
+``windows``: each batch is B random windows of T characters, each from a zero state.
+
+Shapes are time-major, ``(T, B)``, as the recurrent layers read them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from charlm.config import TrainSection
+from charlm.data.dataset import Text
+from charlm.runtime import derived_seed
+
+IGNORED = -100
+"""The target of a masked position; what ``cross_entropy`` ignores by default."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B streams for T steps.
+
+    Attributes:
+        inputs: ``(T, B)`` ids.
+        targets: ``(T, B)`` ids, or ``IGNORED``.
+        scored: how many targets count.
+        fresh: whether the state must be zeroed before it.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    scored: int
+    fresh: bool
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How many streams and steps a text allows, and what was asked for."""
+
+    batch: int
+    steps: int
+    shrunk: bool
+
+
+def fit(targets: int, batch: int, steps: int) -> Shape:
+    """Shrink B and T for a text too small for them: first T to the whole text, then B so that B·T characters are there."""
+    fitted_steps = min(steps, targets)
+    fitted_batch = max(1, min(batch, targets // fitted_steps))
+    return Shape(fitted_batch, fitted_steps, (fitted_batch, fitted_steps) != (batch, steps))
+
+
+def side_by_side(
+    read: Callable[[int, int], npt.NDArray[np.int64]], starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]
+) -> tuple[Tensor, Tensor]:
+    """Put B stretches of a text into columns; those that end early are masked.
+
+    Args:
+        read: (start, stop) → ids.
+        starts: ``(B,)`` first input of each stretch.
+        lengths: ``(B,)`` how many characters each one scores.
+
+    Returns:
+        Inputs and targets, each ``(longest, B)``; a target is the character after its input, or ``IGNORED``.
+    """
+    longest = int(lengths.max())
+    inputs = np.zeros((longest, len(starts)), dtype=np.int64)
+    targets = np.full((longest, len(starts)), IGNORED, dtype=np.int64)
+    for stream, (start, length) in enumerate(zip(starts.tolist(), lengths.tolist(), strict=True)):
+        if length:
+            ids = read(start, start + length + 1)
+            inputs[:length, stream] = ids[:-1]
+            targets[:length, stream] = ids[1:]
+    return torch.from_numpy(inputs), torch.from_numpy(targets)
+
+
+class Batches:
+    """All batches of all epochs of one training text.
+
+    Args:
+        text: the training text, N characters.
+        section: batch, steps, sampling, random_offset, drop_last and seed of the recipe.
+        unknown_rate: probability that a character seen once is read as ``<unk>`` in an epoch.
+    """
+
+    def __init__(self, text: Text, section: TrainSection, unknown_rate: float) -> None:
+        self.text = text
+        self.shape = fit(len(text) - 1, section.batch, section.steps)
+        self._section = section
+        self._unknown_rate = unknown_rate if bool(text.seen_once.any()) else 0.0
+
+    def epoch_length(self, epoch: int) -> int:
+        """How many batches this epoch has."""
+        B, T = self.shape.batch, self.shape.steps
+        targets = len(self.text) - 1 - self._offset(epoch)
+        if self._section.sampling == "windows":
+            return -(-targets // (B * T))
+        longest = -(-targets // B)
+        return max(1, targets // B // T) if self._section.drop_last else -(-longest // T)
+
+    def skipped(self, epoch: int) -> int:
+        """How many targets this epoch leaves out, by ``random_offset`` and ``drop_last``; windows do not count."""
+        if not (self._section.random_offset or self._section.drop_last):
+            return 0
+        batches = range(self.epoch_length(epoch))
+        return len(self.text) - 1 - sum(int(self._pieces(epoch, index)[1].sum()) for index in batches)
+
+    def batch(self, epoch: int, index: int) -> Batch:
+        """Batch number ``index`` of epoch number ``epoch``, both from 0."""
+        starts, lengths = self._windows(epoch, index) if self._section.sampling == "windows" else self._pieces(epoch, index)
+        inputs, targets = side_by_side(lambda start, stop: self._ids(start, stop, epoch), starts, lengths)
+        fresh = index == 0 or self._section.sampling == "windows"
+        return Batch(inputs, targets, int(lengths.sum()), fresh)
+
+    def _pieces(self, epoch: int, index: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Where each stream reads batch ``index``, and for how many characters."""
+        B, T = self.shape.batch, self.shape.steps
+        offset = self._offset(epoch)
+        bounds = offset + np.arange(B + 1, dtype=np.int64) * (len(self.text) - 1 - offset) // B
+        starts = bounds[:-1] + index * T
+        return starts, np.clip(bounds[1:] - starts, 0, T)
+
+    def _windows(self, epoch: int, index: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        B, T = self.shape.batch, self.shape.steps
+        random = np.random.default_rng(derived_seed(self._section.seed, "windows", epoch, index))
+        return random.integers(0, len(self.text) - T, size=B), np.full(B, T, dtype=np.int64)
+
+    def _offset(self, epoch: int) -> int:
+        """Characters skipped at this epoch's start: below T, and never so many that less than B·T targets are left."""
+        if not self._section.random_offset:
+            return 0
+        spare = len(self.text) - 1 - self.shape.batch * self.shape.steps
+        return derived_seed(self._section.seed, "offset", epoch) % min(self.shape.steps, spare + 1)
+
+    def _ids(self, start: int, stop: int, epoch: int) -> npt.NDArray[np.int64]:
+        ids = self.text.ids(start, stop)
+        if self._unknown_rate:
+            (rare,) = np.nonzero(self.text.once(start, stop))
+            for position in rare.tolist():  # at most one per symbol of the vocabulary in a whole epoch
+                draw = derived_seed(self._section.seed, "unknown", epoch, start + position) / 2**63
+                if draw < self._unknown_rate:
+                    ids[position] = 0  # <unk>
+        return ids

@@ -1,0 +1,146 @@
+"""The symbols a model knows, and the way from text to ids and back.
+
+Ids are small integers 0 … V−1. A vocabulary of characters always has ``<unk>``, as id 0, for everything it does not know.
+A vocabulary of bytes is simply 0 … 255: nothing is unknown to it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from charlm.errors import CharlmError, UsageError
+
+UNKNOWN = "<unk>"
+UNICODE_CODE_POINTS = 0x110000 - 0x800  # all but the surrogates, which no text holds
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """An ordered set of symbols.
+
+    Attributes:
+        unit: ``char`` (symbols are code points) or ``byte``.
+        symbols: code points in ascending order, ``<unk>`` not among them; for ``byte``: 0 … 255.
+    """
+
+    unit: str
+    symbols: tuple[int, ...]
+
+    @classmethod
+    def of_bytes(cls) -> Vocabulary:
+        """The vocabulary of all 256 byte values."""
+        return cls("byte", tuple(range(256)))
+
+    @classmethod
+    def of_counts(cls, alphabet: Sequence[int], counts: Sequence[int], min_count: int) -> Vocabulary:
+        """The characters of ``alphabet`` that occur at least ``min_count`` times (and at least once)."""
+        kept = (int(c) for c, count in zip(alphabet, counts, strict=True) if count >= max(1, min_count))
+        return cls("char", tuple(sorted(kept)))
+
+    def grown(self, other: Vocabulary) -> Vocabulary:
+        """This vocabulary and the symbols of ``other``."""
+        return Vocabulary(self.unit, tuple(sorted({*self.symbols, *other.symbols})))
+
+    def __len__(self) -> int:
+        """V: the number of ids, ``<unk>`` included."""
+        return len(self.symbols) + self._first
+
+    @property
+    def _first(self) -> int:
+        return 1 if self.unit == "char" else 0
+
+    @property
+    def unknown_id(self) -> int | None:
+        """The id of ``<unk>``; ``None`` for bytes."""
+        return 0 if self.unit == "char" else None
+
+    @cached_property
+    def _ids(self) -> dict[int, int]:
+        return {symbol: index + self._first for index, symbol in enumerate(self.symbols)}
+
+    def id_of(self, symbol: int) -> int | None:
+        """The id of a code point or byte value, or ``None``."""
+        return self._ids.get(symbol)
+
+    def symbol_of(self, index: int) -> int | None:
+        """The code point or byte value of an id; ``None`` for ``<unk>``."""
+        return None if index < self._first else self.symbols[index - self._first]
+
+    def lookup(self, alphabet: Iterable[int]) -> npt.NDArray[np.int64]:
+        """A table from the indices of an encoded text (see :mod:`charlm.data.encoding`) to ids; unknown → ``<unk>``."""
+        unknown = self.unknown_id if self.unknown_id is not None else -1
+        return np.array([self._ids.get(int(symbol), unknown) for symbol in alphabet], dtype=np.int64)
+
+    @property
+    def unknown_nats(self) -> float:
+        """What naming one unknown character costs on top of ``<unk>``: uniform over all other code points, in nats."""
+        return math.log(UNICODE_CODE_POINTS - len(self.symbols)) if self.unit == "char" else 0.0
+
+    def encode(self, text: str, unknown: str = "error") -> list[int]:
+        """Turn text into ids.
+
+        Args:
+            unknown: ``error`` refuses characters outside the vocabulary, ``skip`` leaves them out, ``map`` reads
+                them as ``<unk>``.
+
+        Raises:
+            UsageError: unknown characters with ``unknown="error"``; names them.
+        """
+        if self.unit == "byte":
+            return list(text.encode("utf-8", "surrogateescape"))
+        ids = [self._ids.get(ord(character), 0) for character in text]
+        if unknown == "map" or 0 not in ids:
+            return ids
+        if unknown == "skip":
+            return [index for index in ids if index != 0]
+        strangers = "".join(dict.fromkeys(c for c, index in zip(text, ids, strict=True) if index == 0))
+        raise UsageError(
+            f"characters outside the model's vocabulary: {describe_characters(strangers)}; "
+            "choose --unknown skip (leave them out) or --unknown map (read them as <unk>)"
+        )
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Turn ids into text; ``<unk>`` becomes U+FFFD. Bytes that are not UTF-8 become U+FFFD too."""
+        if self.unit == "byte":
+            return bytes(ids).decode("utf-8", "replace")
+        return "".join("\ufffd" if (symbol := self.symbol_of(i)) is None else chr(symbol) for i in ids)
+
+    def shown(self, index: int) -> str:
+        """One id as people read it: the character, ``<unk>``, or the byte as ``\\xNN`` where it is no ASCII letter."""
+        symbol = self.symbol_of(index)
+        if symbol is None:
+            return UNKNOWN
+        if self.unit == "byte" and not 32 <= symbol < 127:
+            return f"\\x{symbol:02x}"
+        return chr(symbol)
+
+    def to_json(self) -> dict[str, object]:
+        """What a checkpoint stores."""
+        return {"unit": self.unit, "symbols": list(self.symbols) if self.unit == "char" else []}
+
+    @classmethod
+    def from_json(cls, stored: object) -> Vocabulary:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            CharlmError: something else was stored.
+        """
+        match stored:
+            case {"unit": "byte"}:
+                return cls.of_bytes()
+            case {"unit": "char", "symbols": [*symbols]} if all(isinstance(s, int) for s in symbols):
+                return cls("char", tuple(symbols))
+        raise CharlmError("the stored vocabulary is not one that this version of charlm reads")
+
+
+def describe_characters(characters: str, most: int = 8) -> str:
+    """Name characters unmistakably: ``'é' (U+00E9)``; at most ``most`` of them."""
+    names = [f"{c!r} (U+{ord(c):04X})" for c in characters[:most]]
+    more = len(characters) - most
+    return ", ".join(names) + (f" and {more} more" if more > 0 else "")

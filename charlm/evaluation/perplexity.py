@@ -1,0 +1,173 @@
+"""How well a model predicts a text: negative log-likelihood in nats per character, and its exponential, perplexity.
+
+Every figure is Σ nats / Σ scored characters, summed in float64; never a mean of means. The first character of a text has
+no predecessor and is never scored. Three ways to read the text:
+
+    carried     exact: one stream, state carried from the first character to the last
+    segments    cheap, for use during training: S pieces side by side, each warmed on the W characters before it
+    reset       windows of N characters, each from a zero state: what models without carried state report
+
+All arithmetic is fp32, whatever precision the model was trained in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from charlm.data.dataset import Text
+from charlm.data.streams import IGNORED, side_by_side
+from charlm.model.language_model import LanguageModel
+
+CHUNK = 1024
+"""Characters read per call; any value gives the same figure."""
+
+_LOGITS_AT_ONCE = 1 << 22
+_WINDOWS_AT_ONCE = 64
+
+Progress = Callable[[int, int], None]
+"""(characters done, characters in all)."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a text cost.
+
+    Attributes:
+        nats: Σ −ln p of the scored characters.
+        characters: how many were scored.
+        unknown_characters: how many of them the vocabulary lacks; each was scored as ``<unk>``.
+        unknown_nats: what naming those would cost on top, uniform over all other code points; not part of ``nats``.
+    """
+
+    nats: float
+    characters: int
+    unknown_characters: int = 0
+    unknown_nats: float = 0.0
+
+    @property
+    def nats_per_character(self) -> float:
+        """Mean negative log-likelihood."""
+        return self.nats / self.characters
+
+    @property
+    def bits_per_character(self) -> float:
+        """The same in bits."""
+        return self.nats_per_character / math.log(2)
+
+    @property
+    def perplexity(self) -> float:
+        """exp(nats per character): as uncertain as a fair choice among so many characters."""
+        return perplexity(self.nats_per_character)
+
+
+def perplexity(nats_per_character: float) -> float:
+    """exp, with infinity where a float ends."""
+    return math.exp(nats_per_character) if nats_per_character < 700 else math.inf
+
+
+def carried(
+    model: LanguageModel, text: Text, *, chunk: int = CHUNK, unknown_id: int | None = None, progress: Progress | None = None
+) -> Score:
+    """The exact figure: every character but the first, each given all before it.
+
+    Args:
+        text: N characters; N − 1 are scored.
+        chunk: characters per call; 0: all at once. The figure does not depend on it.
+        unknown_id: what to count as unknown.
+    """
+    targets = len(text) - 1
+    chunk = chunk or targets
+    total, unknown = 0.0, 0
+    with torch.inference_mode():
+        state = model.zero_state(1)
+        for start in range(0, targets, chunk):
+            ids = torch.from_numpy(text.ids(start, min(start + chunk, targets) + 1)).to(state[0].device)
+            features, state = model.features(ids[:-1, None], state)
+            total += _nats(model, features, ids[1:, None])
+            unknown += int((ids[1:] == unknown_id).sum()) if unknown_id is not None else 0
+            if progress is not None:
+                progress(min(start + chunk, targets), targets)
+    return Score(total, targets, unknown)
+
+
+def reset(
+    model: LanguageModel, text: Text, *, window: int, unknown_id: int | None = None, progress: Progress | None = None
+) -> Score:
+    """Windows of ``window`` characters one after the other, each from a zero state; the last may be shorter."""
+    targets = len(text) - 1
+    starts = np.arange(0, targets, window, dtype=np.int64)
+    total, unknown = 0.0, 0
+    with torch.inference_mode():
+        for first in range(0, len(starts), _WINDOWS_AT_ONCE):
+            group = starts[first : first + _WINDOWS_AT_ONCE]
+            inputs, expected = side_by_side(text.ids, group, np.minimum(window, targets - group))
+            total += _read(model, inputs, expected, model.zero_state(len(group)))[0]
+            unknown += int((expected == unknown_id).sum()) if unknown_id is not None else 0
+            if progress is not None:
+                progress(int(min(group[-1] + window, targets)), targets)
+    return Score(total, targets, unknown)
+
+
+def segments(
+    model: LanguageModel, text: Text, *, pieces: int = 32, warm: int = 1000, characters: int | None = None
+) -> Score:
+    """The cheap figure: as :func:`carried`, but read in S pieces side by side.
+
+    Each piece but the first starts from the state after the W characters before it, which are read and not scored. What
+    the model remembers from further back is lost; the difference is far below 1e-3 nats for W = 1,000. Every character
+    but the first is scored once. A short text is cut into fewer pieces, none shorter than W.
+
+    Args:
+        pieces: S at most.
+        warm: W.
+        characters: score only the first so many.
+    """
+    targets = min(len(text) - 1, characters or len(text))
+    S = max(1, min(pieces, targets // max(1, warm)))
+    bounds = np.arange(S + 1, dtype=np.int64) * targets // S
+    starts, lengths = bounds[:-1], np.diff(bounds)
+    with torch.inference_mode():
+        state = model.zero_state(S)
+        if S > 1 and warm > 0:
+            # Bounds are at least W apart, so all pieces but the first have W characters before them.
+            before, _ = side_by_side(text.ids, starts[1:] - warm, np.full(S - 1, warm, dtype=np.int64))
+            warmed = model.zero_state(S - 1)
+            for part in before.to(state[0].device).split(CHUNK):
+                _, warmed = model.features(part, warmed)
+            state = tuple(torch.cat([zero[:, :1], after], dim=1) for zero, after in zip(state, warmed, strict=True))
+        inputs, expected = side_by_side(text.ids, starts, lengths)
+        total, _ = _read(model, inputs, expected, state)
+    return Score(total, int(targets))
+
+
+def _read(
+    model: LanguageModel, inputs: Tensor, targets: Tensor, state: tuple[Tensor, ...]
+) -> tuple[float, tuple[Tensor, ...]]:
+    """Score ``(T, B)`` characters in chunks, with carried state; returns Σ nats."""
+    total = 0.0
+    for part, expected in zip(inputs.split(CHUNK), targets.split(CHUNK), strict=True):
+        features, state = model.features(part.to(state[0].device), state)
+        total += _nats(model, features, expected.to(state[0].device))
+    return total, state
+
+
+def _nats(model: LanguageModel, features: Tensor, targets: Tensor) -> float:
+    """Σ −ln p(target) in float64, the output layer in blocks so that a long chunk needs little memory.
+
+    Args:
+        features: ``(T, B, H)``.
+        targets: ``(T, B)`` ids, or ``IGNORED``.
+    """
+    rows = max(1, _LOGITS_AT_ONCE // model.vocabulary_size)
+    total = 0.0
+    for part, expected in zip(features.flatten(0, 1).split(rows), targets.flatten().split(rows), strict=True):
+        each = F.cross_entropy(model.logits(part).float(), expected, ignore_index=IGNORED, reduction="none")
+        total += float(each.double().sum())
+    return total

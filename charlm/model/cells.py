@@ -1,0 +1,126 @@
+"""The recurrent cells, each written once as its equations: one time step, for B streams at once.
+
+This is the truth that every faster engine is tested against. Read a function beside its textbook: the names are the
+textbook's, the order of the gates is PyTorch's, so that weights move to ``torch.nn`` unchanged.
+
+    B streams    H hidden units    G gates (RNN 1, GRU 3, LSTM 4)
+
+    x   (B, G·H)   what the input contributes to each gate, W_ih·input + b_ih; computed for all steps beforehand
+    h   (B, H)     hidden state, the cell's output
+    c   (B, H)     the LSTM's cell state
+    W   (G·H, H)   recurrent weights W_hh, the gates' blocks on top of each other;   b  (G·H,)  their bias b_hh
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+State = tuple[Tensor, ...]
+"""What a cell carries from one step to the next: ``(h,)``, or ``(h, c)`` for the LSTM."""
+
+Step = Callable[[Tensor, State, Tensor, Tensor], State]
+"""One time step: (x, state, W, b) → next state; its first element is the output."""
+
+
+def rnn_tanh(x: Tensor, state: State, W: Tensor, b: Tensor) -> State:
+    """Elman's network (1990): h′ = tanh(x + W·h + b).
+
+    The gradient that reaches h from k steps later is a product of k factors Wᵀ·diag(1 − h′²): it shrinks (or explodes)
+    geometrically, so a plain RNN learns nothing from far back (Bengio et al. 1994).
+    """
+    (h,) = state
+    return (torch.tanh(x + _product(h, W, b)),)
+
+
+def rnn_relu(x: Tensor, state: State, W: Tensor, b: Tensor) -> State:
+    """The same with max(0, ·) in place of tanh: no saturation, but no bound either (Le et al. 2015)."""
+    (h,) = state
+    return (torch.relu(x + _product(h, W, b)),)
+
+
+def lstm(x: Tensor, state: State, W: Tensor, b: Tensor) -> State:
+    """Long short-term memory (Hochreiter & Schmidhuber 1997; forget gate: Gers et al. 2000). Gates i, f, g, o.
+
+    i = σ(·)   f = σ(·)   g = tanh(·)   o = σ(·)      c′ = f∘c + i∘g      h′ = o∘tanh(c′)
+
+    The cell state is the cure for the vanishing gradient: ∂c′/∂c = f, and where f is near 1 the gradient passes unshrunk.
+    """
+    h, c = state
+    i, f, g, o = (x + _product(h, W, b)).chunk(4, dim=-1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    h = torch.sigmoid(o) * torch.tanh(c)
+    return h, c
+
+
+def gru(x: Tensor, state: State, W: Tensor, b: Tensor) -> State:
+    """Gated recurrent unit, reset gate after the product (PyTorch's and cuDNN's form). Gates r, z, n.
+
+    r = σ(x_r + W_r·h + b_r)   z = σ(x_z + W_z·h + b_z)   n = tanh(x_n + r∘(W_n·h + b_n))      h′ = (1 − z)∘n + z∘h
+
+    Here z near 1 keeps the old state. Cho et al. (2014) and PyTorch write it so; texts that write h′ = (1 − z)∘h + z∘n
+    (Chung et al. 2014) mean 1 − z by their z.
+    """
+    (h,) = state
+    x_r, x_z, x_n = x.chunk(3, dim=-1)
+    h_r, h_z, h_n = _product(h, W, b).chunk(3, dim=-1)
+    r = torch.sigmoid(x_r + h_r)
+    z = torch.sigmoid(x_z + h_z)
+    n = torch.tanh(x_n + r * h_n)
+    return ((1 - z) * n + z * h,)
+
+
+def gru_reset_before(x: Tensor, state: State, W: Tensor, b: Tensor) -> State:
+    """Gated recurrent unit as first published (Cho et al. 2014): the reset gate acts before the product. Gates r, z, n.
+
+    n = tanh(x_n + W_n·(r∘h) + b_n), all else as in :func:`gru`. It needs r before W_n can be applied: two products in a
+    row where the other form needs one, which is why cuDNN prefers the other.
+    """
+    (h,) = state
+    H = h.shape[-1]
+    x_r, x_z, x_n = x.chunk(3, dim=-1)
+    h_r, h_z = _product(h, W[: 2 * H], b[: 2 * H]).chunk(2, dim=-1)
+    r = torch.sigmoid(x_r + h_r)
+    z = torch.sigmoid(x_z + h_z)
+    n = torch.tanh(x_n + _product(r * h, W[2 * H :], b[2 * H :]))
+    return ((1 - z) * n + z * h,)
+
+
+def _product(h: Tensor, W: Tensor, b: Tensor) -> Tensor:
+    """W·h + b in the precision of the moment, handed on in the state's own (bf16 products, fp32 gates)."""
+    return F.linear(h, W, b).to(h.dtype)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A recurrence, as the rest of charlm needs to know it.
+
+    Attributes:
+        name: as in a recipe.
+        gates: G, the number of H-high blocks in each weight matrix.
+        step: its equations.
+        state_names: what it carries: ``("h",)`` or ``("h", "c")``.
+    """
+
+    name: str
+    gates: int
+    step: Step
+    state_names: tuple[str, ...] = ("h",)
+
+
+def cell_of(name: str, nonlinearity: str = "tanh", reset_after: bool = True) -> Cell:
+    """Look a cell up. To add one: write its step above and name it here.
+
+    Raises:
+        KeyError: no such cell.
+    """
+    cells = {
+        "rnn": Cell("rnn", 1, rnn_relu if nonlinearity == "relu" else rnn_tanh),
+        "gru": Cell("gru", 3, gru if reset_after else gru_reset_before),
+        "lstm": Cell("lstm", 4, lstm, ("h", "c")),
+    }
+    return cells[name]

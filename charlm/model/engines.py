@@ -1,0 +1,130 @@
+"""The ways to execute a recurrent layer over T time steps. Same weights, same shapes, same results, other speed.
+
+    reference   the equations of :mod:`charlm.model.cells` in a loop: any device, any precision, the truth for the others
+    torch       PyTorch's fused kernels: oneDNN on a CPU, cuDNN on a GPU
+
+To add an engine: write a class with ``why_not`` and ``run`` and name it in ``ENGINES``. ``engine: auto`` takes the first
+that can run the layer.
+
+    T time steps    B streams    D input width    H hidden units    G gates    V symbols
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from charlm.errors import UsageError
+from charlm.model.cells import State
+
+if TYPE_CHECKING:
+    from charlm.config import ModelSection
+    from charlm.model.language_model import RecurrentLayer
+
+
+class Engine(Protocol):
+    """Executes one recurrent layer."""
+
+    name: str
+
+    def why_not(self, model: ModelSection, device: torch.device) -> str | None:
+        """Say why this engine cannot run such a model here; ``None``: it can."""
+
+    def run(self, layer: RecurrentLayer, inputs: Tensor, state: State, embedding: Tensor | None) -> tuple[Tensor, State]:
+        """Read T steps.
+
+        Args:
+            inputs: ``(T, B, D)`` numbers, or ``(T, B)`` ids that stand for rows of ``embedding``.
+            state: each ``(B, H)``.
+            embedding: ``(V, D)``; ``None`` with ids: the ids stand for one-hot vectors, and D = V.
+
+        Returns:
+            The outputs h of every step, ``(T, B, H)``, and the state after the last.
+        """
+
+
+class ReferenceEngine:
+    """The textbook: one step after the other."""
+
+    name = "reference"
+
+    def why_not(self, model: ModelSection, device: torch.device) -> str | None:
+        """It runs everything, everywhere."""
+        return None
+
+    def run(self, layer: RecurrentLayer, inputs: Tensor, state: State, embedding: Tensor | None) -> tuple[Tensor, State]:
+        """See :class:`Engine`."""
+        x = self._input_gates(layer, inputs, embedding).to(state[0].dtype)
+        outputs = []
+        for x_t in x.unbind(0):
+            state = layer.cell.step(x_t, state, layer.weight_hh, layer.bias_hh)
+            outputs.append(state[0])
+        return torch.stack(outputs), state
+
+    @staticmethod
+    def _input_gates(layer: RecurrentLayer, inputs: Tensor, embedding: Tensor | None) -> Tensor:
+        """W_ih·input + b_ih for all steps at once, ``(T, B, G·H)``.
+
+        For ids it is a lookup: a one-hot vector times a matrix is one of its columns, so the products of all V symbols
+        make a table of V rows, from which T·B rows are gathered.
+        """
+        if inputs.is_floating_point():
+            return F.linear(inputs, layer.weight_ih, layer.bias_ih)
+        columns = layer.weight_ih.t() if embedding is None else F.linear(embedding, layer.weight_ih)
+        return F.embedding(inputs, columns + layer.bias_ih)
+
+
+class TorchEngine:
+    """PyTorch's kernels: the whole sequence in one call. A layer at a time, which is what cuDNN runs fastest."""
+
+    name = "torch"
+
+    def why_not(self, model: ModelSection, device: torch.device) -> str | None:
+        """PyTorch has one form of the GRU."""
+        if model.cell == "gru" and not model.reset_after:
+            return "PyTorch has no GRU with reset_after: false"
+        return None
+
+    def run(self, layer: RecurrentLayer, inputs: Tensor, state: State, embedding: Tensor | None) -> tuple[Tensor, State]:
+        """See :class:`Engine`."""
+        if not inputs.is_floating_point():
+            rows = torch.eye(layer.weight_ih.shape[1], dtype=state[0].dtype, device=inputs.device)
+            inputs = F.embedding(inputs, rows if embedding is None else embedding)
+        weights = [layer.weight_ih, layer.weight_hh, layer.bias_ih, layer.bias_hh]
+        carried = tuple(part.unsqueeze(0) for part in state)  # PyTorch counts layers in front; here is one
+        options = (True, 1, 0.0, torch.is_grad_enabled(), False, False)  # biases, layers, dropout, training, both ways, batch first
+        if layer.cell.name == "lstm":
+            outputs, *carried_on = torch.lstm(inputs, carried, weights, *options)
+        else:
+            kernel = {"gru": torch.gru, "rnn_tanh": torch.rnn_tanh, "rnn_relu": torch.rnn_relu}[layer.kernel]
+            outputs, *carried_on = kernel(inputs, carried[0], weights, *options)
+        return outputs, tuple(part.squeeze(0).to(state[0].dtype) for part in carried_on)
+
+
+ENGINES: dict[str, Engine] = {"torch": TorchEngine(), "reference": ReferenceEngine()}
+"""Every engine, the fastest first: the order in which ``auto`` asks them."""
+
+
+def resolve_engine(model: ModelSection, device: torch.device) -> tuple[str, str]:
+    """Choose the engine.
+
+    Returns:
+        Its name and why it was chosen.
+
+    Raises:
+        UsageError: the engine that was asked for by name cannot run this model here.
+    """
+    if model.engine != "auto":
+        if reason := ENGINES[model.engine].why_not(model, device):
+            raise UsageError(f"model.engine: {model.engine} cannot run this recipe: {reason}; use engine: auto")
+        return model.engine, "as the recipe says"
+    passed_over = []
+    for name, engine in ENGINES.items():
+        reason = engine.why_not(model, device)
+        if reason is None:
+            return name, "; ".join(passed_over) or "the fastest that runs this model here"
+        passed_over.append(reason)
+    raise AssertionError("the reference engine runs everything")

@@ -1,0 +1,202 @@
+"""The language model: symbols in, a distribution over the next symbol out.
+
+    ids (T, B) → [embedding] → recurrent layer 1 … L, dropout after each → output layer → logits (T, B, V)
+
+State is a value: ``model(ids, state)`` returns the next state and keeps none, so evaluating or sampling can never disturb
+training. Its parts are ``(L, B, H)`` in fp32: ``(h,)``, or ``(h, c)`` for the LSTM.
+
+    T time steps    B streams    L layers    D input width    H hidden units    G gates    V symbols
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from charlm.config import ModelSection
+from charlm.errors import UsageError
+from charlm.model.cells import Cell, State, cell_of
+from charlm.model.engines import ENGINES, Engine
+from charlm.runtime import generator
+
+ONE_HOT_UP_TO = 256
+"""``input: auto`` uses one-hot vectors up to this many symbols; beyond, their products cost more than an embedding."""
+
+Dropout = Callable[[Tensor, int], Tensor]
+"""(a layer's output ``(T, B, H)``, the layer's number) → the same with some of it zeroed."""
+
+
+class RecurrentLayer(nn.Module):
+    """One layer's weights, in PyTorch's names, shapes and gate order.
+
+    ``weight_ih (G·H, D)``, ``weight_hh (G·H, H)``, ``bias_ih (G·H,)``, ``bias_hh (G·H,)``.
+    """
+
+    def __init__(self, model: ModelSection, width: int) -> None:
+        super().__init__()
+        self.cell: Cell = cell_of(model.cell, model.nonlinearity, model.reset_after)
+        self.kernel = f"rnn_{model.nonlinearity}" if model.cell == "rnn" else model.cell
+        rows = self.cell.gates * model.hidden
+        self.weight_ih = nn.Parameter(torch.empty(rows, width))
+        self.weight_hh = nn.Parameter(torch.empty(rows, model.hidden))
+        self.bias_ih = nn.Parameter(torch.empty(rows))
+        self.bias_hh = nn.Parameter(torch.empty(rows))
+
+
+class LanguageModel(nn.Module):
+    """A stack of recurrent layers over a vocabulary of V symbols.
+
+    Args:
+        model: the recipe's section.
+        vocabulary_size: V.
+        engine: the name of the resolved engine.
+
+    Raises:
+        UsageError: the widths do not fit each other.
+    """
+
+    def __init__(self, model: ModelSection, vocabulary_size: int, engine: str) -> None:
+        super().__init__()
+        self.section = model
+        self.vocabulary_size = vocabulary_size
+        self.engine: Engine = ENGINES[engine]
+        width = embedding_width(model, vocabulary_size)
+        self.embedding = nn.Parameter(torch.empty(vocabulary_size, width)) if width else None
+        widths = [width or vocabulary_size] + [model.hidden] * (model.layers - 1)
+        self.layers: list[RecurrentLayer] = nn.ModuleList(RecurrentLayer(model, w) for w in widths)  # type: ignore[assignment]
+        self.output_weight = None if model.tied else nn.Parameter(torch.empty(vocabulary_size, model.hidden))
+        self.output_bias = nn.Parameter(torch.empty(vocabulary_size))
+
+    def initialise(self, seed: int) -> None:
+        """Draw the initial weights. Each matrix has its own random sequence, so that one choice never shifts another."""
+        H, bound = self.section.hidden, 1 / math.sqrt(self.section.hidden)
+        init = self.section.init
+        with torch.no_grad():
+            for name, weight in self.named_parameters():
+                rng = generator("cpu", seed, "initial weights", name)
+                if init == "normal":
+                    weight.zero_() if weight.dim() == 1 else weight.normal_(0, 0.01, generator=rng)
+                elif init == "orthogonal" and name.endswith("weight_hh"):
+                    for block in weight.split(H):
+                        nn.init.orthogonal_(block, generator=rng)
+                elif name == "embedding" and not self.section.tied:
+                    weight.normal_(generator=rng)
+                else:
+                    weight.uniform_(-bound, bound, generator=rng)
+            if self.section.cell == "lstm" and self.section.forget_bias is not None:
+                for layer in self.layers:
+                    layer.bias_ih[H : 2 * H] = self.section.forget_bias  # gates i, f, g, o: the second block
+                    layer.bias_hh[H : 2 * H] = 0
+
+    def zero_state(self, streams: int) -> State:
+        """The state before the first character: zeros, each ``(L, B, H)``."""
+        like = self.output_bias
+        shape = (len(self.layers), streams, self.section.hidden)
+        return tuple(torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in self.layers[0].cell.state_names)
+
+    def forward(self, ids: Tensor, state: State, dropout: Dropout | None = None) -> tuple[Tensor, State]:
+        """Read T steps of B streams.
+
+        Args:
+            ids: ``(T, B)`` integers below V.
+            state: see :meth:`zero_state`.
+            dropout: applied to each layer's output; ``None``: no dropout (evaluation, sampling).
+
+        Returns:
+            Logits of the next symbol ``(T, B, V)``, and the state after the last step.
+        """
+        features, state = self.features(ids, state, dropout)
+        return self.logits(features), state
+
+    def features(self, ids: Tensor, state: State, dropout: Dropout | None = None) -> tuple[Tensor, State]:
+        """The last layer's outputs ``(T, B, H)``, before the output layer, and the next state."""
+        inputs, embedding = ids, self.embedding
+        carried: list[State] = []
+        for number, layer in enumerate(self.layers):
+            inputs, carried_on = self.engine.run(layer, inputs, tuple(part[number] for part in state), embedding)
+            carried.append(carried_on)
+            embedding = None
+            if dropout is not None:
+                inputs = dropout(inputs, number)
+        return inputs, tuple(torch.stack(parts) for parts in zip(*carried, strict=True))
+
+    def logits(self, features: Tensor) -> Tensor:
+        """The output layer: ``(…, H)`` → ``(…, V)``."""
+        weight = self.embedding if self.output_weight is None else self.output_weight
+        assert weight is not None
+        return F.linear(features, weight, self.output_bias)
+
+    def flatten_for_cudnn(self) -> None:
+        """Lay each layer's weights into one block of GPU memory, as cuDNN wants them; elsewhere nothing happens."""
+        for layer in self.layers:
+            kind = {"lstm": nn.LSTM, "gru": nn.GRU}.get(self.section.cell, nn.RNN)
+            holder = kind(layer.weight_ih.shape[1], self.section.hidden, device="meta")
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+                setattr(holder, f"{name}_l0", getattr(layer, name))
+            holder.flatten_parameters()
+
+    def parameter_count(self) -> int:
+        """How many numbers training adjusts."""
+        return sum(weight.numel() for weight in self.parameters())
+
+
+def embedding_width(model: ModelSection, vocabulary_size: int) -> int | None:
+    """D of the embedding, or ``None`` for one-hot input.
+
+    Raises:
+        UsageError: a width is given but the input is one-hot.
+    """
+    if model.tied:
+        return model.hidden
+    if model.input == "one-hot":
+        if model.embedding is not None:
+            raise UsageError("model.embedding is a width for input: embedding, but the recipe says input: one-hot")
+        return None
+    if model.embedding is None and model.input == "auto" and vocabulary_size <= ONE_HOT_UP_TO:
+        return None
+    return model.embedding or min(model.hidden, 256)
+
+
+def count_parameters(model: ModelSection, vocabulary_size: int) -> int:
+    """The number of parameters of such a model, without building it."""
+    with torch.device("meta"):
+        return LanguageModel(model, vocabulary_size, "reference").parameter_count()
+
+
+def activation_bytes(model: ModelSection, vocabulary_size: int, streams: int, steps: int, precision: str) -> int:
+    """What one training step keeps for its backward pass, in bytes.
+
+    Per character and layer: G·H gates, their pre-activations, the states and the dropped-out output, about (2G + 4)·H
+    numbers in the precision of the run; plus logits, their gradient and the log-softmax, 3·V numbers in fp32.
+    """
+    G = cell_of(model.cell).gates
+    size = 4 if precision == "fp32" else 2
+    per_character = model.layers * (2 * G + 4) * model.hidden * size + 3 * vocabulary_size * 4
+    return streams * steps * per_character
+
+
+def hashed_dropout(probability: float, seed: int, step: int) -> Dropout | None:
+    """Dropout whose masks follow from (seed, step, layer) alone, so that a resumed run draws the same ones.
+
+    On a CPU the masks are cut from 64-bit random numbers, four decisions each: the probability is rounded to a multiple
+    of 2⁻¹⁶, and the scale 1/(1 − p) uses the rounded one.
+    """
+    if probability == 0:
+        return None
+
+    def drop(values: Tensor, layer: int) -> Tensor:
+        rng = generator(values.device, seed, "dropout", step, layer)
+        if values.device.type != "cpu":
+            keep = torch.rand(values.shape, device=values.device, generator=rng) >= probability
+            return values * keep / (1 - probability)
+        threshold = round(probability * 65536)
+        words = torch.empty(-(-values.numel() // 4), dtype=torch.int64)
+        words.random_(-(2**63), None, generator=rng)
+        keep = words.view(torch.int16)[: values.numel()].view(values.shape) >= threshold - 32768
+        return values * keep.to(values.dtype).mul_(65536 / (65536 - threshold))
+
+    return drop

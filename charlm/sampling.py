@@ -1,0 +1,152 @@
+"""Writes text, one character at a time: temperature, top-k, top-p, banned characters, stop text.
+
+The draw is defined here, in float64 and by the ids' order, and not left to a library: the same model, seed and options
+give the same text on every engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from charlm.data.vocabulary import Vocabulary
+from charlm.errors import UsageError
+from charlm.model.cells import State
+from charlm.model.language_model import LanguageModel
+from charlm.runtime import derived_seed
+
+Probabilities = npt.NDArray[np.float64]
+
+_PROMPT_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Taste:
+    """How to choose from a distribution.
+
+    Attributes:
+        temperature: divides the logits; 0: always the likeliest.
+        top_k: keep the k likeliest; 0: all.
+        top_p: keep the likeliest that together reach this probability (Holtzman et al. 2020); 1: all.
+        banned: ids that are never drawn.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    banned: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise UsageError(f"--temperature {self.temperature:g}: expected 0 or more")
+        if self.top_k < 0:
+            raise UsageError(f"--top-k {self.top_k}: expected 0 (all) or more")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"--top-p {self.top_p:g}: expected more than 0, at most 1")
+
+
+def distribution(logits: npt.ArrayLike, taste: Taste) -> Probabilities:
+    """The probabilities that a character is drawn with, ``(V,)``, summing to 1.
+
+    Ties at the border of top-k go to the smaller id, so that exactly k remain.
+    """
+    scores = np.array(logits, dtype=np.float64)
+    if taste.banned:
+        scores[list(taste.banned)] = -np.inf
+    if not np.isfinite(scores.max()):
+        raise UsageError("every character is banned; nothing is left to draw")
+    order = np.argsort(-scores, kind="stable")
+    if taste.temperature == 0:
+        scores[order[1:]] = -np.inf
+        taste = Taste(temperature=1.0)
+    scores = np.exp((scores - scores[order[0]]) / taste.temperature)
+    if taste.top_k:
+        scores[order[taste.top_k :]] = 0
+    if taste.top_p < 1:
+        mass = np.cumsum(scores[order])
+        kept = int(np.searchsorted(mass, taste.top_p * mass[-1])) + 1
+        scores[order[kept:]] = 0
+    probabilities: Probabilities = scores / scores.sum()
+    return probabilities
+
+
+def draw(probabilities: Probabilities, uniform: float) -> int:
+    """The id at which the cumulative sum of probabilities, in the ids' order, passes ``uniform`` in [0, 1)."""
+    mass = np.cumsum(probabilities)
+    index = int(np.searchsorted(mass, uniform * mass[-1], side="right"))
+    return min(index, int(np.flatnonzero(probabilities)[-1]))
+
+
+def start_ids(vocabulary: Vocabulary) -> list[int]:
+    """What stands before an empty prompt: a newline if the model knows it, else its first symbol."""
+    newline = vocabulary.id_of(ord("\n"))
+    return [newline if newline is not None else len(vocabulary) - len(vocabulary.symbols)]
+
+
+def read(model: LanguageModel, ids: Sequence[int]) -> tuple[Probabilities, State]:
+    """Read a prompt from a zero state.
+
+    Returns:
+        The logits of the next character ``(V,)``, and the state.
+    """
+    with torch.inference_mode():
+        state = model.zero_state(1)
+        for start in range(0, len(ids), _PROMPT_CHUNK):
+            part = torch.tensor(ids[start : start + _PROMPT_CHUNK], device=state[0].device)[:, None]
+            features, state = model.features(part, state)
+        return _logits(model, features), state
+
+
+def generate(
+    model: LanguageModel, vocabulary: Vocabulary, prompt: Sequence[int], taste: Taste, seed: int, number: int = 0
+) -> Iterator[int]:
+    """Yield ids without end. Memory does not grow.
+
+    Args:
+        prompt: ids to continue; empty: see :func:`start_ids`.
+        seed, number: each pair has its own random sequence; ``number`` tells several samples of one seed apart.
+    """
+    if vocabulary.unknown_id is not None:
+        taste = Taste(taste.temperature, taste.top_k, taste.top_p, taste.banned | {vocabulary.unknown_id})
+    random = np.random.default_rng(derived_seed(seed, "sample", number))
+    logits, state = read(model, prompt or start_ids(vocabulary))
+    while True:
+        index = draw(distribution(logits, taste), random.random())
+        yield index
+        with torch.inference_mode():
+            features, state = model.features(torch.tensor([[index]], device=state[0].device), state)
+            logits = _logits(model, features)
+
+
+def _logits(model: LanguageModel, features: torch.Tensor) -> Probabilities:
+    return np.asarray(model.logits(features[-1, 0]).double().cpu().numpy())
+
+
+def sample(
+    model: LanguageModel, vocabulary: Vocabulary, prompt: str, length: int, taste: Taste, seed: int, number: int = 0
+) -> str:
+    """``length`` new characters after ``prompt``; unknown characters of the prompt are read as ``<unk>``."""
+    ids = generate(model, vocabulary, vocabulary.encode(prompt, "map"), taste, seed, number)
+    return vocabulary.decode([next(ids) for _ in range(length)])
+
+
+def until(pieces: Iterator[bytes], stop: bytes) -> Iterator[bytes]:
+    """Pass pieces on until ``stop`` has appeared; it is left out. What may still become ``stop`` is held back."""
+    if not stop:
+        yield from pieces
+        return
+    held = b""
+    for piece in pieces:
+        held += piece
+        if (found := held.find(stop)) >= 0:
+            yield held[:found]
+            return
+        kept = next(size for size in range(min(len(stop) - 1, len(held)), -1, -1) if held.endswith(stop[:size]))
+        if len(held) > kept:
+            yield held[: len(held) - kept]
+            held = held[len(held) - kept :]
+    yield held

@@ -1,0 +1,112 @@
+"""Optimisers and learning-rate schedules.
+
+A learning rate is a function of the step alone. There is no scheduler object whose state could be lost: a resumed run
+asks the same function.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from charlm.config import TrainSection
+from charlm.errors import CheckpointError
+from charlm.model.language_model import LanguageModel
+
+
+def make_optimizer(model: LanguageModel, section: TrainSection) -> torch.optim.Optimizer:
+    """The update rule over all weights. Weight decay acts on matrices; biases are left alone."""
+    matrices = [weight for weight in model.parameters() if weight.dim() > 1]
+    biases = [weight for weight in model.parameters() if weight.dim() == 1]
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "weight_decay": section.weight_decay},
+        {"params": biases, "weight_decay": 0.0},
+    ]
+    betas = (section.betas[0], section.betas[1])
+    match section.optimizer:
+        case "sgd":
+            return torch.optim.SGD(groups, lr=section.lr, momentum=section.momentum)
+        case "adam":
+            return torch.optim.Adam(groups, lr=section.lr, betas=betas, fused=True)
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=section.lr, betas=betas, fused=True)
+        case "rmsprop":
+            return torch.optim.RMSprop(groups, lr=section.lr, momentum=section.momentum)
+
+
+def learning_rate(section: TrainSection, step: int, planned_steps: int | None, epoch_length: int) -> float:
+    """The learning rate of optimiser step number ``step``, counted from 0.
+
+    Args:
+        planned_steps: the run's planned length; only ``cosine`` needs it.
+        epoch_length: steps in an epoch, the unit of ``gamma_every``.
+    """
+    if step < section.warmup:
+        return section.lr * (step + 1) / section.warmup
+    match section.schedule:
+        case "constant":
+            return section.lr
+        case "cosine":
+            assert planned_steps is not None
+            done = min(1.0, (step - section.warmup) / max(1, planned_steps - section.warmup))
+            return section.lr * (section.lr_final + (1 - section.lr_final) * 0.5 * (1 + math.cos(math.pi * done)))
+        case "step":
+            return float(section.lr * section.gamma ** (step // max(1, round(section.gamma_every * epoch_length))))
+        case "exponential":
+            return float(section.lr * section.gamma ** (step / (section.gamma_every * epoch_length)))
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: LanguageModel) -> dict[str, Tensor]:
+    """The optimiser's moments as ``parameter/slot`` → tensor; empty slots are left out."""
+    return {
+        f"{name}/{slot}": value
+        for name, weight in model.named_parameters()
+        for slot, value in sorted(optimizer.state.get(weight, {}).items())
+        if isinstance(value, Tensor)
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, model: LanguageModel, tensors: dict[str, Tensor]) -> None:
+    """Put stored moments back, each copied into memory of its own.
+
+    Raises:
+        CheckpointError: a moment does not have its weight's shape.
+    """
+    names = dict(model.named_parameters())
+    for key, stored in tensors.items():
+        name, _, slot = key.rpartition("/")
+        weight = names.get(name)
+        if weight is None or (stored.dim() > 0 and stored.shape != weight.shape):
+            raise CheckpointError(f"the stored moment {key} {tuple(stored.shape)} fits no weight of this model")
+        # Step counters of fused optimisers live where the weights live; a plain copy is right for both kinds.
+        optimizer.state[weight][slot] = stored.clone().to(weight.device)
+
+
+class LossScale:
+    """fp16 only: gradients below 6e-8 would vanish, so the loss is multiplied by a power of two (Micikevicius 2018).
+
+    Where a gradient overflows, the step is left out and the scale halved; after ``GROW_AFTER`` good steps it doubles.
+    """
+
+    GROW_AFTER = 1000
+
+    def __init__(self, enabled: bool, scale: float = 2.0**12, good_steps: int = 0) -> None:
+        self.enabled = enabled
+        self.scale = scale if enabled else 1.0
+        self.good_steps = good_steps
+
+    def overflowed(self) -> bool:
+        """Halve the scale. Returns whether the step may simply be left out: not once the scale has come down to 1."""
+        if self.scale <= 1:
+            return False
+        self.scale, self.good_steps = self.scale / 2, 0
+        return True
+
+    def succeeded(self) -> None:
+        """Count a good step."""
+        self.good_steps += 1
+        if self.enabled and self.good_steps >= self.GROW_AFTER:
+            self.scale, self.good_steps = min(self.scale * 2, 2.0**24), 0

@@ -1,0 +1,257 @@
+"""From a recipe to a trainer that is ready to run: the one place where data, model, device and an earlier run meet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from charlm import checkpoint
+from charlm.checkpoint import Checkpoint
+from charlm.config import LoadedRecipe, Recipe, SplitFiles, is_path, reconcile
+from charlm.data.dataset import Dataset, open_dataset
+from charlm.data.vocabulary import Vocabulary, describe_characters
+from charlm.errors import CheckpointError, RecipeError, UsageError
+from charlm.model.engines import resolve_engine
+from charlm.model.language_model import LanguageModel
+from charlm.runtime import prepare, resolve_device, resolve_precision
+from charlm.training.run_folder import RunFolder
+from charlm.training.trainer import Limits, Resolved, Trainer
+
+Resume = Literal["never", "auto", "must"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line adds to a recipe.
+
+    Attributes:
+        out: the run's folder.
+        resume: what to do with a run that is there already.
+        overwrite: move it aside and start anew.
+        init: a checkpoint to take initial weights from.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``.
+        verify: hash the corpus even if its files look unchanged.
+    """
+
+    out: Path
+    limits: Limits
+    resume: Resume = "never"
+    overwrite: bool = False
+    init: str | None = None
+    device: str = "auto"
+    verify: bool = False
+    fetch_progress: Callable[[int, int | None], None] | None = None
+    encode_progress: Callable[[int, int], None] | None = None
+
+
+@dataclass
+class Started:
+    """A trainer, and the sentences that its user should read first."""
+
+    trainer: Trainer
+    notices: list[str] = field(default_factory=list)
+
+
+def start(loaded: LoadedRecipe, options: Options) -> Started:
+    """Lock the run's folder, read the text, build the model, and go on from an earlier checkpoint if asked.
+
+    Raises:
+        CharlmError: whatever keeps the run from starting; the folder is then unlocked and as it was.
+    """
+    if options.resume != "never" and (options.overwrite or options.init):
+        raise UsageError("--resume goes on with a run; --overwrite and --init start one. Choose one of them")
+    existed = options.out.exists()
+    folder = RunFolder(options.out)
+    try:
+        return _start(loaded, options, folder)
+    except BaseException:
+        folder.close()
+        if not existed:
+            _remove_if_empty(options.out)
+        raise
+
+
+def _remove_if_empty(folder: Path) -> None:
+    (folder / ".lock").unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _start(loaded: LoadedRecipe, options: Options, folder: RunFolder) -> Started:
+    notices: list[str] = []
+    recipe, stored_recipe = loaded.recipe, portable(loaded.recipe)
+    earlier = _earlier(options, folder, notices)
+    if earlier is not None:
+        notices += [f"changed since the run began: {change}" for change in reconcile(earlier.recipe, stored_recipe)]
+    initial = checkpoint.load(checkpoint.find_checkpoint(options.init)) if options.init else None
+    source = earlier or initial
+
+    device = resolve_device(options.device)
+    dataset = open_dataset(
+        loaded,
+        vocabulary=source.vocabulary if source else None,
+        grow=initial is not None,
+        verify=options.verify,
+        fetch_progress=options.fetch_progress,
+        encode_progress=options.encode_progress,
+    )
+    notices += dataset.notices
+    if earlier is not None:
+        _same_text(earlier, dataset)
+
+    resolved = _resolve(recipe, device, earlier, notices)
+    if initial is not None and initial.vocabulary.unit != dataset.vocabulary.unit:
+        raise RecipeError(f"--init: that model reads {initial.vocabulary.unit}s, the recipe says data.unit: {recipe.data.unit}")
+    model = LanguageModel(recipe.model, len(dataset.vocabulary), resolved.engine)
+    if earlier is not None:
+        checkpoint.fill(model, earlier.weights)
+    else:
+        model.initialise(recipe.train.seed)
+    if initial is not None:
+        notices.append(transplant(model, dataset.vocabulary, initial))
+    model.to(device)
+    model.flatten_for_cudnn()
+
+    if earlier is None and options.overwrite and folder.holds_run():
+        notices.append(f"the run that was here is now in {folder.move_aside()}")
+    if earlier is None:
+        folder.cut_logs({})  # what a run left that never reached its first checkpoint
+    folder.write_config(anchored(loaded))
+    trainer = Trainer(recipe, stored_recipe, dataset, model, resolved, folder, options.limits, earlier)
+    shape = trainer.batches.shape
+    if shape.shrunk:
+        notices.append(
+            f"the training text is too small for batch {recipe.train.batch} × steps {recipe.train.steps}: "
+            f"shrunk to {shape.batch} × {shape.steps}"
+        )
+    return Started(trainer, notices)
+
+
+def _earlier(options: Options, folder: RunFolder, notices: list[str]) -> Checkpoint | None:
+    """The checkpoint to go on from, as ``--resume`` and ``--overwrite`` say."""
+    holds_run = folder.holds_run()
+    if options.resume == "never":
+        if holds_run and not options.overwrite:
+            raise UsageError(
+                f"{folder.path} holds a run already; --resume auto goes on with it, --overwrite moves it aside, --out DIR goes elsewhere"
+            )
+        return None
+    if options.resume == "auto" and not holds_run:
+        return None
+    earlier, problems = folder.newest()
+    notices += problems
+    return earlier
+
+
+def _same_text(earlier: Checkpoint, dataset: Dataset) -> None:
+    now = dataset.fingerprint()
+    different = [key for key in ("sha256", "characters", "splits") if earlier.corpus.get(key) != now[key]]
+    if different:
+        key = different[0]
+        raise RecipeError(
+            f"the text of {dataset.name} is not the one this run was started with ({key} was {earlier.corpus.get(key)}, is now "
+            f"{now[key]}); bring the old text back, or start anew with --overwrite, perhaps with --init"
+        )
+
+
+def _resolve(recipe: Recipe, device: torch.device, earlier: Checkpoint | None, notices: list[str]) -> Resolved:
+    """Settle engine, precision and threads; an earlier attempt's choices stand unless they were made for another device."""
+    before: dict[str, Any] = earlier.resolved if earlier else {}
+    stands = before.get("device") == device.type
+    if before and not stands:
+        notices.append(f"the run began on {before.get('device')} and goes on on {device.type}: exact to rounding, not to the bit")
+    section = recipe.model
+    if stands and section.engine == "auto":
+        section = section.model_copy(update={"engine": before["engine"]})
+    engine, engine_reason = resolve_engine(section, device)
+    if before and engine != before["engine"]:
+        notices.append(f"the run began with engine {before['engine']} and goes on with {engine}: exact to rounding, not to the bit")
+    wanted = before["precision"] if stands and recipe.train.precision == "auto" else recipe.train.precision
+    precision, precision_reason = resolve_precision(wanted, device, engine)
+    if stands:
+        engine_reason = precision_reason = "as the run began"
+    threads = prepare(recipe.train.threads or (before.get("threads") if stands else None))
+    return Resolved(device, engine, engine_reason, precision, precision_reason, threads)
+
+
+def transplant(model: LanguageModel, vocabulary: Vocabulary, initial: Checkpoint) -> str:
+    """Copy another model's weights into this one; what belongs to a character goes to the same character.
+
+    Returns:
+        A sentence that says what was mapped.
+
+    Raises:
+        CheckpointError: the networks differ in cell, width, layers or input.
+    """
+    here, there = model.section, initial.recipe.model
+    differing = [
+        f"model.{key}: {getattr(there, key)} there, {getattr(here, key)} here"
+        for key in ("cell", "hidden", "layers", "tied", "nonlinearity", "reset_after")
+        if getattr(here, key) != getattr(there, key)
+    ]
+    if differing:
+        raise CheckpointError("--init: the checkpoint is another network: " + "; ".join(differing))
+    own = dict(model.named_parameters())
+    if own.keys() != initial.weights.keys():
+        raise CheckpointError("--init: one model has one-hot input, the other an embedding; set model.input alike")
+
+    shared = [symbol for symbol in vocabulary.symbols if initial.vocabulary.id_of(symbol) is not None]
+    pairs = [(vocabulary.id_of(symbol), initial.vocabulary.id_of(symbol)) for symbol in shared]
+    if vocabulary.unknown_id is not None:
+        pairs.append((vocabulary.unknown_id, initial.vocabulary.unknown_id))
+    to, come_from = (torch.tensor(ids) for ids in zip(*pairs, strict=True))
+    of_characters = {"embedding": 0, "output_weight": 0, "output_bias": 0}  # name → the dimension that counts characters
+    if model.embedding is None:
+        of_characters["layers.0.weight_ih"] = 1
+    with torch.no_grad():
+        for name, weight in own.items():
+            stored = initial.weights[name]
+            if name in of_characters:
+                dimension = of_characters[name]
+                weight.index_copy_(dimension, to, stored.index_select(dimension, come_from))
+            elif weight.shape == stored.shape:
+                weight.copy_(stored)
+            else:
+                raise CheckpointError(f"--init: {name} is {tuple(stored.shape)} there and {tuple(weight.shape)} here")
+    fresh = [symbol for symbol in vocabulary.symbols if initial.vocabulary.id_of(symbol) is None]
+    added = f"; new, with fresh weights: {describe_characters(''.join(map(chr, fresh)))}" if fresh else "; none are new"
+    return f"initial weights from step {initial.progress['step']} of another run: {len(shared)} symbols mapped{added}"
+
+
+def portable(recipe: Recipe) -> Recipe:
+    """The recipe as a checkpoint may hold it: texts that were given by absolute paths are reduced to their names."""
+    data = recipe.data
+    if isinstance(data.split, SplitFiles):
+        files = SplitFiles(validation=_relative(data.split.validation), test=_relative(data.split.test))
+        data = data.model_copy(update={"split": files})
+    return recipe.model_copy(update={"corpus": _relative(recipe.corpus), "data": data})
+
+
+def _relative(path: str | None) -> str | None:
+    if path is None or not is_path(path):
+        return path
+    expanded = Path(path).expanduser()
+    return f"./{expanded.name}" if expanded.is_absolute() else path
+
+
+def anchored(loaded: LoadedRecipe) -> Recipe:
+    """The recipe as the run's own ``config.yaml`` holds it: its texts are found from any folder of this machine."""
+    data = loaded.recipe.data
+    if isinstance(data.split, SplitFiles):
+        split = SplitFiles(
+            validation=_absolute(data.split.validation, loaded.folder), test=_absolute(data.split.test, loaded.folder)
+        )
+        data = data.model_copy(update={"split": split})
+    return loaded.recipe.model_copy(update={"corpus": _absolute(loaded.recipe.corpus, loaded.folder), "data": data})
+
+
+def _absolute(path: str | None, folder: Path) -> str | None:
+    if path is None or not is_path(path):
+        return path
+    expanded = Path(path).expanduser()
+    beside_recipe = (folder / expanded).exists() or any(folder.glob(path) if not expanded.is_absolute() else ())
+    return str((folder / expanded if beside_recipe else expanded).absolute())

@@ -1,0 +1,524 @@
+"""The training loop. It yields events and prints nothing: the console draws them, the run's folder records them.
+
+One step: read B·T characters from where the last step stopped, backpropagate through these T steps alone (truncated
+backpropagation through time: the state goes on, its gradient does not), clip, update. In between, at steps that follow
+from the recipe, the trainer evaluates, samples and saves.
+
+Resuming is exact because a step is a function of what a checkpoint holds: weights, moments, carried state, the position in
+the text and counters. Stopping early, for whatever reason, changes none of these.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from charlm import checkpoint, sampling
+from charlm.checkpoint import Checkpoint
+from charlm.config import Recipe
+from charlm.data.dataset import Dataset, Text
+from charlm.data.streams import IGNORED, Batches
+from charlm.errors import DivergedError
+from charlm.evaluation import perplexity
+from charlm.model.cells import State
+from charlm.model.language_model import LanguageModel, hashed_dropout
+from charlm.runtime import arithmetic
+from charlm.training.optimisation import LossScale, learning_rate, make_optimizer, optimizer_tensors, restore_optimizer
+from charlm.training.run_folder import BEST, LAST, RunFolder
+
+DEFAULT_CHARACTERS = 8_000_000
+DEFAULT_EPOCHS = 50
+RECENT_STEPS = 100
+"""``train_nats`` is the mean over the last epoch or so many steps, whichever is shorter."""
+
+# -- events ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """One optimiser step."""
+
+    step: int
+    epoch: float
+    nats: float
+    learning_rate: float
+    gradient_norm: float
+    characters_per_second: float
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A validation; ``regular``: one that the recipe asks for at this step, rather than one made because the run stops."""
+
+    step: int
+    nats: float
+    is_best: bool
+    regular: bool
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A text written on the way."""
+
+    step: int
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Saved:
+    """``last`` is on disk."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Said:
+    """Something worth a line."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The run's final record (the keys of ``--json``), the learning curve, and a sample for each of the recipe's prompts."""
+
+    record: dict[str, Any]
+    samples: list[Sampled]
+
+
+Event = StepDone | Evaluated | Sampled | Saved | Said | Finished
+
+# -- what a run is made of -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What only stops a run and never changes its schedule.
+
+    Attributes:
+        max_steps: of the run, earlier attempts included.
+        started_at: the process's start, on ``time.monotonic``'s clock.
+        max_seconds: from then, the last evaluation and save included.
+    """
+
+    started_at: float
+    max_steps: int | None = None
+    max_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What ``auto`` became, and why."""
+
+    device: torch.device
+    engine: str
+    engine_reason: str
+    precision: str
+    precision_reason: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """At which steps things happen; a function of the recipe and the text alone.
+
+    Attributes:
+        steps: the planned length in optimiser steps; ``None``: until the time is over.
+    """
+
+    steps: int | None
+    evaluate_every: int
+    checkpoint_every: int
+    sample_every: int
+
+    @classmethod
+    def of(cls, recipe: Recipe, batches: Batches) -> Plan:
+        """Fill in what the recipe leaves open."""
+        train, epoch = recipe.train, batches.epoch_length(0)
+        steps: int | None = None
+        if train.updates is not None:
+            steps = train.updates
+        elif train.epochs is not None:
+            whole, rest = divmod(train.epochs, 1)
+            steps = sum(batches.epoch_length(number) for number in range(int(whole))) + round(rest * epoch)
+        elif train.time is None:
+            per_step = batches.shape.batch * batches.shape.steps
+            steps = max(1, min(DEFAULT_CHARACTERS // per_step, DEFAULT_EPOCHS * epoch))
+        if steps is not None:
+            steps = max(1, steps)
+        every = recipe.evaluate.every or max(1, -(-steps // 20) if steps is not None else 200)
+        return cls(steps, every, recipe.checkpoint.every or every, recipe.sample.every or every)
+
+
+# -- the trainer -----------------------------------------------------------------------------------------------------
+
+
+class Trainer:
+    """Trains one model. Iterate over :meth:`run`; :meth:`request_stop` may be called from a signal handler.
+
+    Args:
+        recipe: what to do.
+        stored_recipe: the same as a checkpoint may hold it (no absolute paths).
+        dataset: the text.
+        model: on its device, with initial or stored weights.
+        resolved: device, engine, precision.
+        folder: where to write; locked by this process.
+        limits: when to stop.
+        resume: the checkpoint that ``model``'s weights come from, to go on from.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        stored_recipe: Recipe,
+        dataset: Dataset,
+        model: LanguageModel,
+        resolved: Resolved,
+        folder: RunFolder,
+        limits: Limits,
+        resume: Checkpoint | None = None,
+    ) -> None:
+        self.recipe, self.dataset, self.model, self.resolved = recipe, dataset, model, resolved
+        self.folder, self.limits = folder, limits
+        self._stored_recipe = stored_recipe
+        self.batches = Batches(dataset.text("train"), recipe.train, recipe.data.unknown_rate)
+        self.plan = Plan.of(recipe, self.batches)
+        self.validation = self._validation_text()
+        self.optimizer = make_optimizer(model, recipe.train)
+        self.resumed_from: int | None = None
+
+        self.step = 0
+        self.epoch = 0
+        self._index = 0  # of the next batch in its epoch
+        self._state: State = model.zero_state(self.batches.shape.batch)
+        self._recent: deque[tuple[float, int]] = deque(maxlen=min(RECENT_STEPS, self.batches.epoch_length(0)))
+        self._speeds: deque[tuple[int, float]] = deque(maxlen=50)
+        self._best: dict[str, Any] = {"nats": None, "step": None}
+        self._worse_in_a_row = 0
+        self._validation_nats: float | None = None
+        self._trained = {"characters": 0, "seconds": 0.0}
+        self._trained_here = {"characters": 0, "seconds": 0.0}
+        self._scale = LossScale(resolved.precision == "fp16")
+        self._stop: str | None = None
+        self._last_saved: int | None = None
+        self._closing_seconds = 0.0
+        self._exact_limit = recipe.evaluate.characters
+        if resume is not None:
+            self._restore(resume)
+
+    def request_stop(self, reason: str) -> None:
+        """Stop after the current step: save, evaluate, and finish."""
+        self._stop = reason
+
+    def run(self) -> Iterator[Event]:
+        """Train to the end, or until something stops the run.
+
+        Raises:
+            DivergedError: loss or gradient stopped being finite; the state before that step has been saved.
+        """
+        if self.limits.max_seconds is not None:
+            self._closing_seconds = self._estimate_closing_seconds()
+        while (reason := self._reason_to_stop()) is None:
+            yield self._train_step()
+            yield from self._between_steps()
+        yield from self._finish(reason)
+
+    # -- one step --
+
+    def _train_step(self) -> StepDone:
+        began = time.perf_counter()
+        train, device = self.recipe.train, self.resolved.device
+        batch = self.batches.batch(self.epoch, self._index)
+        state = self.model.zero_state(batch.inputs.shape[1]) if batch.fresh else self._state
+        inputs, targets = batch.inputs.to(device), batch.targets.to(device)
+        self.model.train()
+        dropout = hashed_dropout(self.recipe.model.dropout, train.seed, self.step)
+        with arithmetic(self.resolved.precision, device):
+            logits, state = self.model(inputs, state, dropout)
+        loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+        loss = loss / batch.scored
+        self.optimizer.zero_grad(set_to_none=True)
+        (loss * self._scale.scale).backward()  # type: ignore[no-untyped-call]
+        norm = self._unscale_and_clip()
+        nats = loss.item()
+        rate = learning_rate(train, self.step, self.plan.steps, self.batches.epoch_length(self.epoch))
+        if math.isfinite(nats) and math.isfinite(norm):
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+            self._scale.succeeded()
+        elif not (math.isfinite(nats) and self._scale.overflowed()):
+            self._diverged(nats, norm)
+
+        epoch = self.epoch + (self._index + 1) / self.batches.epoch_length(self.epoch)
+        self._state = tuple(part.detach() for part in state)
+        self._recent.append((nats * batch.scored, batch.scored))
+        self.step += 1
+        self._index += 1
+        if self._index == self.batches.epoch_length(self.epoch):
+            self.epoch, self._index = self.epoch + 1, 0
+        seconds = time.perf_counter() - began
+        for counters in (self._trained, self._trained_here):
+            counters["characters"] += batch.scored
+            counters["seconds"] += seconds
+        self._speeds.append((batch.scored, seconds))
+        speed = sum(n for n, _ in self._speeds) / sum(s for _, s in self._speeds)
+        self.folder.record(
+            {"kind": "step", "step": self.step, "epoch": round(epoch, 4), "nats": nats, "learning_rate": rate,
+             "gradient_norm": norm, "characters": self._trained["characters"], "seconds": round(self._trained["seconds"], 3)}
+        )  # fmt: skip
+        return StepDone(self.step, epoch, nats, rate, norm, speed)
+
+    def _unscale_and_clip(self) -> float:
+        """Undo the loss scale, limit the gradient's norm, and return that norm as it was before clipping."""
+        gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
+        if self._scale.scale != 1:
+            for gradient in gradients:
+                gradient.div_(self._scale.scale)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self.recipe.train.clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.recipe.train.clip, norm)
+        return norm.item()
+
+    def _diverged(self, nats: float, norm: float) -> None:
+        """Keep the last good state and give up: the bad gradient never reaches the optimiser."""
+        self._save()
+        what = f"the loss became {nats}" if not math.isfinite(nats) else f"the gradient's norm became {norm}"
+        lower = self.recipe.train.lr / 3
+        raise DivergedError(
+            f"{what} at step {self.step + 1}; the update was not applied, and {self.folder.path / LAST} holds step "
+            f"{self.step}. Usual cures: a lower learning rate (--set train.lr={lower:.2g} --resume auto), a warm-up "
+            "(train.warmup), stronger clipping (train.clip)"
+        )
+
+    # -- between steps --
+
+    def _between_steps(self) -> Iterator[Event]:
+        # In this order, so that a checkpoint's log sizes cover the samples and the evaluation of its own step.
+        if self.step % self.plan.sample_every == 0:
+            for prompt in self.recipe.sample.prompts:
+                yield self._sample(self.model, prompt)
+        if self._is_regular():
+            yield self._evaluate(regular=True)
+        if self.step % self.plan.checkpoint_every == 0 and self._last_saved != self.step:
+            self._save()
+        if self._last_saved == self.step:
+            yield Saved(self.step)
+
+    def _is_regular(self) -> bool:
+        return self.validation is not None and (
+            self.step % self.plan.evaluate_every == 0 or self.step == self.plan.steps
+        )
+
+    def _evaluate(self, regular: bool) -> Evaluated:
+        """The cheap validation. Only a regular one can change ``best`` and early stopping; any fills a missing ``best``."""
+        assert self.validation is not None
+        self.model.eval()
+        options = self.recipe.evaluate
+        score = perplexity.segments(
+            self.model, self.validation, pieces=options.segments, warm=options.warm, characters=options.characters
+        )
+        nats = score.nats_per_character
+        self._validation_nats = nats
+        is_best = self._best["nats"] is None or nats < self._best["nats"]
+        entry = {"kind": "evaluation", "step": self.step, "epoch": self._epochs_done(), "nats": nats, "regular": regular}
+        self.folder.record(entry | {"characters": score.characters})
+        if regular:
+            self._worse_in_a_row = 0 if is_best else self._worse_in_a_row + 1
+            if is_best:
+                self._best = {"nats": nats, "step": self.step}
+                self._save()  # `last` first, so that `best` never comes from a future that a resumed run does not have
+        if is_best and (regular or not (self.folder.path / BEST).exists()):
+            self._save_best()
+        return Evaluated(self.step, nats, is_best and regular, regular)
+
+    def _sample(self, model: LanguageModel, prompt: str) -> Sampled:
+        options = self.recipe.sample
+        model.eval()
+        taste = sampling.Taste(temperature=options.temperature)
+        text = sampling.sample(model, self.dataset.vocabulary, prompt, options.length, taste, self.recipe.train.seed, self.step)
+        self.folder.record_sample(f"step {self.step}, epoch {self._epochs_done():.2f}, prompt {prompt!r}", prompt + text)
+        return Sampled(self.step, prompt, text)
+
+    def _epochs_done(self) -> float:
+        return round(self.epoch + self._index / self.batches.epoch_length(self.epoch), 4)
+
+    # -- stopping --
+
+    def _reason_to_stop(self) -> str | None:
+        if self._stop is not None:
+            return self._stop
+        if self.plan.steps is not None and self.step >= self.plan.steps:
+            return "finished"
+        patience = self.recipe.evaluate.patience
+        if patience is not None and self._worse_in_a_row >= patience:
+            return "early stopping"
+        if self.limits.max_steps is not None and self.step >= self.limits.max_steps:
+            return "max steps"
+        if self.limits.max_seconds is not None:
+            a_step = max((seconds for _, seconds in self._speeds), default=0.0)
+            elapsed = time.monotonic() - self.limits.started_at
+            if elapsed + a_step + self._closing_seconds > self.limits.max_seconds:
+                return "max time"
+        return None
+
+    def _estimate_closing_seconds(self) -> float:
+        """How long the last evaluation (cheap and exact) and save will take, from a short trial."""
+        if self.validation is None:
+            return 1.0
+        trial = self.validation[slice(0, 257)]
+        for _ in range(2):  # the first call pays for set-up
+            began = time.perf_counter()
+            perplexity.carried(self.model, trial)
+        per_character = (time.perf_counter() - began) / (len(trial) - 1)
+        # A fifth of the time at most: of a longer text the exact figure covers the first part, and says how much.
+        affordable = max(256, int(0.2 * (self.limits.max_seconds or math.inf) / per_character))
+        self._exact_limit = min(len(self.validation) - 1, self._exact_limit or len(self.validation), affordable)
+        return 1.0 + 1.4 * per_character * self._exact_limit
+
+    def _finish(self, reason: str) -> Iterator[Event]:
+        if self._last_saved != self.step:
+            self._save()
+            yield Saved(self.step)
+        interrupted = reason == "interrupted"
+        if self.validation is not None and not (self._is_regular() and self._validation_nats is not None):
+            yield self._evaluate(regular=False)
+        best = self._best_model()
+        samples = [] if interrupted else [self._sample(best, prompt) for prompt in self.recipe.sample.prompts]
+        yield from samples
+        yield Finished(self._record(reason, best, exact=not interrupted), samples)
+
+    def _best_model(self) -> LanguageModel:
+        """The model that the run hands over: ``best``, which without validation is ``last``."""
+        if self.validation is None or self._best["step"] in (None, self.step):
+            return self.model
+        stored = checkpoint.load(self.folder.path / BEST)
+        return stored.model(self.resolved.device, self.resolved.engine)
+
+    def _record(self, reason: str, best: LanguageModel, exact: bool) -> dict[str, Any]:
+        train_nats = self.train_nats()
+        score: perplexity.Score | None = None
+        if self.validation is not None and exact:
+            text = self.validation[slice(0, self._exact_limit + 1)] if self._exact_limit else self.validation
+            best.eval()
+            score = perplexity.carried(best, text, unknown_id=self.dataset.vocabulary.unknown_id)
+        if score is not None:
+            nats, characters = score.nats_per_character, score.characters
+        elif self._validation_nats is not None:
+            nats, characters = self._validation_nats, 0
+        else:
+            nats, characters = train_nats, sum(n for _, n in self._recent)
+        speed = self._trained_here if self._trained_here["seconds"] else self._trained
+        record = {
+            "perplexity": perplexity.perplexity(nats),
+            "nats_per_character": nats,
+            "bits_per_character": nats / math.log(2),
+            "measured_on": "training" if self.validation is None else "validation",
+            "context": "carried" if score is not None else "training" if self.validation is None else "segments",
+            "characters": characters,
+            "unknown_characters": score.unknown_characters if score is not None else 0,
+            "characters_per_second": speed["characters"] / speed["seconds"] if speed["seconds"] else 0.0,
+            "step": self.step,
+            "epoch": self._epochs_done(),
+            "train_nats": train_nats,
+            "train_perplexity": perplexity.perplexity(train_nats),
+            "validation_nats": self._validation_nats,
+            "best_validation_nats": self._best["nats"],
+            "best_step": self._best["step"],
+            "training_characters": self._trained["characters"],
+            "training_seconds": self._trained["seconds"],
+            "seconds": time.monotonic() - self.limits.started_at,
+            "resumed_from": self.resumed_from,
+            "device": str(self.resolved.device),
+            "engine": self.resolved.engine,
+            "precision": self.resolved.precision,
+            "threads": self.resolved.threads,
+            "seed": self.recipe.train.seed,
+            "parameters": self.model.parameter_count(),
+            "corpus": self.dataset.fingerprint(),
+            "checkpoint": str(self.folder.path / (BEST if (self.folder.path / BEST).exists() else LAST)),
+            "stopped_because": reason,
+        }
+        self.folder.record({"kind": "finished", **record})
+        return record
+
+    def train_nats(self) -> float:
+        """Mean over the last epoch or the last 100 steps, whichever is shorter; Σ nats / Σ scored."""
+        scored = sum(n for _, n in self._recent)
+        return sum(nats for nats, _ in self._recent) / scored if scored else math.nan
+
+    def _validation_text(self) -> Text | None:
+        start, stop = self.dataset.splits["validation"]
+        return self.dataset.text("validation") if stop - start >= 2 else None
+
+    # -- saving and going on --
+
+    def _checkpoint(self, whole: bool) -> Checkpoint:
+        weights = {name: weight.detach() for name, weight in self.model.named_parameters()}
+        progress: dict[str, Any] = {
+            "step": self.step,
+            "epoch": self._epochs_done(),
+            "characters": self._trained["characters"],
+            "train_nats": self.train_nats() if self._recent else None,
+            "validation_nats": self._validation_nats,
+            "best": self._best,
+        }
+        slim = Checkpoint(
+            recipe=self._stored_recipe,
+            vocabulary=self.dataset.vocabulary,
+            corpus=self.dataset.fingerprint(),
+            resolved={
+                "engine": self.resolved.engine, "precision": self.resolved.precision, "threads": self.resolved.threads,
+                "device": self.resolved.device.type,
+            },
+            progress=progress,
+            weights=weights,
+        )  # fmt: skip
+        if not whole:
+            return slim
+        going_on = {
+            "position": [self.epoch, self._index],
+            "recent": [list(entry) for entry in self._recent],
+            "worse_in_a_row": self._worse_in_a_row,
+            "seconds": self._trained["seconds"],
+            "loss_scale": [self._scale.scale, self._scale.good_steps],
+            "logs": self.folder.log_sizes(),
+        }
+        return replace(
+            slim, progress=progress | going_on, optimizer=optimizer_tensors(self.optimizer, self.model), state=self._state
+        )
+
+    def _save(self) -> None:
+        keep = self.recipe.checkpoint.keep_every
+        self.folder.save(self._checkpoint(whole=True), keep_step=bool(keep and self.step and self.step % keep == 0))
+        self._last_saved = self.step
+        if self.validation is None:
+            self._save_best()
+
+    def _save_best(self) -> None:
+        self.folder.save_best(self._checkpoint(whole=False))
+
+    def _restore(self, stored: Checkpoint) -> None:
+        progress = stored.progress
+        restore_optimizer(self.optimizer, self.model, stored.optimizer)
+        self._state = tuple(part.to(self.resolved.device, copy=True) for part in stored.state)
+        self.step = self.resumed_from = progress["step"]
+        self.epoch, self._index = progress["position"]
+        self._recent.extend((nats, scored) for nats, scored in progress["recent"])
+        self._best = dict(progress["best"])
+        self._worse_in_a_row = progress["worse_in_a_row"]
+        self._validation_nats = progress["validation_nats"]
+        self._trained = {"characters": progress["characters"], "seconds": progress["seconds"]}
+        self._scale = LossScale(self._scale.enabled, *progress["loss_scale"])
+        self.folder.cut_logs(progress["logs"])
+        self._last_saved = self.step
+
+
