@@ -3,9 +3,12 @@
 
 def main() -> None:
     """Run the command line and exit with its status."""
-    from charlm.cli.app import run
+    try:
+        from charlm.cli.app import run
 
-    raise SystemExit(run())
+        raise SystemExit(run())
+    except KeyboardInterrupt:  # before `run` could take care of it, or after
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 The file is in the safetensors format: tensors, and a JSON text under the metadata key ``charlm``. Nothing is ever
 unpickled. A checksum covers metadata and tensors. No path, user or host name and no time of day goes in.
 
-It is written to a temporary name, flushed, renamed, and the folder flushed: at any moment a reader (or a power cut) finds
-either the old file whole or the new one whole.
+It is written to a temporary name, flushed, renamed, and the folder flushed: at any moment a reader (or a power cut)
+finds either the old file whole or the new one whole.
 """
 
 from __future__ import annotations
@@ -120,6 +120,8 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         save_file(tensors, temporary, metadata=metadata)
+        # safetensors makes files that only their owner can read; a checkpoint is as open as the folder it lies in.
+        temporary.chmod(path.parent.stat().st_mode & 0o666)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -197,15 +199,16 @@ def _metadata(path: Path) -> tuple[str, str]:
     """The JSON text and the checksum, read from the file's head alone; says plainly what else the file is."""
     try:
         with path.open("rb") as file:
-            head = file.read(8)
+            head = file.read(9)
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint {path}") from None
     except OSError as error:
         raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror}") from None
-    if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
+    # A safetensors file begins with its header's length, whose first byte can be anything, and then `{`.
+    if head[8:] != b"{" and (head[:4] == b"PK\x03\x04" or head[:1] == b"\x80"):
         raise CheckpointError(f"{path} is a pickle (torch.save) file; charlm reads safetensors only and never unpickles")
     size = path.stat().st_size
-    if len(head) < 8 or not 2 <= struct.unpack("<Q", head)[0] <= 100_000_000:
+    if len(head) < 9 or not 2 <= struct.unpack("<Q", head[:8])[0] <= 100_000_000:
         raise CheckpointError(f"{path} is not a charlm checkpoint: no safetensors header in its {size} bytes")
     try:
         with safe_open(path, framework="pt") as opened:
@@ -224,7 +227,9 @@ def _described(path: Path, text: str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         raise CheckpointError(f"{path} is damaged: its description is not readable") from None
     if found != FORMAT:
-        raise CheckpointError(f"{path} has format version {found}, this charlm reads version {FORMAT}; use the charlm that wrote it")
+        raise CheckpointError(
+            f"{path} has format version {found}, this charlm reads version {FORMAT}; use the charlm that wrote it"
+        )
     assert isinstance(described, dict)
     return described
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from charlm.errors import RecipeError
@@ -73,6 +73,12 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
     return seen
 
 
+def _string(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    # PyYAML takes U+0085 for a line end but does not escape it; in double quotes it does.
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\x85" in text else None)
+
+
+_Dumper.add_representer(str, _string)
 _Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
@@ -128,7 +134,7 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 class Section(BaseModel):
     """A part of a recipe: unknown keys are errors, values are strictly typed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class SplitFiles(Section):
@@ -155,20 +161,20 @@ class DataSection(Section):
     normalise: Annotated[str | None, Field(json_schema_extra=FIXED)] = None
     """A named normalisation: `none`, `d2l-lines`, `d2l-whole`. Unset: what the corpus card says."""
     split: Annotated[Split | None, Field(json_schema_extra=FIXED)] = None
-    """Training, validation, test: fractions `[0.9, 0.05, 0.05]`, counts `[10000, 5000, 0]`, or files. Unset: the card's, else 0.9/0.05/0.05."""
+    """Training, validation, test: fractions `[0.9, 0.05, 0.05]`, counts `[10000, 5000, 0]`, or files. Unset: the card's."""
     unknown: Annotated[Literal["map", "error"], Field(json_schema_extra=FIXED)] = "map"
     """Characters outside the vocabulary: read as `<unk>` and counted, or refused."""
     min_count: Annotated[int, Field(ge=1, json_schema_extra=FIXED)] = 1
     """Characters seen less often than this in the training text become `<unk>`."""
     unknown_rate: Annotated[float, Field(ge=0, le=1, json_schema_extra=FIXED)] = 0.1
-    """Probability, per epoch, that a character seen once in the training text is read as `<unk>`, so that `<unk>` is trained."""
+    """Probability, per epoch, that a character seen once in training is read as `<unk>`, so that `<unk>` is trained."""
 
-    @model_validator(mode="after")
-    def _split_is_possible(self) -> DataSection:
-        split = self.split
+    @field_validator("split")
+    @classmethod
+    def _split_is_possible(cls, split: list[float] | SplitFiles | None) -> list[float] | SplitFiles | None:
         if isinstance(split, list):
             check_split(split)
-        return self
+        return split
 
 
 def check_split(split: Sequence[float]) -> None:
@@ -195,16 +201,18 @@ class ModelSection(Section):
     """Recurrent layers L, one on top of the other."""
     dropout: Probability = 0.3
     """Probability of zeroing a layer's output on its way to the next layer or to the output layer, in training."""
+    input_dropout: Probability = 0.0
+    """Probability of zeroing each number of the embedding for a whole training step (Gal & Ghahramani 2016)."""
     engine: Literal["auto", "reference", "torch"] = "auto"
     """What executes the cell: `reference` (readable), `torch` (PyTorch's fused kernels), or `auto`."""
     nonlinearity: Annotated[Literal["tanh", "relu"], Field(json_schema_extra=FIXED)] = "tanh"
     """Of `cell: rnn` only."""
     reset_after: Annotated[bool, Field(json_schema_extra=FIXED)] = True
     """Of `cell: gru` only: apply the reset gate after the recurrent product (PyTorch, cuDNN) or before it (Cho et al. 2014)."""
-    input: Annotated[Literal["auto", "one-hot", "embedding"], Field(json_schema_extra=FIXED)] = "auto"
-    """How a symbol enters: as a one-hot vector (width V) or a learned embedding. `auto`: one-hot up to 256 symbols."""
+    input: Annotated[Literal["embedding", "one-hot"], Field(json_schema_extra=FIXED)] = "embedding"
+    """How a symbol enters: as a learned vector, which learns much faster, or as a one-hot vector (width V)."""
     embedding: Annotated[int | None, Field(ge=1, json_schema_extra=FIXED)] = None
-    """Width of the embedding. Unset: the hidden width if `tied`, else at most 256."""
+    """Width D of the embedding. Unset: the hidden width."""
     tied: Annotated[bool, Field(json_schema_extra=FIXED)] = False
     """Use the embedding's matrix in the output layer too (Press & Wolf 2017); needs `embedding` = `hidden`."""
     forget_bias: float | None = 1.0
@@ -216,8 +224,8 @@ class ModelSection(Section):
     def _consistent(self) -> ModelSection:
         if self.engine == "torch" and self.cell == "gru" and not self.reset_after:
             raise ValueError("engine: torch has no GRU with reset_after: false; use engine: auto or reference")
-        if self.tied and self.input == "one-hot":
-            raise ValueError("tied: true needs an embedding; remove input: one-hot")
+        if self.input == "one-hot" and (self.tied or self.embedding or self.input_dropout):
+            raise ValueError("tied, embedding and input_dropout need an embedding; remove input: one-hot")
         if self.tied and self.embedding not in (None, self.hidden):
             raise ValueError(f"tied: true needs embedding = hidden, found {self.embedding} and {self.hidden}")
         if self.nonlinearity != "tanh" and self.cell != "rnn":
@@ -244,7 +252,7 @@ class TrainSection(Section):
     """Peak learning rate."""
     momentum: Probability = 0.0
     """Of sgd and rmsprop."""
-    betas: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.9, 0.99]  # noqa: RUF012 - pydantic copies it
+    betas: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.9, 0.99]
     """Decay rates of Adam's two moments."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Weight decay of matrices (biases are left alone); decoupled in adamw."""
@@ -261,11 +269,11 @@ class TrainSection(Section):
     gamma_every: Annotated[float, Field(gt=0)] = 1.0
     """Of `step` and `exponential`: the factor is applied once per this many epochs."""
     epochs: Annotated[float | None, Field(gt=0)] = None
-    """Planned length in passes over the training text. Unset with `updates` and `time`: 8 million characters, at most 50 epochs."""
+    """Planned passes over the training text. Without `updates` and `time` too: 8 million characters, at most 50 passes."""
     updates: Annotated[int | None, Field(ge=1)] = None
     """Planned length in optimiser steps, instead of `epochs`."""
     time: Seconds | None = None
-    """Stop after this long (`90s`, `10m`), last evaluation included. Alone it is the whole budget; it never changes the schedule."""
+    """Stop after this long (`90s`, `10m`), last evaluation included. Alone it is the whole budget. The schedule ignores it."""
     precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], Field(json_schema_extra=FIXED)] = "auto"
     """Arithmetic of matrix products: `auto` is bf16 where the processor multiplies it fast, else fp32. fp16: CUDA only."""
     threads: Annotated[int | None, Field(ge=1)] = None
@@ -416,7 +424,10 @@ def find_recipe(name_or_path: str) -> Path:
         return shipped[name_or_path]
     close = difflib.get_close_matches(name_or_path, shipped, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise RecipeError(f"no shipped recipe is called {name_or_path!r}{hint} Shipped: {_listing()}. A file needs a suffix or a /.")
+    raise RecipeError(
+        f"no shipped recipe is called {name_or_path!r}{hint}\nShipped: {_listing()}\n"
+        f"A file of your own needs a suffix or a /, such as ./{name_or_path}"
+    )
 
 
 def is_path(name: str) -> bool:
@@ -426,6 +437,10 @@ def is_path(name: str) -> bool:
 
 def _listing() -> str:
     return ", ".join(shipped_files("configs"))
+
+
+_ALTERNATIVES = {"train.epochs": "updates", "train.updates": "epochs"}
+"""Keys of which a recipe has one."""
 
 
 def apply_overrides(raw: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -441,9 +456,14 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Iterable[str]) -> dict[st
         key = key.strip()
         if not equals:
             raise RecipeError(f"--set {override}: expected KEY=VALUE, such as train.lr=1e-3")
+        if key in _SECTIONS:
+            raise RecipeError(f"--set {override}: {key} is a section; set a key of it, such as {_example(key)}")
         if key not in known:
             raise RecipeError(f"--set {override}: no key {key!r}{_did_you_mean(_closest(key, known))}")
         section, _, name = key.rpartition(".")
+        other = _ALTERNATIVES.get(key)
+        if other and isinstance(result.get(section), dict):
+            result[section].pop(other, None)  # one given on the command line replaces the other in the file
         target = result.setdefault(section, {}) if section else result
         if target is None:
             target = result[section] = {}
@@ -475,7 +495,7 @@ def _problem(details: Any) -> _Problem:
     key = ".".join(part for part in place if not part.startswith(("list[", "SplitFiles"))) or "recipe"
     kind, found = details["type"], details["input"]
     if kind == "extra_forbidden":
-        return _Problem(key, "unknown key", _closest(key, list(field_names())))
+        return _Problem(key, "unknown key", _closest(key, [*field_names(), *_SECTIONS]))
     if kind == "missing":
         return _Problem(key, f"missing; {description_of(key)}")
     message = str(details["msg"]).removeprefix("Value error, ")
@@ -493,7 +513,13 @@ def _shown(value: object) -> str:
 
 
 def _kind(value: object) -> str:
-    return "nothing" if value is None else f"a {type(value).__name__}"
+    if value is None:
+        return "nothing"
+    return "a list" if isinstance(value, list) else _shown(value)
+
+
+def _example(section: str) -> str:
+    return next(f"{name}=…" for name in field_names() if name.startswith(f"{section}."))
 
 
 def _closest(key: str, known: list[str]) -> list[str]:

@@ -6,6 +6,7 @@ give the same text on every engine.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -41,8 +42,8 @@ class Taste:
     banned: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise UsageError(f"--temperature {self.temperature:g}: expected 0 or more")
+        if not 0 <= self.temperature < math.inf:
+            raise UsageError(f"--temperature {self.temperature:g}: expected 0 or more, and finite")
         if self.top_k < 0:
             raise UsageError(f"--top-k {self.top_k}: expected 0 (all) or more")
         if not 0 < self.top_p <= 1:

@@ -5,16 +5,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
 import traceback
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from charlm.cli.console import complain, utf8_streams
+from charlm.cli.console import complain, notice, utf8_streams
 from charlm.cli.corpus import corpus_app
 from charlm.cli.evaluate import evaluate_app
 from charlm.cli.info import info
@@ -23,8 +25,25 @@ from charlm.cli.sample import sample
 from charlm.cli.train import train
 from charlm.errors import CharlmError
 
+
+class _Interrupted(Exception):  # noqa: N818 - not an error
+    """Ctrl-C."""
+
+
+class _Commands(TyperGroup):
+    """Hands Ctrl-C on, which Typer would answer with silence."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _Interrupted from None
+
+
 app = typer.Typer(
     name="charlm",
+    cls=_Commands,
     help="Train a character-level language model on any text, measure its perplexity exactly, sample from it.",
     epilog="Begin with: charlm train quickstart",
     no_args_is_help=True,
@@ -68,34 +87,46 @@ def run(arguments: Sequence[str] | None = None) -> int:
     given = [argument for argument in given if argument != "--debug"]
     utf8_streams()
     try:
-        app(args=given, prog_name="charlm", obj=time.monotonic())
+        code = app(args=given, prog_name="charlm", obj=time.monotonic(), standalone_mode=False)
+        return _flushed(code if isinstance(code, int) else 0)
     except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):  # which Typer calls a failure
+            return _reader_has_gone()
         return _flushed(ended.code if isinstance(ended.code, int) else int(bool(ended.code)))
-    except KeyboardInterrupt:
-        complain("interrupted")
+    except (_Interrupted, KeyboardInterrupt):
+        notice("interrupted")
         return 130
-    except BrokenPipeError:
-        return _reader_has_gone()
     except Exception as error:
         if debug:
             traceback.print_exc()
             return getattr(error, "exit_code", 1)
         return _explain(error)
-    return _flushed(0)
 
 
 def _explain(error: Exception) -> int:
     if isinstance(error, CharlmError):
         complain(str(error))
         return error.exit_code
+    if hasattr(error, "format_message"):  # Typer's usage errors; newer releases hide their class
+        return _explain_usage(error)
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename else ""
-        complain(f"{error.strerror or error}{where}")
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "\nMake room. What was saved before is whole; a training goes on with --resume auto." if full else ""
+        complain(f"{error.strerror or error}{where}{advice}")
     elif isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "allocate memory" in str(error):
         complain(f"not enough memory: {error}\nUse a smaller train.batch, train.steps or model.hidden.")
     else:
         complain(f"{type(error).__name__}: {error}\nThis is a bug in charlm; --debug shows where.")
     return 1
+
+
+def _explain_usage(error: Any) -> int:
+    """In our own few lines, where Typer would draw a box."""
+    if message := str(error.format_message()):  # empty: no arguments were given, and the help has been printed
+        command = error.ctx.command_path if error.ctx is not None else "charlm"
+        complain(f"{message}\nTo see what can be given: {command} --help")
+    return int(error.exit_code)
 
 
 def _flushed(code: int) -> int:

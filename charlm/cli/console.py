@@ -7,11 +7,13 @@ Results go to stdout, progress and notices to stderr. Live drawing and colour on
 from __future__ import annotations
 
 import io
+import json
+import math
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,6 +41,12 @@ def out(text: str) -> None:
 def notice(text: str) -> None:
     """Write a line to stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+def json_line(record: dict[str, Any]) -> None:
+    """Write a record to stdout as one line of JSON; a figure that is not finite becomes null, since JSON has no NaN."""
+    finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()}
+    out(json.dumps(finite, ensure_ascii=False, allow_nan=False))
 
 
 def complain(text: str) -> None:
@@ -151,12 +159,17 @@ class Live:
         self._quiet = quiet
         self._progress = None
         self._task = None
+        self.is_wide = True
+        """Whether a line may be longer than 80 columns."""
         if not quiet and is_terminal():
             from rich.progress import BarColumn, Progress, TextColumn
 
+            console = _console(True)
+            self.is_wide = console.width >= 110
+            bar = [BarColumn(bar_width=24)] if self.is_wide else []
             self._progress = Progress(
-                TextColumn("{task.fields[status]}"), BarColumn(bar_width=24), TextColumn("{task.fields[left]}"),
-                console=_console(True), transient=True, refresh_per_second=4,
+                TextColumn("{task.fields[status]}"), *bar, TextColumn("{task.fields[left]}"),
+                console=console, transient=True, refresh_per_second=4,
             )  # fmt: skip
             self._progress.start()
             self._task = self._progress.add_task("", total=total, status="", left="")

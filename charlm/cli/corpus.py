@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from charlm.cli.console import download_progress, notice, out, table, visible
+
+from charlm.cli.console import download_progress, notice, out, table, visible_word
 
 if TYPE_CHECKING:
     from charlm.data.corpora import Card, Sources
@@ -39,10 +40,7 @@ def list_corpora(as_json: Json = False) -> None:
         }
         out(json.dumps(found, ensure_ascii=False))
         return
-    rows = [
-        [name, _size(card), _whereabouts(name, card), card.licence, visible(card.description)]
-        for name, card in known.items()
-    ]
+    rows = [[name, _size(card), _whereabouts(name, card), card.licence, card.description] for name, card in known.items()]
     table(None, ["name", "bytes", "found", "licence", "description"], rows)
 
 
@@ -52,9 +50,7 @@ def show(
     unit: Annotated[str, typer.Option(help="char or byte, as data.unit of a recipe.")] = "char",
     encoding: Annotated[str, typer.Option(help="As data.encoding of a recipe.")] = "utf-8",
     newlines: Annotated[str, typer.Option(help="unix or keep, as data.newlines of a recipe.")] = "unix",
-    normalise: Annotated[
-        str | None, typer.Option(help="As data.normalise of a recipe. Unset: what the card says.")
-    ] = None,
+    normalise: Annotated[str | None, typer.Option(help="As data.normalise of a recipe. Unset: what the card says.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Hash the files even if they look unchanged.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -124,7 +120,7 @@ def _is_name(corpus: str) -> bool:
 
 def _size(card: Card) -> str:
     size = len(card.text.encode()) if card.text is not None else card.bytes
-    return "?" if size is None else f"{size:,}"
+    return "" if size is None else f"{size:,}"
 
 
 def _whereabouts(name: str, card: Card) -> str:
@@ -191,7 +187,7 @@ def _print(facts: dict[str, Any]) -> None:
     unit = "bytes" if facts["unit"] == "byte" else "characters"
     for key in ("name", "description", "licence", "identity", "found"):
         if facts[key]:
-            out(f"{key + ':':<13}{visible(facts[key])}")
+            out(f"{key + ':':<13}{visible_word(facts[key])}")
     out(f"{'size:':<13}{facts['bytes']:,} bytes, {facts['characters']:,} {unit}, sha256 {facts['sha256']}")
     for line in _reading(facts):
         out(f"{'':<13}{line}")
@@ -216,7 +212,7 @@ def _reading(facts: dict[str, Any]) -> list[str]:
     if facts["files"] > 1 or facts["skipped"]:
         lines.append(f"from {_files(facts['files'])}")
     if skipped := facts["skipped"]:
-        names = ", ".join(visible(name) for name in skipped[:5]) + (", …" if len(skipped) > 5 else "")
+        names = ", ".join(visible_word(name) for name in skipped[:5]) + (", …" if len(skipped) > 5 else "")
         lines.append(f"{_files(len(skipped))} skipped, empty or not text: {names}")
     return lines
 

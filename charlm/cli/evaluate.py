@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from charlm.cli.console import notice, out, progress_bar, visible_word
+from charlm.cli.console import json_line, notice, out, progress_bar, visible_word
 from charlm.cli.options import Split
 from charlm.errors import CorpusError, UsageError
 
@@ -30,9 +29,7 @@ def _group() -> None:
 def perplexity(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint's file, a run's folder (its best), or a run's name.")],
     file: Annotated[str | None, typer.Argument(help="A text, or - for standard input. Omitted: the recipe's corpus.")] = None,
-    split: Annotated[
-        Split | None, typer.Option(help="Which part of the recipe's corpus.", show_default="validation")
-    ] = None,
+    split: Annotated[Split | None, typer.Option(help="Which part of the recipe's corpus.", show_default="validation")] = None,
     context: Annotated[
         str, typer.Option(help="carried: one stream from the first character to the last; reset:N: windows of N.")
     ] = "carried",
@@ -46,13 +43,15 @@ def perplexity(
 
     from charlm.checkpoint import find_checkpoint, load
     from charlm.evaluation import perplexity as measure
-    from charlm.model.engines import resolve_engine
+    from charlm.model.engines import ENGINES, resolve_engine
     from charlm.runtime import prepare, resolve_device
 
     path = find_checkpoint(checkpoint)
     stored = load(path)
     prepare(None)
     on = resolve_device(device)
+    if engine is not None and engine not in ENGINES:
+        raise UsageError(f"--engine {engine}: expected {' or '.join(ENGINES)}")
     if engine is not None:
         section = stored.recipe.model.model_copy(update={"engine": engine})
         engine, _ = resolve_engine(section, on)
@@ -88,7 +87,7 @@ def perplexity(
         "checkpoint": str(path),
     }
     if as_json:
-        out(json.dumps(record, ensure_ascii=False))
+        json_line(record)
     else:
         _print(record, stored.vocabulary.unit)
 
@@ -97,7 +96,7 @@ def _window(context: str) -> int | None:
     if context == "carried":
         return None
     kind, _, number = context.partition(":")
-    if kind == "reset" and number.isdigit() and int(number) > 0:
+    if kind == "reset" and number.isascii() and number.isdigit() and int(number) > 0:
         return int(number)
     raise UsageError(f"--context {context}: expected carried or reset:N, such as reset:256")
 
@@ -132,7 +131,12 @@ def _own_corpus(stored: Checkpoint, path: Path, split: str) -> tuple[Text, dict[
             f"{dataset.name} is not the text this model was trained on (sha256 {dataset.encoded.sha256[:12]}…, was "
             f"{stored.corpus['sha256'][:12]}…); name a FILE to evaluate on it all the same"
         )
-    about = {"text": dataset.name, "sha256": dataset.encoded.sha256, "offsets": list(dataset.splits[split]), "split": split}
+    about = {
+        "text": dataset.name,
+        "sha256": dataset.encoded.sha256,
+        "offsets": list(dataset.splits[split]),
+        "split": split,
+    }
     return dataset.text(split), about
 
 
@@ -143,12 +147,15 @@ def _print(record: dict[str, Any], unit: str) -> None:
     out(f"perplexity            {record['perplexity']:.6f}")
     out(f"nats per {kind:<12} {record['nats_per_character']:.6f}")
     out(f"bits per {kind:<12} {record['bits_per_character']:.6f}")
-    out(f"scored                {record['characters']:,} of {visible_word(where)}, {start:,}–{stop:,}, context {record['context']}")
+    out(
+        f"scored                {record['characters']:,} of {visible_word(where)}, {start:,}–{stop:,}, "
+        f"context {record['context']}"
+    )
     out(f"sha256                {record['sha256']}")
     if record["unknown_characters"]:
         nats = record["unknown_nats"]
         out(
-            f"unknown               {record['unknown_characters']:,} scored as <unk>; naming them would cost {nats:,.1f} nats more, "
-            f"{nats / math.log(2) / record['characters']:.4f} bits per {kind}"
+            f"unknown               {record['unknown_characters']:,} scored as <unk>; naming them would cost "
+            f"{nats:,.1f} nats more, {nats / math.log(2) / record['characters']:.4f} bits per {kind}"
         )
     notice(f"{record['characters_per_second']:,.0f} characters/s, engine {record['engine']}, {record['device']}")

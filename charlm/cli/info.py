@@ -28,12 +28,17 @@ def info(
     symbols = len(found["vocabulary"]["symbols"]) + 1 if found["vocabulary"]["unit"] == "char" else 256
     can_go_on = any(name.startswith("state.") for name in found["tensors"])
     out(f"{path}: {size(found['bytes'])}, written by charlm {found['charlm']}, format {found['format']}")
-    out(f"corpus      {corpus['name']}, {corpus['characters']:,} characters, sha256 {corpus['sha256']} {corpus['identity']}".rstrip())
+    out(
+        f"corpus      {corpus['name']}, {corpus['characters']:,} characters, sha256 {corpus['sha256']} "
+        f"{corpus['identity']}".rstrip()
+    )
     out(f"vocabulary  {symbols} symbols ({found['vocabulary']['unit']})")
     out(f"trained     step {progress['step']:,}, epoch {progress['epoch']:.2f}, {progress['characters']:,} characters")
     if progress["validation_nats"] is not None:
         out(f"validation  {progress['validation_nats']:.4f} nats per character")
-    out(f"ran with    engine {resolved['engine']}, {resolved['precision']}, {resolved['device']}, {resolved['threads']} threads")
+    out(
+        f"ran with    engine {resolved['engine']}, {resolved['precision']}, {resolved['device']}, {resolved['threads']} threads"
+    )
     out(f"holds       {'all that going on needs' if can_go_on else 'weights only'}")
     for name, shape in weights.items():
         out(f"  {name.removeprefix('model.'):<24} {' × '.join(map(str, shape))}")

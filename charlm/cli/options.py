@@ -1,9 +1,9 @@
 """Options that several commands share."""
 
-from enum import Enum
+from enum import StrEnum
 
 
-class Unknown(str, Enum):
+class Unknown(StrEnum):
     """What happens to characters outside a model's vocabulary."""
 
     error = "error"
@@ -11,7 +11,7 @@ class Unknown(str, Enum):
     map = "map"
 
 
-class Split(str, Enum):
+class Split(StrEnum):
     """The parts of a corpus."""
 
     train = "train"

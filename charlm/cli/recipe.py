@@ -37,14 +37,15 @@ def show(name: Annotated[str, typer.Argument(help="A shipped recipe's name.")]) 
 
 @recipe_app.command()
 def keys() -> None:
-    """List every key of a recipe with its default and what it means."""
-    from charlm.config import fields
+    """List every key of a recipe: its default, whether it is fixed once a run has begun, and what it means."""
+    from charlm.config import FIXED, fields
 
     rows = []
     for key, info in fields():
         default = "required" if info.is_required() else json.dumps(info.get_default(call_default_factory=True), default=str)
-        rows.append((key, "" if default == "null" else default, info.description or ""))
-    table(None, ["key", "default", "meaning"], rows)
+        on_resume = "fixed" if info.json_schema_extra == FIXED else ""
+        rows.append((key, "" if default == "null" else default, on_resume, info.description or ""))
+    table(None, ["key", "default", "on resume", "meaning"], rows)
 
 
 @recipe_app.command()

@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-import json
+import math
+import shlex
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from charlm.cli.console import Live, duration, facts, is_terminal, notice, out, progress_bar, size, visible, visible_word
+from charlm.cli.console import (
+    Live,
+    duration,
+    facts,
+    is_terminal,
+    json_line,
+    notice,
+    out,
+    progress_bar,
+    size,
+    visible,
+    visible_word,
+)
 from charlm.errors import UsageError
 
 if TYPE_CHECKING:
     from charlm.config import LoadedRecipe
     from charlm.training.start import Started
-    from charlm.training.trainer import Event, Finished, StepDone, Trainer
+    from charlm.training.trainer import Evaluated, Event, Finished, StepDone, Trainer
 
 
-class ResumeChoice(str, Enum):
+class ResumeChoice(StrEnum):
     """Values of ``--resume``."""
 
     never = "never"
@@ -59,8 +72,8 @@ def train(
 ) -> None:
     """Train a model as a recipe says.
 
-    A recipe that says only `corpus: FILE` is complete. Ctrl-C finishes the step, saves, and prints how to go on; pressed
-    twice it stops at once.
+    A recipe that says only `corpus: FILE` is complete.
+    Ctrl-C finishes the step, saves, and prints how to go on; pressed twice it stops at once.
     """
     from charlm.config import load_recipe
 
@@ -114,14 +127,18 @@ def _time_limit(loaded: LoadedRecipe, max_time: str | None) -> float | None:
             limits.append(float(parse_duration(max_time)))  # type: ignore[arg-type]
         except ValueError as error:
             raise UsageError(f"--max-time: {error}") from None
+        if limits[-1] == 0:
+            raise UsageError("--max-time: expected more than no time at all, such as 90s")
     return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _resume_command(recipe: str, overrides: list[str], seed: int | None, out_dir: Path | None) -> str:
-    words = ["charlm train", recipe, *(f"--set {override}" for override in overrides)]
-    words += [f"--seed {seed}"] if seed is not None else []
-    words += [f"--out {out_dir}"] if out_dir is not None else []
-    return " ".join([*words, "--resume auto"])
+    words = ["charlm", "train", recipe]
+    for override in overrides:
+        words += ["--set", override]
+    words += ["--seed", str(seed)] if seed is not None else []
+    words += ["--out", str(out_dir)] if out_dir is not None else []
+    return shlex.join([*words, "--resume", "auto"])
 
 
 @contextmanager
@@ -169,10 +186,11 @@ def _introduce(loaded: LoadedRecipe, begun: Started) -> None:
     if plan.steps is not None:
         length += f" ({plan.steps / epoch:.3g} epochs of {epoch:,})"
     skipped = trainer.batches.skipped(0)
+    symbols = "bytes" if dataset.vocabulary.unit == "byte" else "symbols, <unk> among them"
     lines = [
         ("corpus", f"{dataset.name}{identity}: {dataset.encoded.characters:,} characters, {size(dataset.encoded.bytes)}, "
                    f"sha256 {dataset.encoded.sha256[:12]}…"),
-        ("vocabulary", f"{len(dataset.vocabulary)} {'bytes' if dataset.vocabulary.unit == 'byte' else 'symbols, <unk> among them'}"
+        ("vocabulary", f"{len(dataset.vocabulary)} {symbols}"
                        + "".join(f"; {number:,} unknown in {name}" for name, number in unknown.items())),
         ("split", ", ".join(splits)),
         ("model", f"{model.layers} × {model.cell} of {model.hidden}, dropout {model.dropout:g}: {parameters:,} parameters"),
@@ -202,7 +220,7 @@ def _follow(events: Iterator[Event], trainer: Trainer, live: Live) -> Finished:
         match event:
             case StepDone():
                 last = event
-                status, left = _status(event, trainer)
+                status, left = _status(event, trainer, live.is_wide)
                 live.update(event.step, status, left)
                 if not live.is_drawn and time.monotonic() - said_at > 10:
                     said_at = time.monotonic()
@@ -210,12 +228,7 @@ def _follow(events: Iterator[Event], trainer: Trainer, live: Live) -> Finished:
                 if event.step - (trainer.resumed_from or 0) == 20 and left and not live.is_drawn:
                     live.say(f"time foreseen: {left.removesuffix(' left')}")
             case Evaluated():
-                mark = "  best so far" if event.is_best else ""
-                training = f"training {trainer.train_nats():.4f}, " if last else ""
-                live.say(
-                    f"step {event.step:,}: {training}validation {event.nats:.4f} nats, {_bits(event.nats):.3f} bits per character, "
-                    f"perplexity {_perplexity(event.nats):.3f}{mark}"
-                )
+                live.say(_evaluation(event, trainer.train_nats() if last else None, live.is_wide))
             case Sampled() if live.is_drawn and time.monotonic() - sample_shown > 15:
                 sample_shown = time.monotonic()
                 live.say(f"{event.prompt}{event.text}", style="dim")
@@ -228,11 +241,23 @@ def _follow(events: Iterator[Event], trainer: Trainer, live: Live) -> Finished:
     raise AssertionError("a run ends with Finished")
 
 
-def _status(event: StepDone, trainer: Trainer) -> tuple[str, str]:
+def _evaluation(event: Evaluated, train_nats: float | None, wide: bool) -> str:
+    """One line about a validation; the narrow form fits 80 columns."""
+    training = f"training {train_nats:.4f}, " if train_nats is not None else ""
+    bits = f", {_bits(event.nats):.3f} bits per character" if wide else ""
+    mark = ", best so far" if event.is_best and wide else ", best" if event.is_best else ""
+    return (
+        f"step {event.step:,}: {training}validation {event.nats:.4f} nats{bits}, perplexity {_perplexity(event.nats):.3f}{mark}"
+    )
+
+
+def _status(event: StepDone, trainer: Trainer, wide: bool) -> tuple[str, str]:
+    """Where the run is, and how long it still takes; the narrow form fits 80 columns."""
     of = f"/{trainer.plan.steps:,}" if trainer.plan.steps is not None else ""
+    more = f"perplexity {_perplexity(event.nats):.2f}  {_bits(event.nats):.2f} bits/char  " if wide else ""
     status = (
-        f"step {event.step:,}{of}  epoch {event.epoch:.2f}  loss {event.nats:.4f}  perplexity {_perplexity(event.nats):.2f}  "
-        f"{_bits(event.nats):.2f} bits/char  {event.characters_per_second:,.0f} char/s"
+        f"step {event.step:,}{of}  epoch {event.epoch:.2f}  loss {event.nats:.4f}  {more}"
+        f"{event.characters_per_second:,.0f} char/s"
     )
     if trainer.plan.steps is None:
         return status, ""
@@ -271,7 +296,7 @@ def _conclude(finished: Finished, trainer: Trainer, loaded: LoadedRecipe, quiet:
             show(visible(text) if is_terminal(to_stderr=as_json) else text)
         show(_headline(record))
     if as_json:
-        out(json.dumps(record, ensure_ascii=False))
+        json_line(record)
     elif not quiet and not sys.stdout.isatty():
         sys.stdout.flush()
 
@@ -285,11 +310,19 @@ def _headline(record: dict[str, Any]) -> str:
 
 
 def _summary(record: dict[str, Any], loaded: LoadedRecipe, again: str) -> list[tuple[str, str]]:
-    how = {"carried": "exact, fp32, state carried", "segments": "quick estimate", "training": "mean of the last epoch or 100 steps"}
+    how = {
+        "carried": "exact, fp32, state carried",
+        "segments": "quick estimate",
+        "training": "mean of the last epoch or 100 steps",
+    }
     lines = [
-        ("stopped", f"{record['stopped_because']} at step {record['step']:,}, epoch {record['epoch']:.2f}, after {duration(record['seconds'])}"),
-        ("training", f"{record['train_nats']:.4f} nats per character, perplexity {record['train_perplexity']:.3f}"),
+        ("stopped", f"{record['stopped_because']} at step {record['step']:,}, epoch {record['epoch']:.2f}, "
+                    f"after {duration(record['seconds'])}"),
     ]  # fmt: skip
+    if math.isfinite(record["train_nats"]):  # it is not where no step was made
+        lines.append(
+            ("training", f"{record['train_nats']:.4f} nats per character, perplexity {record['train_perplexity']:.3f}")
+        )
     if record["measured_on"] == "validation":
         scored = f", {record['characters']:,} characters" if record["characters"] else ""
         lines.append((
@@ -299,7 +332,7 @@ def _summary(record: dict[str, Any], loaded: LoadedRecipe, again: str) -> list[t
         ))  # fmt: skip
         lines += _overfitting(record)
     lines += _comparison(record, loaded)
-    checkpoint = record["checkpoint"]
+    checkpoint = shlex.quote(record["checkpoint"])
     if record["stopped_because"] != "finished":
         lines.append(("go on", again))
     lines.append(("sample", f"charlm sample {checkpoint}"))
@@ -312,8 +345,9 @@ def _overfitting(record: dict[str, Any]) -> list[tuple[str, str]]:
     if best is None or now is None or now < best * 1.01:
         return []
     return [
-        ("overfitting", f"validation was best at step {record['best_step']:,} ({best:.4f}) and is {now:.4f} now, while training went on "
-                        "improving: the best weights were kept; more dropout, a smaller model or more text would help")
+        ("overfitting", f"validation was best at step {record['best_step']:,} ({best:.4f}) and is {now:.4f} now, while "
+                        "training went on improving: the best weights were kept; more dropout, a smaller model or more "
+                        "text would help")
     ]  # fmt: skip
 
 

@@ -16,7 +16,7 @@ import sysconfig
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from glob import glob, has_magic
+from glob import has_magic
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -140,9 +140,7 @@ def cards() -> dict[str, Card]:
     return {name: _read_card(path) for name, path in files.items()}
 
 
-def add_card(
-    name: str, path: Path, *, description: str = "", licence: str = "unknown", overwrite: bool = False
-) -> Path:
+def add_card(name: str, path: Path, *, description: str = "", licence: str = "unknown", overwrite: bool = False) -> Path:
     """Write a card for a file on this machine, so that recipes can say ``corpus: NAME``.
 
     Returns:
@@ -153,9 +151,7 @@ def add_card(
         CorpusError: the file is empty or cannot be read, or the card cannot be written.
     """
     if not re.fullmatch("[a-z0-9-]+", name):
-        raise UsageError(
-            f"a corpus cannot be called {name!r}: expected small letters, digits and hyphens, such as my-text"
-        )
+        raise UsageError(f"a corpus cannot be called {name!r}: expected small letters, digits and hyphens, such as my-text")
     if name in shipped_files("corpora"):
         raise UsageError(f"{name!r} is a corpus that charlm brings; choose another name")
     target = _own_cards() / f"{name}.yaml"
@@ -205,9 +201,7 @@ def _read_card(path: Path) -> Card:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def locate(
-    corpus: str, folder: Path, *, fetch: bool = True, verify: bool = False, progress: Progress | None = None
-) -> Sources:
+def locate(corpus: str, folder: Path, *, fetch: bool = True, verify: bool = False, progress: Progress | None = None) -> Sources:
     """Find the files of a corpus.
 
     Args:
@@ -225,9 +219,7 @@ def locate(
         card = _card(corpus, folder)
         return _of_card(corpus, card, fetch_it=fetch, verify=verify, progress=progress)
     wanted = Path(corpus).expanduser()
-    candidates = (
-        [wanted] if wanted.is_absolute() else list(dict.fromkeys([folder.absolute() / wanted, Path.cwd() / wanted]))
-    )
+    candidates = [wanted] if wanted.is_absolute() else list(dict.fromkeys([folder.absolute() / wanted, Path.cwd() / wanted]))
     for candidate in candidates:
         if candidate.is_file():
             return Sources(wanted.name, (SourceFile(wanted.name, candidate),))
@@ -268,9 +260,7 @@ def _card(name: str, folder: Path) -> Card:
         lines[0] += f"; did you mean {close[0]}?"
     if any((place / name).exists() for place in (folder, Path.cwd())):
         lines.append(f"There is a file or folder of that name: to read it, write ./{name}")
-    lines.append(
-        f"Known are {', '.join(known)}. A text of your own is named by a path (./mine.txt) or `charlm corpus add`."
-    )
+    lines.append(f"Known are {', '.join(known)}. A text of your own is named by a path (./mine.txt) or `charlm corpus add`.")
     raise UsageError("\n".join(lines))
 
 
@@ -301,14 +291,22 @@ def _of_glob(corpus: str, wanted: Path, folders: Iterable[Path]) -> Sources:
     parts = wanted.parts
     first = next(index for index, part in enumerate(parts) if has_magic(part))
     base, pattern = Path(*parts[:first]), str(Path(*parts[first:]))
+    hidden = _is_hidden(Path(pattern))  # asked for by name
     for folder in folders:
         root = folder / base
-        # Unlike Path.glob, this leaves out hidden files and does not follow links in circles.
-        labels = sorted(Path(name).as_posix() for name in glob(pattern, root_dir=root, recursive=True))  # noqa: PTH207
-        files = tuple(SourceFile(label, root / label) for label in labels if (root / label).is_file())
+        try:
+            found = [path.relative_to(root) for path in root.glob(pattern) if path.is_file()]
+        except ValueError as error:  # such as ** within a name
+            raise UsageError(f"the corpus {corpus} is not a pattern: {error}") from None
+        labels = sorted(path.as_posix() for path in found if hidden or not _is_hidden(path))
+        files = tuple(SourceFile(label, root / label) for label in labels)
         if files:
             return Sources(Path(pattern).as_posix(), files, is_collection=True)
     raise UsageError(f"no file matches the corpus {corpus}; in a shell, put quotes around a pattern")
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _walk(folder: Path, skip: Callable[[str], bool] = lambda name: False) -> Iterator[Path]:

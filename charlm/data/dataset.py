@@ -17,11 +17,10 @@ import numpy.typing as npt
 from charlm.config import DataSection, LoadedRecipe, SplitFiles
 from charlm.data.corpora import SourceFile, Sources, locate
 from charlm.data.encoding import Encoded, encode
-from charlm.data.splits import split_offsets
+from charlm.data.splits import DEFAULT_SPLIT, split_offsets
 from charlm.data.vocabulary import Vocabulary, describe_characters
 from charlm.errors import CorpusError, UsageError
 
-DEFAULT_SPLIT = [0.9, 0.05, 0.05]
 _BLOCK = 1 << 22  # characters counted at a time
 _REMEMBER_COUNTS_FROM = 1 << 24  # counting less than this is quicker than a file
 
@@ -50,11 +49,11 @@ class Text:
 
     def ids(self, start: int, stop: int) -> npt.NDArray[np.int64]:
         """The ids of the characters start … stop − 1."""
-        return self.lookup[self.indices[start:stop]]
+        return np.asarray(self.lookup[self.indices[start:stop]], dtype=np.int64)
 
     def once(self, start: int, stop: int) -> npt.NDArray[np.bool_]:
         """Which of these characters occur once in the training text."""
-        return self.seen_once[self.indices[start:stop]]
+        return np.asarray(self.seen_once[self.indices[start:stop]], dtype=np.bool_)
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,9 @@ class Dataset:
         """
         start, stop = self.splits[split]
         if stop - start < 2:
-            raise UsageError(f"the {split} part of {self.name} has {stop - start} characters; nothing to score (see data.split)")
+            raise UsageError(
+                f"the {split} part of {self.name} has {stop - start} characters; nothing to score (see data.split)"
+            )
         return Text(self.encoded.ids[start:stop], self.vocabulary.lookup(self.encoded.alphabet), self.seen_once)
 
     def fingerprint(self) -> dict[str, object]:
@@ -125,7 +126,7 @@ def open_dataset(
         CorpusError: the text cannot be had or read.
     """
     section = loaded.recipe.data
-    sources = locate(loaded.recipe.corpus, loaded.folder, progress=fetch_progress)
+    sources = locate(loaded.recipe.corpus, loaded.folder, verify=verify, progress=fetch_progress)
     first_of_part: dict[str, int] = {}
     if isinstance(section.split, SplitFiles):
         sources, first_of_part = _with_split_files(sources, section.split, loaded.folder)
@@ -152,9 +153,7 @@ def open_text(path: str, section: DataSection, normalise: str, vocabulary: Vocab
         return _open_file(copy, "standard input", section, normalise, vocabulary)
 
 
-def _open_file(
-    path: Path, label: str, section: DataSection, normalise: str, vocabulary: Vocabulary
-) -> tuple[Text, Encoded]:
+def _open_file(path: Path, label: str, section: DataSection, normalise: str, vocabulary: Vocabulary) -> tuple[Text, Encoded]:
     sources = Sources(label, (SourceFile(label, path, None),), normalise, None, False, "")
     encoded = _encode(sources, section, normalise, False, None)
     if encoded.characters < 2:
@@ -188,9 +187,7 @@ def _with_split_files(sources: Sources, split: SplitFiles, folder: Path) -> tupl
         first[part] = len(files)
         if path is not None:
             files += locate(path, folder).files
-    joined = Sources(
-        sources.name, tuple(files), sources.normalise, sources.split, sources.is_collection, sources.identity
-    )
+    joined = Sources(sources.name, tuple(files), sources.normalise, sources.split, sources.is_collection, sources.identity)
     return joined, first
 
 
@@ -252,6 +249,8 @@ def _cut(
 
 def _notices(encoded: Encoded, splits: dict[str, tuple[int, int]]) -> list[str]:
     notices = []
+    if encoded.marks:
+        notices.append("the byte-order mark at the start was left out")
     if encoded.crlf:
         notices.append(f"{encoded.crlf:,} line ends CRLF or CR were read as LF (data.newlines: keep would leave them)")
     if encoded.skipped:
@@ -278,5 +277,3 @@ def count(encoded: Encoded, start: int, stop: int) -> npt.NDArray[np.int64]:
             np.save(file, total)
         Path(file.name).replace(remembered)
     return total
-
-

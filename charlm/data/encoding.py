@@ -128,9 +128,7 @@ def encode(
     return _make(sources, settings, seen, began_ns, progress)
 
 
-def _make(
-    sources: Sources, settings: _Settings, seen: list[Stamp], began_ns: int, progress: Progress | None
-) -> Encoded:
+def _make(sources: Sources, settings: _Settings, seen: list[Stamp], began_ns: int, progress: Progress | None) -> Encoded:
     folder = cache_folder() / "encodings"
     work = temporary_sibling(folder / "entry")
     try:

@@ -53,9 +53,7 @@ class IdsWriter:
     def __enter__(self) -> IdsWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._file.close()
 
     def append(self, piece: bytes | str) -> None:

@@ -73,7 +73,12 @@ def perplexity(nats_per_character: float) -> float:
 
 
 def carried(
-    model: LanguageModel, text: Text, *, chunk: int = CHUNK, unknown_id: int | None = None, progress: Progress | None = None
+    model: LanguageModel,
+    text: Text,
+    *,
+    chunk: int = CHUNK,
+    unknown_id: int | None = None,
+    progress: Progress | None = None,
 ) -> Score:
     """The exact figure: every character but the first, each given all before it.
 
@@ -115,9 +120,7 @@ def reset(
     return Score(total, targets, unknown)
 
 
-def segments(
-    model: LanguageModel, text: Text, *, pieces: int = 32, warm: int = 1000, characters: int | None = None
-) -> Score:
+def segments(model: LanguageModel, text: Text, *, pieces: int = 32, warm: int = 1000, characters: int | None = None) -> Score:
     """The cheap figure: as :func:`carried`, but read in S pieces side by side.
 
     Each piece but the first starts from the state after the W characters before it, which are read and not scored. What
@@ -139,7 +142,7 @@ def segments(
             # Bounds are at least W apart, so all pieces but the first have W characters before them.
             before, _ = side_by_side(text.ids, starts[1:] - warm, np.full(S - 1, warm, dtype=np.int64))
             warmed = model.zero_state(S - 1)
-            for part in before.to(state[0].device).split(CHUNK):
+            for part in torch.split(before.to(state[0].device), CHUNK):
                 _, warmed = model.features(part, warmed)
             state = tuple(torch.cat([zero[:, :1], after], dim=1) for zero, after in zip(state, warmed, strict=True))
         inputs, expected = side_by_side(text.ids, starts, lengths)
@@ -147,12 +150,10 @@ def segments(
     return Score(total, int(targets))
 
 
-def _read(
-    model: LanguageModel, inputs: Tensor, targets: Tensor, state: tuple[Tensor, ...]
-) -> tuple[float, tuple[Tensor, ...]]:
+def _read(model: LanguageModel, inputs: Tensor, targets: Tensor, state: tuple[Tensor, ...]) -> tuple[float, tuple[Tensor, ...]]:
     """Score ``(T, B)`` characters in chunks, with carried state; returns Σ nats."""
     total = 0.0
-    for part, expected in zip(inputs.split(CHUNK), targets.split(CHUNK), strict=True):
+    for part, expected in zip(torch.split(inputs, CHUNK), torch.split(targets, CHUNK), strict=True):
         features, state = model.features(part.to(state[0].device), state)
         total += _nats(model, features, expected.to(state[0].device))
     return total, state
@@ -167,7 +168,7 @@ def _nats(model: LanguageModel, features: Tensor, targets: Tensor) -> float:
     """
     rows = max(1, _LOGITS_AT_ONCE // model.vocabulary_size)
     total = 0.0
-    for part, expected in zip(features.flatten(0, 1).split(rows), targets.flatten().split(rows), strict=True):
+    for part, expected in zip(torch.split(features.flatten(0, 1), rows), torch.split(targets.flatten(), rows), strict=True):
         each = F.cross_entropy(model.logits(part).float(), expected, ignore_index=IGNORED, reduction="none")
         total += float(each.double().sum())
     return total

@@ -90,18 +90,36 @@ class TorchEngine:
 
     def run(self, layer: RecurrentLayer, inputs: Tensor, state: State, embedding: Tensor | None) -> tuple[Tensor, State]:
         """See :class:`Engine`."""
-        if not inputs.is_floating_point():
-            rows = torch.eye(layer.weight_ih.shape[1], dtype=state[0].dtype, device=inputs.device)
-            inputs = F.embedding(inputs, rows if embedding is None else embedding)
-        weights = [layer.weight_ih, layer.weight_hh, layer.bias_ih, layer.bias_hh]
+        weight_ih, inputs = self._input_product(layer.weight_ih, inputs, embedding, state[0].dtype)
+        weights: list[Tensor] = [weight_ih, layer.weight_hh, layer.bias_ih, layer.bias_hh]
         carried = tuple(part.unsqueeze(0) for part in state)  # PyTorch counts layers in front; here is one
-        options = (True, 1, 0.0, torch.is_grad_enabled(), False, False)  # biases, layers, dropout, training, both ways, batch first
+        # In PyTorch's order: has biases, layers, dropout, training, bidirectional, batch first.
+        options = (True, 1, 0.0, torch.is_grad_enabled(), False, False)
         if layer.cell.name == "lstm":
             outputs, *carried_on = torch.lstm(inputs, carried, weights, *options)
         else:
             kernel = {"gru": torch.gru, "rnn_tanh": torch.rnn_tanh, "rnn_relu": torch.rnn_relu}[layer.kernel]
             outputs, *carried_on = kernel(inputs, carried[0], weights, *options)
         return outputs, tuple(part.squeeze(0).to(state[0].dtype) for part in carried_on)
+
+    @staticmethod
+    def _input_product(
+        weight_ih: Tensor, inputs: Tensor, embedding: Tensor | None, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """The weights and the vectors whose product is the input's share of the gates.
+
+        PyTorch's kernels take vectors, not ids. With an embedding, W_ih·(E·x) = (W_ih·E)·x for a one-hot x: multiplying the
+        matrices first makes the vectors V wide instead of D, so that a wide embedding costs what a narrow input costs.
+        """
+        if inputs.is_floating_point():
+            return weight_ih, inputs
+        if embedding is not None:
+            V, D = embedding.shape
+            if V >= D or inputs.device.type == "cuda":  # cuDNN wants its weights as they lie, in one block
+                return weight_ih, F.embedding(inputs, embedding)
+            weight_ih = F.linear(weight_ih, embedding)
+        one_hot = torch.eye(weight_ih.shape[1], dtype=dtype, device=inputs.device)
+        return weight_ih, F.embedding(inputs, one_hot)
 
 
 ENGINES: dict[str, Engine] = {"torch": TorchEngine(), "reference": ReferenceEngine()}
@@ -121,7 +139,7 @@ def resolve_engine(model: ModelSection, device: torch.device) -> tuple[str, str]
         if reason := ENGINES[model.engine].why_not(model, device):
             raise UsageError(f"model.engine: {model.engine} cannot run this recipe: {reason}; use engine: auto")
         return model.engine, "as the recipe says"
-    passed_over = []
+    passed_over: list[str] = []
     for name, engine in ENGINES.items():
         reason = engine.why_not(model, device)
         if reason is None:

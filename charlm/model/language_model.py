@@ -18,16 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from charlm.config import ModelSection
-from charlm.errors import UsageError
 from charlm.model.cells import Cell, State, cell_of
 from charlm.model.engines import ENGINES, Engine
 from charlm.runtime import generator
 
-ONE_HOT_UP_TO = 256
-"""``input: auto`` uses one-hot vectors up to this many symbols; beyond, their products cost more than an embedding."""
+EMBEDDING = -1
+"""The embedding's number among the places where dropout acts; layers count from 0."""
 
 Dropout = Callable[[Tensor, int], Tensor]
-"""(a layer's output ``(T, B, H)``, the layer's number) → the same with some of it zeroed."""
+"""(values, the number of the place they come from) → the same with some of them zeroed, the others scaled up."""
 
 
 class RecurrentLayer(nn.Module):
@@ -54,9 +53,6 @@ class LanguageModel(nn.Module):
         model: the recipe's section.
         vocabulary_size: V.
         engine: the name of the resolved engine.
-
-    Raises:
-        UsageError: the widths do not fit each other.
     """
 
     def __init__(self, model: ModelSection, vocabulary_size: int, engine: str) -> None:
@@ -64,7 +60,7 @@ class LanguageModel(nn.Module):
         self.section = model
         self.vocabulary_size = vocabulary_size
         self.engine: Engine = ENGINES[engine]
-        width = embedding_width(model, vocabulary_size)
+        width = embedding_width(model)
         self.embedding = nn.Parameter(torch.empty(vocabulary_size, width)) if width else None
         widths = [width or vocabulary_size] + [model.hidden] * (model.layers - 1)
         self.layers: list[RecurrentLayer] = nn.ModuleList(RecurrentLayer(model, w) for w in widths)  # type: ignore[assignment]
@@ -81,7 +77,7 @@ class LanguageModel(nn.Module):
                 if init == "normal":
                     weight.zero_() if weight.dim() == 1 else weight.normal_(0, 0.01, generator=rng)
                 elif init == "orthogonal" and name.endswith("weight_hh"):
-                    for block in weight.split(H):
+                    for block in torch.split(weight, H):
                         nn.init.orthogonal_(block, generator=rng)
                 elif name == "embedding" and not self.section.tied:
                     weight.normal_(generator=rng)
@@ -98,23 +94,31 @@ class LanguageModel(nn.Module):
         shape = (len(self.layers), streams, self.section.hidden)
         return tuple(torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in self.layers[0].cell.state_names)
 
-    def forward(self, ids: Tensor, state: State, dropout: Dropout | None = None) -> tuple[Tensor, State]:
+    def forward(
+        self, ids: Tensor, state: State, dropout: Dropout | None = None, input_dropout: Dropout | None = None
+    ) -> tuple[Tensor, State]:
         """Read T steps of B streams.
 
         Args:
             ids: ``(T, B)`` integers below V.
             state: see :meth:`zero_state`.
-            dropout: applied to each layer's output; ``None``: no dropout (evaluation, sampling).
+            dropout: applied to each layer's outputs ``(T, B, H)``; ``None``: none (evaluation, sampling).
+            input_dropout: applied to the embedding ``(V, D)``, so that all T·B look-ups see the same zeros.
 
         Returns:
             Logits of the next symbol ``(T, B, V)``, and the state after the last step.
         """
-        features, state = self.features(ids, state, dropout)
+        features, state = self.features(ids, state, dropout, input_dropout)
         return self.logits(features), state
 
-    def features(self, ids: Tensor, state: State, dropout: Dropout | None = None) -> tuple[Tensor, State]:
+    def features(
+        self, ids: Tensor, state: State, dropout: Dropout | None = None, input_dropout: Dropout | None = None
+    ) -> tuple[Tensor, State]:
         """The last layer's outputs ``(T, B, H)``, before the output layer, and the next state."""
-        inputs, embedding = ids, self.embedding
+        inputs: Tensor = ids
+        embedding: Tensor | None = self.embedding
+        if embedding is not None and input_dropout is not None:
+            embedding = input_dropout(embedding, EMBEDDING)
         carried: list[State] = []
         for number, layer in enumerate(self.layers):
             inputs, carried_on = self.engine.run(layer, inputs, tuple(part[number] for part in state), embedding)
@@ -144,21 +148,9 @@ class LanguageModel(nn.Module):
         return sum(weight.numel() for weight in self.parameters())
 
 
-def embedding_width(model: ModelSection, vocabulary_size: int) -> int | None:
-    """D of the embedding, or ``None`` for one-hot input.
-
-    Raises:
-        UsageError: a width is given but the input is one-hot.
-    """
-    if model.tied:
-        return model.hidden
-    if model.input == "one-hot":
-        if model.embedding is not None:
-            raise UsageError("model.embedding is a width for input: embedding, but the recipe says input: one-hot")
-        return None
-    if model.embedding is None and model.input == "auto" and vocabulary_size <= ONE_HOT_UP_TO:
-        return None
-    return model.embedding or min(model.hidden, 256)
+def embedding_width(model: ModelSection) -> int | None:
+    """D of the embedding, or ``None`` for one-hot input."""
+    return None if model.input == "one-hot" else model.embedding or model.hidden
 
 
 def count_parameters(model: ModelSection, vocabulary_size: int) -> int:
@@ -180,7 +172,7 @@ def activation_bytes(model: ModelSection, vocabulary_size: int, streams: int, st
 
 
 def hashed_dropout(probability: float, seed: int, step: int) -> Dropout | None:
-    """Dropout whose masks follow from (seed, step, layer) alone, so that a resumed run draws the same ones.
+    """Dropout whose masks follow from (seed, step, place) alone, so that a resumed run draws the same ones.
 
     On a CPU the masks are cut from 64-bit random numbers, four decisions each: the probability is rounded to a multiple
     of 2⁻¹⁶, and the scale 1/(1 − p) uses the rounded one.
@@ -188,8 +180,8 @@ def hashed_dropout(probability: float, seed: int, step: int) -> Dropout | None:
     if probability == 0:
         return None
 
-    def drop(values: Tensor, layer: int) -> Tensor:
-        rng = generator(values.device, seed, "dropout", step, layer)
+    def drop(values: Tensor, place: int) -> Tensor:
+        rng = generator(values.device, seed, "dropout", step, place)
         if values.device.type != "cpu":
             keep = torch.rand(values.shape, device=values.device, generator=rng) >= probability
             return values * keep / (1 - probability)

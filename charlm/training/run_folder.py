@@ -1,9 +1,9 @@
 """A run's folder: who may write to it, what lies in it, and how it is cut back when a run goes on from a checkpoint.
 
-    last.safetensors        where to go on from          best.safetensors     the best validation so far
-    previous.safetensors    the one before `last`        step-N.safetensors   where asked
-    config.yaml             the recipe as it was run     metrics.jsonl        a line per step and evaluation
-    samples.txt             texts written on the way     .lock                held by the process that trains
+last.safetensors        where to go on from          best.safetensors     the best validation so far
+previous.safetensors    the one before `last`        step-N.safetensors   where asked
+config.yaml             the recipe as it was run     metrics.jsonl        a line per step and evaluation
+samples.txt             texts written on the way     .lock                held by the process that trains
 """
 
 from __future__ import annotations
@@ -83,6 +83,9 @@ class RunFolder:
                 found = checkpoint.load(self.path / name)
             except CheckpointError as error:
                 problems.append(str(error))
+                continue
+            if "position" not in found.progress:
+                problems.append(f"{self.path / name} holds weights only; --init {self.path / name} starts a new run from them")
                 continue
             if name == PREVIOUS:
                 problems.append(f"going on from {PREVIOUS}, step {found.progress['step']}")

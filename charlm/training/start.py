@@ -137,7 +137,8 @@ def _earlier(options: Options, folder: RunFolder, notices: list[str]) -> Checkpo
     if options.resume == "never":
         if holds_run and not options.overwrite:
             raise UsageError(
-                f"{folder.path} holds a run already; --resume auto goes on with it, --overwrite moves it aside, --out DIR goes elsewhere"
+                f"{folder.path} holds a run already; --resume auto goes on with it, --overwrite moves it aside, "
+                "--out DIR goes elsewhere"
             )
         return None
     if options.resume == "auto" and not holds_run:
@@ -163,13 +164,17 @@ def _resolve(recipe: Recipe, device: torch.device, earlier: Checkpoint | None, n
     before: dict[str, Any] = earlier.resolved if earlier else {}
     stands = before.get("device") == device.type
     if before and not stands:
-        notices.append(f"the run began on {before.get('device')} and goes on on {device.type}: exact to rounding, not to the bit")
+        notices.append(
+            f"the run began on {before.get('device')} and goes on on {device.type}: exact to rounding, not to the bit"
+        )
     section = recipe.model
     if stands and section.engine == "auto":
         section = section.model_copy(update={"engine": before["engine"]})
     engine, engine_reason = resolve_engine(section, device)
     if before and engine != before["engine"]:
-        notices.append(f"the run began with engine {before['engine']} and goes on with {engine}: exact to rounding, not to the bit")
+        notices.append(
+            f"the run began with engine {before['engine']} and goes on with {engine}: exact to rounding, not to the bit"
+        )
     wanted = before["precision"] if stands and recipe.train.precision == "auto" else recipe.train.precision
     precision, precision_reason = resolve_precision(wanted, device, engine)
     if stands:
@@ -204,7 +209,11 @@ def transplant(model: LanguageModel, vocabulary: Vocabulary, initial: Checkpoint
     if vocabulary.unknown_id is not None:
         pairs.append((vocabulary.unknown_id, initial.vocabulary.unknown_id))
     to, come_from = (torch.tensor(ids) for ids in zip(*pairs, strict=True))
-    of_characters = {"embedding": 0, "output_weight": 0, "output_bias": 0}  # name → the dimension that counts characters
+    of_characters = {
+        "embedding": 0,
+        "output_weight": 0,
+        "output_bias": 0,
+    }  # name → the dimension that counts characters
     if model.embedding is None:
         of_characters["layers.0.weight_ih"] = 1
     with torch.no_grad():

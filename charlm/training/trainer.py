@@ -240,9 +240,12 @@ class Trainer:
         state = self.model.zero_state(batch.inputs.shape[1]) if batch.fresh else self._state
         inputs, targets = batch.inputs.to(device), batch.targets.to(device)
         self.model.train()
-        dropout = hashed_dropout(self.recipe.model.dropout, train.seed, self.step)
+        dropout, input_dropout = (
+            hashed_dropout(probability, train.seed, self.step)
+            for probability in (self.recipe.model.dropout, self.recipe.model.input_dropout)
+        )
         with arithmetic(self.resolved.precision, device):
-            logits, state = self.model(inputs, state, dropout)
+            logits, state = self.model(inputs, state, dropout, input_dropout)
         loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
         loss = loss / batch.scored
         self.optimizer.zero_grad(set_to_none=True)
@@ -314,9 +317,7 @@ class Trainer:
             yield Saved(self.step)
 
     def _is_regular(self) -> bool:
-        return self.validation is not None and (
-            self.step % self.plan.evaluate_every == 0 or self.step == self.plan.steps
-        )
+        return self.validation is not None and (self.step % self.plan.evaluate_every == 0 or self.step == self.plan.steps)
 
     def _evaluate(self, regular: bool) -> Evaluated:
         """The cheap validation. Only a regular one can change ``best`` and early stopping; any fills a missing ``best``."""
@@ -329,7 +330,13 @@ class Trainer:
         nats = score.nats_per_character
         self._validation_nats = nats
         is_best = self._best["nats"] is None or nats < self._best["nats"]
-        entry = {"kind": "evaluation", "step": self.step, "epoch": self._epochs_done(), "nats": nats, "regular": regular}
+        entry = {
+            "kind": "evaluation",
+            "step": self.step,
+            "epoch": self._epochs_done(),
+            "nats": nats,
+            "regular": regular,
+        }
         self.folder.record(entry | {"characters": score.characters})
         if regular:
             self._worse_in_a_row = 0 if is_best else self._worse_in_a_row + 1
@@ -493,7 +500,10 @@ class Trainer:
             "logs": self.folder.log_sizes(),
         }
         return replace(
-            slim, progress=progress | going_on, optimizer=optimizer_tensors(self.optimizer, self.model), state=self._state
+            slim,
+            progress=progress | going_on,
+            optimizer=optimizer_tensors(self.optimizer, self.model),
+            state=self._state,
         )
 
     def _save(self) -> None:
@@ -520,5 +530,3 @@ class Trainer:
         self._scale = LossScale(self._scale.enabled, *progress["loss_scale"])
         self.folder.cut_logs(progress["logs"])
         self._last_saved = self.step
-
-

@@ -1,0 +1,63 @@
+"""The learning curve of ``metrics.jsonl``, read and drawn."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from charlm.cli.curve import Curve, draw, read_curve, write_png
+
+
+def _write(path, entries):
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+    return path
+
+
+def test_reading_averages_into_at_most_200_points(tmp_path):
+    """Failing would mean that the curve of a long run is slow to draw or leaves steps out."""
+    entries = [{"kind": "step", "step": step, "nats": float(step)} for step in range(1, 1001)]
+    curve = read_curve(_write(tmp_path / "metrics.jsonl", entries))
+    assert len(curve.training) == 200
+    assert math.isclose(sum(nats for _, nats in curve.training) / 200, 500.5)
+    assert curve.training[-1][0] == 1000
+
+
+def test_reading_leaves_out_what_cannot_be_drawn(tmp_path):
+    """Failing would mean that one overflowed step, or the final record, breaks the end of a run."""
+    entries = [
+        {"kind": "step", "step": 1, "nats": math.nan},
+        {"kind": "step", "step": 2, "nats": 2.0},
+        {"kind": "evaluation", "step": 2, "nats": 1.5},
+        {"kind": "finished", "step": 2},
+    ]
+    assert read_curve(_write(tmp_path / "metrics.jsonl", entries)) == Curve([(2, 2.0)], [(2, 1.5)])
+
+
+def test_no_file_is_an_empty_curve(tmp_path):
+    """Failing would mean that a run that was stopped at once ends with an error."""
+    curve = read_curve(tmp_path / "metrics.jsonl")
+    assert curve == Curve([], [])
+    assert draw(curve) == ""
+    assert not write_png(curve, tmp_path / "curve.png")
+
+
+def test_a_drawing_has_the_asked_size_and_falls(tmp_path):
+    """Failing would mean that the drawing breaks out of a terminal or shows the curve upside down."""
+    curve = Curve([(step, 3 - step / 100) for step in range(1, 101)], [(50, 2.6), (100, 2.1)])
+    lines = draw(curve, width=40, height=8).splitlines()
+    assert len(lines) == 8 + 3
+    assert max(map(len, lines)) <= 80
+    rows = [line.partition("┤")[2] for line in lines[:8]]
+    marks = [(row.index("·"), number) for number, row in enumerate(rows) if "·" in row]
+    assert marks == sorted(marks)
+    assert sum(row.count("●") for row in rows) == 2
+
+
+def test_a_flat_curve_can_be_drawn():
+    """Failing would mean a division by zero where nothing was learnt."""
+    assert "1.000" in draw(Curve([(step, 1.0) for step in range(1, 9)], []))
+
+
+def test_only_validation_can_be_drawn():
+    """Failing would mean that a curve without training points breaks the end of a run."""
+    assert "●" in draw(Curve([], [(1, 2.0), (2, 1.5), (3, 1.2)]))

@@ -1,0 +1,144 @@
+"""``charlm eval perplexity`` and ``charlm info``."""
+
+from __future__ import annotations
+
+import io
+import math
+import shutil
+
+import pytest
+
+KEYS = [
+    "perplexity",
+    "nats_per_character",
+    "bits_per_character",
+    "characters",
+    "unknown_characters",
+    "characters_per_second",
+    "step",
+    "epoch",
+    "seconds",
+    "device",
+    "engine",
+    "precision",
+    "parameters",
+    "checkpoint",
+]
+
+
+def test_json_has_every_key_and_the_figures_agree(charlm, trained):
+    """Failing would mean that perplexity, nats and bits are not the same figure."""
+    record = charlm("eval", "perplexity", trained / "run", "--json").record
+    assert set(KEYS) <= record.keys()
+    assert record["perplexity"] == pytest.approx(math.exp(record["nats_per_character"]))
+    assert record["bits_per_character"] == pytest.approx(record["nats_per_character"] / math.log(2))
+    start, stop = record["offsets"]
+    assert record["characters"] == stop - start - 1
+
+
+def test_it_is_the_figure_that_training_ended_with(charlm, desk):
+    """Failing would mean that the end of a run states another perplexity than the command that measures it."""
+    ended = charlm("train", "recipe.yaml", "--out", "run", "--json", "-q").record
+    record = charlm("eval", "perplexity", "run", "--json").record
+    assert record["perplexity"] == pytest.approx(ended["perplexity"], rel=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [0, 1, 7])
+def test_the_chunk_does_not_change_the_figure(charlm, trained, chunk):
+    """Failing would mean that state is lost between chunks."""
+    expected = charlm("eval", "perplexity", trained / "run", "--json").record["nats_per_character"]
+    found = charlm("eval", "perplexity", trained / "run", "--json", "--chunk", chunk).record["nats_per_character"]
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_short_windows_cost_more_and_one_long_window_is_carried(charlm, trained):
+    """Failing would mean that reset:N does not reset, or skips characters."""
+    nats = {
+        context: charlm("eval", "perplexity", trained / "run", "--json", "--context", context).record
+        for context in ("carried", "reset:2", "reset:100000")
+    }
+    assert len({record["characters"] for record in nats.values()}) == 1
+    assert nats["reset:2"]["nats_per_character"] > nats["carried"]["nats_per_character"]
+    whole = nats["reset:100000"]["nats_per_character"]
+    assert whole == pytest.approx(nats["carried"]["nats_per_character"], abs=1e-6)
+
+
+def test_a_file_and_standard_input_give_the_same(charlm, trained, monkeypatch):
+    """Failing would mean that - is read otherwise than a file."""
+    text = (trained / "text.txt").read_bytes()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text)))
+    records = [charlm("eval", "perplexity", trained / "run", source, "--json").record for source in (trained / "text.txt", "-")]
+    assert records[0]["sha256"] == records[1]["sha256"]
+    assert records[0]["perplexity"] == records[1]["perplexity"]
+    assert records[0]["characters"] == len(text) - 1
+
+
+def test_unknown_characters_are_counted_and_their_cost_is_told_apart(charlm, trained, tmp_path):
+    """Failing would mean that characters outside the vocabulary are dropped or free."""
+    (tmp_path / "mixed.txt").write_text("the king 日本 the king\n", encoding="utf-8")
+    done = charlm("eval", "perplexity", trained / "run", tmp_path / "mixed.txt")
+    assert "2 scored as <unk>" in done.text
+    record = charlm("eval", "perplexity", trained / "run", tmp_path / "mixed.txt", "--json").record
+    assert record["unknown_characters"] == 2
+    assert record["unknown_nats"] == pytest.approx(2 * math.log(1_112_064), rel=1e-4)
+
+
+def test_every_part_of_the_corpus_can_be_measured(charlm, trained):
+    """Failing would mean that parts overlap or that --split is ignored."""
+    offsets = [
+        charlm("eval", "perplexity", trained / "run", "--json", "--split", split).record["offsets"]
+        for split in ("train", "validation", "test")
+    ]
+    assert offsets[0][0] == 0 and offsets[0][1] == offsets[1][0] and offsets[1][1] == offsets[2][0]
+
+
+def test_every_engine_gives_the_same_figure(charlm, trained):
+    """Failing would mean that an engine computes another model."""
+    found = [
+        charlm("eval", "perplexity", trained / "run", "--json", "--engine", engine).record["nats_per_character"]
+        for engine in ("reference", "torch")
+    ]
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
+
+
+@pytest.fixture
+def run_folder(trained, desk):
+    """A copy of the finished run, whose text is the current folder's ``text.txt``."""
+    shutil.copytree(trained / "run", desk / "run")
+    (desk / "run" / "config.yaml").unlink()
+    shutil.copy(trained / "text.txt", desk / "text.txt")
+    return desk / "run"
+
+
+def test_the_corpus_is_found_from_the_current_folder(charlm, run_folder):
+    """Failing would mean that a run that was copied to another machine cannot be evaluated there."""
+    assert charlm("eval", "perplexity", run_folder).code == 0
+
+
+def test_a_moved_corpus_is_asked_for(charlm, run_folder, desk):
+    """Failing would mean that the user is not told what to do when the text is gone."""
+    (desk / "text.txt").rename(desk / "elsewhere.txt")
+    done = charlm("eval", "perplexity", run_folder)
+    assert done.code == 2
+    assert "not at hand" in done.err and "FILE" in done.err
+    assert charlm("eval", "perplexity", run_folder, desk / "elsewhere.txt").code == 0
+
+
+def test_another_text_of_the_same_name_is_refused(charlm, run_folder, desk):
+    """Failing would mean that a figure is stated for another text than the one it names."""
+    with (desk / "text.txt").open("a", encoding="utf-8") as text:
+        text.write("!")
+    done = charlm("eval", "perplexity", run_folder)
+    assert done.code == 1
+    assert "sha256" in done.err and "FILE" in done.err
+    assert done.out == b""
+
+
+def test_info_reads_a_checkpoint(charlm, trained):
+    """Failing would mean that nobody can see what a file holds."""
+    shown = charlm("info", trained / "run")
+    assert shown.code == 0
+    for word in ("step 20", "text.txt", "hidden: 8", "weights only"):
+        assert word in shown.text
+    assert charlm("info", trained / "run", "--json").record["recipe"]["model"]["hidden"] == 8
+    assert "all that going on needs" in charlm("info", trained / "run" / "last.safetensors").text

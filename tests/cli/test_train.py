@@ -1,0 +1,198 @@
+"""``charlm train`` from start to end: what it writes, where, and how a run goes on."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+KEYS = [
+    "perplexity",
+    "nats_per_character",
+    "bits_per_character",
+    "characters",
+    "unknown_characters",
+    "characters_per_second",
+    "step",
+    "epoch",
+    "train_nats",
+    "validation_nats",
+    "best_validation_nats",
+    "seconds",
+    "resumed_from",
+    "device",
+    "engine",
+    "precision",
+    "parameters",
+    "checkpoint",
+    "stopped_because",
+]
+
+
+def test_a_recipe_that_names_only_a_text_is_complete(charlm, desk):
+    """Failing would mean that the smallest recipe asks for more than a text."""
+    (desk / "mine.yaml").write_text("corpus: text.txt\n", encoding="utf-8")
+    done = charlm("train", "mine.yaml", "--set", "model.hidden=4", "--max-steps", 2)
+    assert done.code == 0
+    files = {path.name for path in (desk / "checkpoints" / "mine").iterdir()}
+    assert files >= {"last.safetensors", "best.safetensors", "config.yaml", "metrics.jsonl", "samples.txt"}
+
+
+def test_json_is_the_last_line_and_has_every_key_of_the_contract(charlm, desk):
+    """Failing would mean that scripts cannot read how a training ended."""
+    done = charlm("train", "recipe.yaml", "--out", "run", "--json")
+    assert done.code == 0
+    assert set(KEYS) <= done.record.keys()
+    assert len(done.text.splitlines()) == 1
+    assert (done.record["step"], done.record["stopped_because"], done.record["resumed_from"]) == (20, "finished", None)
+    assert Path(done.record["checkpoint"]).is_file()
+
+
+def test_json_of_a_run_without_a_step_is_still_json(charlm, desk):
+    """Failing would mean that NaN, which is not JSON, gets into the record."""
+    done = charlm("train", "recipe.yaml", "--out", "run", "--max-steps", 0, "--json", "--set", "data.split=[1, 0, 0]")
+    assert done.code == 0
+    assert done.record["train_nats"] is None
+
+
+def test_results_go_to_stdout_and_all_else_to_stderr(charlm, desk):
+    """Failing would mean that a pipe gets progress, or that a terminal shows no result."""
+    done = charlm("train", "recipe.yaml", "--out", "run")
+    assert done.text.splitlines()[-1].startswith("validation perplexity ")
+    for word in ("vocabulary", "step 5", "evaluate"):
+        assert word in done.err
+        assert word not in done.text
+
+
+def test_quiet_leaves_only_the_result(charlm, desk):
+    """Failing would mean that --quiet is not."""
+    done = charlm("train", "recipe.yaml", "--out", "run", "--quiet")
+    assert done.err == ""
+    assert "perplexity" in done.text
+
+
+def test_without_a_terminal_there_are_no_escape_codes(charlm, desk, monkeypatch):
+    """Failing would mean that logs fill with colours and redrawn lines."""
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    done = charlm("train", "recipe.yaml", "--out", "run")
+    assert b"\x1b" not in done.out + done.err.encode()
+    assert "\r" not in done.err
+
+
+def test_a_folder_with_a_run_is_refused_with_the_ways_out(charlm, desk):
+    """Failing would mean that a second start destroys a run, or leaves its user without advice."""
+    charlm("train", "recipe.yaml", "--out", "run", "-q", "--max-steps", 2)
+    before = (desk / "run" / "last.safetensors").read_bytes()
+    done = charlm("train", "recipe.yaml", "--out", "run")
+    assert done.code == 2
+    assert "--resume auto" in done.err and "--overwrite" in done.err
+    assert (desk / "run" / "last.safetensors").read_bytes() == before
+
+
+def test_overwrite_moves_the_old_run_aside(charlm, desk):
+    """Failing would mean that --overwrite destroys what it replaces."""
+    charlm("train", "recipe.yaml", "--out", "run", "-q", "--max-steps", 2)
+    before = (desk / "run" / "last.safetensors").read_bytes()
+    done = charlm("train", "recipe.yaml", "--out", "run", "--overwrite", "--max-steps", 3)
+    assert done.code == 0
+    assert "run.old-1" in done.err
+    assert (desk / "run.old-1" / "last.safetensors").read_bytes() == before
+
+
+def test_auto_goes_on_and_max_steps_counts_earlier_attempts(charlm, desk):
+    """Failing would mean that --resume auto starts anew, or that --max-steps means steps of this attempt."""
+    charlm("train", "recipe.yaml", "--out", "run", "-q", "--max-steps", 7)
+    done = charlm("train", "recipe.yaml", "--out", "run", "--resume", "auto", "--max-steps", 9, "--json", "-q")
+    assert (done.record["resumed_from"], done.record["step"]) == (7, 9)
+    steps = [json.loads(line) for line in (desk / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["step"] for line in steps if line["kind"] == "step"] == list(range(1, 10))
+
+
+def test_auto_starts_where_nothing_is_and_must_does_not(charlm, desk):
+    """Failing would mean that a script cannot tell "go on" from "go on or start"."""
+    refused = charlm("train", "recipe.yaml", "--out", "new", "--resume", "must")
+    assert refused.code == 2 and "no run in new" in refused.err
+    assert not (desk / "new").exists()
+    assert charlm("train", "recipe.yaml", "--out", "new", "--resume", "auto", "-q", "--max-steps", 1).code == 0
+
+
+def test_a_finished_run_resumed_is_finished_still(charlm, desk):
+    """Failing would mean that resuming a finished run trains further or fails."""
+    first = charlm("train", "recipe.yaml", "--out", "run", "--json", "-q").record
+    again = charlm("train", "recipe.yaml", "--out", "run", "--resume", "auto", "--json", "-q").record
+    assert (again["step"], again["perplexity"]) == (first["step"], first["perplexity"])
+
+
+def test_the_printed_command_goes_on_even_with_odd_names(charlm, desk):
+    """Failing would mean that the resume command breaks when it is pasted."""
+    done = charlm("train", "recipe.yaml", "--out", "mein Lauf ü", "--set", "sample.prompt=a b", "--max-steps", 2)
+    line = next(line for line in done.err.splitlines() if line.startswith("go on"))
+    command = shlex.split(line.removeprefix("go on"))
+    assert command[0] == "charlm"
+    gone_on = charlm(*command[1:], "--max-steps", 3, "--json", "-q")
+    assert gone_on.record["resumed_from"] == 2
+
+
+def test_a_damaged_last_falls_back_to_previous_and_says_so(charlm, desk):
+    """Failing would mean that one bad file loses a run, or that the loss of steps is kept from its user."""
+    charlm("train", "recipe.yaml", "--out", "run", "-q", "--max-steps", 7)
+    last = desk / "run" / "last.safetensors"
+    last.write_bytes(last.read_bytes()[:1000])
+    done = charlm("train", "recipe.yaml", "--out", "run", "--resume", "auto", "--max-steps", 8, "--json")
+    assert done.code == 0
+    assert done.record["resumed_from"] == 5
+    assert "truncated or damaged" in done.err and "previous" in done.err
+
+
+def test_a_fixed_key_cannot_change_while_a_run_goes_on(charlm, desk):
+    """Failing would mean that a resumed run silently becomes another model."""
+    charlm("train", "recipe.yaml", "--out", "run", "-q", "--max-steps", 1)
+    done = charlm("train", "recipe.yaml", "--out", "run", "--resume", "auto", "--set", "model.hidden=9")
+    assert done.code == 2
+    assert "model.hidden: was 8, is now 9" in done.err
+
+
+def test_a_changed_text_is_not_gone_on_with(charlm, desk):
+    """Failing would mean that a run goes on with another text without saying so."""
+    charlm("train", "recipe.yaml", "--out", "run", "-q", "--max-steps", 1)
+    (desk / "text.txt").write_text("another text altogether\n" * 100, encoding="utf-8")
+    done = charlm("train", "recipe.yaml", "--out", "run", "--resume", "auto")
+    assert done.code == 2 and "sha256" in done.err
+
+
+def test_max_time_includes_the_last_evaluation(charlm, desk):
+    """Failing would mean that a job with a time limit is killed before it has saved."""
+    done = charlm("train", "recipe.yaml", "--out", "run", "--set", "train.updates=1000000", "--max-time", "3s", "--json", "-q")
+    assert done.record["stopped_because"] == "max time"
+    assert done.record["seconds"] < 3
+
+
+def test_dropping_validation_reports_training_and_keeps_a_best(charlm, desk):
+    """Failing would mean that a text without validation cannot be trained or sampled."""
+    done = charlm("train", "recipe.yaml", "--out", "run", "--set", "data.split=[1, 0, 0]", "--json", "-q")
+    assert done.record["measured_on"] == "training"
+    assert (desk / "run" / "best.safetensors").exists()
+
+
+@pytest.mark.parametrize("argument", ["1e-3", "0.001", "1.0E-3"])
+def test_numbers_as_yaml_1_2_writes_them(charlm, desk, argument):
+    """Failing would mean that 1e-3 is taken for text."""
+    done = charlm("train", "recipe.yaml", "--out", "run", "--set", f"train.lr={argument}", "--max-steps", 1)
+    assert done.code == 0 and "adamw 0.001" in done.err
+
+
+@pytest.mark.parametrize("terminal_columns", [80, 120])
+def test_lines_of_the_live_display_fit_the_terminal(terminal_columns):
+    """Failing would mean that evaluations wrap and that numbers are cut off in a common terminal."""
+    from types import SimpleNamespace as Thing
+
+    from charlm.cli.train import _evaluation, _status
+    from charlm.training.trainer import Evaluated, StepDone
+
+    wide = terminal_columns >= 110
+    trainer = Thing(plan=Thing(steps=100_000), batches=Thing(shape=Thing(batch=32, steps=64)))
+    status, left = _status(StepDone(12_345, 17.25, 1.2345, 2e-3, 0.5, 123_456.0), trainer, wide)
+    assert len(f"{status} {left}") <= terminal_columns
+    assert len(_evaluation(Evaluated(12_345, 1.2345, True, True), 1.2345, wide)) <= terminal_columns

@@ -1,0 +1,68 @@
+"""What is said about a text before there is a model."""
+
+import gzip
+import lzma
+from collections import Counter
+
+import pytest
+
+from charlm.data import facts
+from charlm.data.corpora import SourceFile, Sources
+from charlm.data.encoding import Encoded, encode
+
+TEXT = "Häuser, Häfen und 漢字\n" * 50
+
+
+def encoded(text: str, unit: str = "char") -> Encoded:
+    sources = Sources("text", (SourceFile("text", None, text),))
+    return encode(sources, unit=unit, encoding="utf-8", newlines="unix", normalise="none")
+
+
+@pytest.mark.parametrize("block", [7, 1 << 20])
+def test_counts(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    """If this fails, the vocabulary that is shown is not that of the text."""
+    monkeypatch.setattr(facts, "_BLOCK", block)
+    text = encoded(TEXT)
+    counts = dict(zip(map(chr, text.alphabet), facts.symbol_counts(text).tolist(), strict=True))
+    assert counts == Counter(TEXT)
+
+
+@pytest.mark.parametrize("unit", ["char", "byte"])
+def test_compressors_see_the_whole_text(monkeypatch: pytest.MonkeyPatch, unit: str) -> None:
+    """If this fails, a model is compared with compressors that were given another text."""
+    monkeypatch.setattr(facts, "_BLOCK", 13)
+    result = facts.compressed(encoded(TEXT, unit), unit)
+    content = TEXT.encode()
+    symbols = len(TEXT) if unit == "char" else len(content)
+    assert result.characters == symbols
+    assert result.bits_per_character["gzip"] == 8 * len(gzip.compress(content, 9)) / symbols
+    assert result.bits_per_character["xz"] == pytest.approx(8 * len(lzma.compress(content, preset=9)) / symbols, rel=0.01)
+
+
+def test_a_long_text_is_cut_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If this fails, a large text takes minutes, or bits are divided by characters that were not compressed."""
+    monkeypatch.setattr(facts, "_BLOCK", 10)
+    monkeypatch.setattr(facts, "COMPRESSED_BYTES", 100)
+    result = facts.compressed(encoded("x" * 1000), "char")
+    assert result.characters == 100
+    assert result.bits_per_character["gzip"] == 8 * len(gzip.compress(b"x" * 100, 9)) / 100
+
+
+def test_names() -> None:
+    """If this fails, a stray character cannot be told from its look-alikes."""
+    assert facts.name_of(0x0A, "char") == "U+000A LINE FEED"
+    assert facts.name_of(0xE9, "char") == "U+00E9 LATIN SMALL LETTER E WITH ACUTE"
+    assert facts.name_of(0x81, "char") == "U+0081 without a name"
+    assert facts.name_of(0x0A, "byte") == "0x0A"
+
+
+@pytest.mark.parametrize(("character", "plain"), [("a", True), ("漢", True), ("€", True), ("!", True), (" ", False)])
+def test_plain_ones(character: str, plain: bool) -> None:
+    """If this fails, visible characters are spelled out, or invisible ones printed."""
+    assert facts.is_plain(ord(character)) is plain
+
+
+@pytest.mark.parametrize("character", ["\n", "\x1b", "\u0301", "\u200b", "\u202e", "\xa0", "\ue000"])
+def test_hidden_ones(character: str) -> None:
+    """If this fails, a control character reaches the terminal."""
+    assert not facts.is_plain(ord(character))

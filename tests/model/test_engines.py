@@ -1,0 +1,151 @@
+"""Every engine gives what the reference engine gives: outputs, states and gradients, to stated tolerances."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from charlm.config import ModelSection
+from charlm.errors import UsageError
+from charlm.model.engines import ENGINES, resolve_engine
+from charlm.runtime import arithmetic, resolve_precision
+
+CPU = torch.device("cpu")
+V, H, T, B = 7, 8, 12, 3
+
+CELLS: dict[str, dict[str, Any]] = {
+    "rnn_tanh": {"cell": "rnn"},
+    "rnn_relu": {"cell": "rnn", "nonlinearity": "relu"},
+    "gru": {"cell": "gru"},
+    "lstm": {"cell": "lstm"},
+}
+INPUTS: dict[str, dict[str, Any]] = {
+    "one-hot": {"input": "one-hot"},
+    "embedding": {"input": "embedding", "embedding": 5},
+    "tied": {"tied": True},
+}
+GRU_BEFORE = ModelSection(cell="gru", reset_after=False)
+OTHERS = [name for name in ENGINES if name != "reference"]
+
+
+def _ids() -> torch.Tensor:
+    return torch.randint(V, (T, B), generator=torch.Generator().manual_seed(1))
+
+
+def _results(model: Any, precision: str = "fp32") -> dict[str, torch.Tensor]:
+    """Logits, final state, and the gradients of a loss that depends on both, from a state that is not zero."""
+    rng = torch.Generator().manual_seed(2)
+    state = tuple(torch.randn(part.shape, generator=rng).requires_grad_() for part in model.zero_state(B))
+    with arithmetic(precision, CPU):
+        logits, last = model(_ids(), state)
+    logits = logits.float()
+    weights = torch.randn(logits.shape, generator=rng)
+    loss = (logits * weights).sum() + sum(((part * (1 + n)) ** 2).sum() for n, part in enumerate(last))
+    loss.backward()
+    found = {"logits": logits.detach()}
+    found |= {f"state {n}": part.detach() for n, part in enumerate(last)}
+    found |= {f"gradient of state {n}": part.grad for n, part in enumerate(state)}
+    return found | {f"gradient of {name}": weight.grad for name, weight in model.named_parameters()}
+
+
+@pytest.mark.parametrize("engine", OTHERS)
+@pytest.mark.parametrize("inputs", INPUTS)
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("cell", CELLS)
+def test_an_engine_gives_what_the_reference_gives(
+    network: Callable[..., Any], cell: str, layers: int, inputs: str, engine: str
+) -> None:
+    """If this fails, a model means something else under another engine (1e-5 of the largest value, fp32)."""
+    section = {"hidden": H, "layers": layers, **CELLS[cell], **INPUTS[inputs]}
+    mine = _results(network(V, engine, **section))
+    truth = _results(network(V, "reference", **section))
+    assert mine.keys() == truth.keys()
+    for name, expected in truth.items():
+        scale = max(1.0, float(expected.abs().max()))
+        torch.testing.assert_close(mine[name], expected, rtol=0, atol=1e-5 * scale, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_weights_move_to_torch_nn_unchanged(network: Callable[..., Any], cell: str, engine: str) -> None:
+    """If this fails, names, shapes or gate order are not PyTorch's, and checkpoints cannot be used there."""
+    section: dict[str, Any] = {"hidden": H, "layers": 2, "input": "embedding", "embedding": 5, **CELLS[cell]}
+    model = network(V, engine, **section)
+    kind = {"lstm": nn.LSTM, "gru": nn.GRU}.get(section["cell"], nn.RNN)
+    options = {"nonlinearity": section.get("nonlinearity", "tanh")} if kind is nn.RNN else {}
+    theirs = kind(5, H, num_layers=2, **options)
+    for number, layer in enumerate(model.layers):
+        for name, weight in layer.named_parameters():
+            own = getattr(theirs, f"{name}_l{number}")
+            assert own.shape == weight.shape
+            own.data.copy_(weight.data)
+    with torch.no_grad():
+        features, state = model.features(_ids(), model.zero_state(B))
+        expected, last = theirs(model.embedding[_ids()])
+    torch.testing.assert_close(features, expected, rtol=0, atol=1e-6)
+    for mine, other in zip(state, last if isinstance(last, tuple) else (last,), strict=True):
+        torch.testing.assert_close(mine, other, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("cell", [*CELLS, "gru_reset_before"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_bf16_is_close_to_fp32(network: Callable[..., Any], cell: str, engine: str) -> None:
+    """If this fails, training in bf16 follows other gradients, or the carried state is not kept in fp32."""
+    section: dict[str, Any] = {"hidden": 32, **CELLS.get(cell, {"cell": "gru", "reset_after": False})}
+    if ENGINES[engine].why_not(ModelSection(**section), CPU):
+        pytest.skip("this engine does not run this cell")
+    exact = _results(network(V, engine, **section))
+    rough = _results(network(V, engine, **section), "bf16")
+    for name, expected in exact.items():
+        assert rough[name].dtype == torch.float32, name
+        error = (rough[name] - expected).norm() / expected.norm()
+        # A unit of the ReLU near its kink changes sides by rounding alone, and its whole gradient with it.
+        assert error < (0.08 if cell == "rnn_relu" else 0.03), f"{name}: relative error {error:.3f}"
+    assert not torch.equal(rough["logits"], exact["logits"]), "bf16 was not used at all"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_double_precision_stays_double(network: Callable[..., Any], engine: str) -> None:
+    """If this fails, an engine silently rounds to fp32, and numeric gradients cannot be checked through it."""
+    model = network(V, engine, hidden=H, layers=2).double()
+    logits, state = model(_ids(), model.zero_state(B))
+    assert {logits.dtype, *(part.dtype for part in state)} == {torch.float64}
+
+
+# -- choosing --------------------------------------------------------------------------------------------------------
+
+
+def test_a_named_engine_that_cannot_run_is_an_error() -> None:
+    """If this fails, a run silently uses another engine than its recipe says."""
+    impossible = GRU_BEFORE.model_copy(update={"engine": "torch"})  # a recipe would already refuse this
+    with pytest.raises(UsageError, match=r"engine: torch cannot run .* reset_after: false; use engine: auto"):
+        resolve_engine(impossible, CPU)
+
+
+def test_auto_takes_an_engine_that_runs_and_says_why() -> None:
+    """If this fails, `engine: auto` picks one that cannot run, or does not explain itself."""
+    name, why = resolve_engine(GRU_BEFORE, CPU)
+    assert ENGINES[name].why_not(GRU_BEFORE, CPU) is None
+    assert "reset_after: false" in why
+    for cell in CELLS.values():
+        name, why = resolve_engine(ModelSection(**cell), CPU)
+        assert name != "reference", "auto takes the slowest engine where a faster one runs"
+        assert why
+    assert resolve_engine(ModelSection(engine="reference"), CPU) == ("reference", "as the recipe says")
+
+
+def test_precision_is_chosen_by_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If this fails, auto uses bf16 where it is slow, or fp32 where bf16 is fast; fp16 on a CPU is refused."""
+    monkeypatch.setattr("charlm.runtime.cpu_bf16_instructions", lambda: "amx_bf16")
+    name, why = resolve_precision("auto", CPU, "torch")
+    assert (name, "amx_bf16" in why) == ("bf16", True)
+    assert resolve_precision("auto", CPU, "reference")[0] == "fp32"
+    assert resolve_precision("fp32", CPU, "torch") == ("fp32", "as the recipe says")
+    monkeypatch.setattr("charlm.runtime.cpu_bf16_instructions", lambda: "")
+    assert resolve_precision("auto", CPU, "torch")[0] == "fp32"
+    with pytest.raises(UsageError, match="fp16 needs a CUDA device"):
+        resolve_precision("fp16", CPU, "torch")

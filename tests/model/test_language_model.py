@@ -1,0 +1,257 @@
+"""The language model: its size, its initial weights, its dropout, and a state that is a value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from charlm.config import ModelSection
+from charlm.errors import UsageError
+from charlm.model.language_model import LanguageModel, count_parameters, embedding_width, hashed_dropout
+
+BLOCKS = {"rnn": 1, "gru": 3, "lstm": 4}
+
+
+def _expected_parameters(cell: str, V: int, D: int, H: int, L: int, embedding: bool, tied: bool) -> int:
+    G = BLOCKS[cell]
+    layers = sum(G * H * ((D if n == 0 else H) + H + 2) for n in range(L))
+    return layers + (V * D if embedding else 0) + (0 if tied else V * H) + V
+
+
+@pytest.mark.parametrize("cell", BLOCKS)
+@pytest.mark.parametrize("layers", [1, 3])
+def test_parameter_counts_follow_the_formula(cell: str, layers: int) -> None:
+    """If this fails, a model has more or fewer weights than G·H·(D + H + 2) a layer and V·H + V above."""
+    V, H, D = 11, 6, 4
+    cases: list[tuple[dict[str, Any], int, bool, bool]] = [
+        ({"input": "one-hot"}, V, False, False),
+        ({"input": "auto"}, V, False, False),
+        ({"input": "embedding", "embedding": D}, D, True, False),
+        ({"embedding": D}, D, True, False),
+        ({"input": "embedding"}, H, True, False),
+        ({"tied": True}, H, True, True),
+    ]
+    for keys, width, embedding, tied in cases:
+        section = ModelSection(cell=cell, hidden=H, layers=layers, **keys)  # type: ignore[arg-type]
+        expected = _expected_parameters(cell, V, width, H, layers, embedding, tied)
+        assert LanguageModel(section, V, "reference").parameter_count() == expected, keys
+        assert count_parameters(section, V) == expected, keys
+
+
+def test_a_known_size() -> None:
+    """If this fails, sizes printed elsewhere differ: 65 symbols and <unk>, one-hot, one LSTM layer of 512."""
+    assert count_parameters(ModelSection(cell="lstm", hidden=512), 66) == 4 * 512 * (66 + 512 + 2) + 66 * 512 + 66
+
+
+@pytest.mark.parametrize(
+    ("keys", "V", "width"),
+    [
+        ({}, 256, None),
+        ({}, 257, 256),
+        ({"hidden": 100}, 5000, 100),
+        ({"input": "one-hot"}, 5000, None),
+        ({"tied": True, "hidden": 9}, 5, 9),
+        ({"embedding": 3}, 5, 3),
+    ],
+)
+def test_how_symbols_enter(keys: dict[str, Any], V: int, width: int | None) -> None:
+    """If this fails, `input: auto` or the width of an embedding is not what the recipe's documentation says."""
+    assert embedding_width(ModelSection(**keys), V) == width
+
+
+def test_a_width_without_an_embedding_is_refused() -> None:
+    """If this fails, model.embedding is silently ignored."""
+    with pytest.raises(UsageError, match="one-hot"):
+        embedding_width(ModelSection(input="one-hot", embedding=3), 5)
+
+
+# -- state -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["reference", "torch"])
+@pytest.mark.parametrize("cell", BLOCKS)
+def test_state_is_a_value(network: Callable[..., Any], cell: str, engine: str) -> None:
+    """If this fails, a model remembers what it read before: the same call twice gives other bits."""
+    model = network(9, engine, cell=cell, hidden=12, layers=2)
+    rng = torch.Generator().manual_seed(3)
+    ids = torch.randint(9, (7, 4), generator=rng)
+    state = tuple(torch.randn(part.shape, generator=rng) for part in model.zero_state(4))
+    before = [part.clone() for part in state]
+    first, last = model(ids, state)
+    model(ids.flip(0), last)
+    second, again = model(ids, state)
+    assert torch.equal(first, second)
+    assert all(torch.equal(a, b) for a, b in zip(last, again, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, state, strict=True)), "the given state was changed"
+
+
+@pytest.mark.parametrize("engine", ["reference", "torch"])
+@pytest.mark.parametrize("cell", BLOCKS)
+def test_reading_in_two_pieces_is_reading_at_once(network: Callable[..., Any], cell: str, engine: str) -> None:
+    """If this fails, the state that is handed on is not all that the model needs."""
+    model = network(9, engine, cell=cell, hidden=12, layers=2)
+    ids = torch.randint(9, (10, 3), generator=torch.Generator().manual_seed(3))
+    whole, last = model(ids, model.zero_state(3))
+    head, between = model(ids[:4], model.zero_state(3))
+    tail, end = model(ids[4:], between)
+    torch.testing.assert_close(torch.cat([head, tail]), whole, rtol=0, atol=1e-6)
+    for a, b in zip(end, last, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+    assert last[0].shape == (2, 3, 12)
+    assert len(last) == (2 if cell == "lstm" else 1)
+
+
+@pytest.mark.parametrize("engine", ["reference", "torch"])
+def test_evaluating_does_not_disturb_training(network: Callable[..., Any], text_of: Callable[..., Any], engine: str) -> None:
+    """If this fails, a run that validates more often learns something else."""
+    from charlm.evaluation.perplexity import carried, segments
+
+    ids = torch.randint(9, (10, 3), generator=torch.Generator().manual_seed(3))
+    text = text_of([*range(9)] * 30)
+
+    def train(evaluating: bool) -> list[torch.Tensor]:
+        model = network(9, engine, hidden=12)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        state = model.zero_state(3)
+        for step in range(4):
+            logits, state = model(ids, state, hashed_dropout(0.3, 1, step))
+            state = tuple(part.detach() for part in state)
+            if evaluating:
+                carried(model, text), segments(model, text, warm=20)
+            optimizer.zero_grad()
+            logits.square().mean().backward()
+            optimizer.step()
+        return [*model.parameters(), *state]
+
+    assert all(torch.equal(a, b) for a, b in zip(train(False), train(True), strict=True))
+
+
+# -- initial weights -------------------------------------------------------------------------------------------------
+
+
+def test_initial_weights_by_default(network: Callable[..., Any]) -> None:
+    """If this fails, `init: pytorch` is not uniform(±1/√H)."""
+    H = 64
+    model = network(30, cell="gru", hidden=H, layers=2)
+    for name, parameter in model.named_parameters():
+        weight = parameter.detach()
+        bound = 1 / math.sqrt(H)
+        assert float(weight.abs().max()) <= bound, name
+        if weight.numel() > 1000:
+            assert float(weight.std()) == pytest.approx(bound / math.sqrt(3), rel=0.05), name
+            assert float(weight.mean()) == pytest.approx(0, abs=0.01), name
+
+
+def test_initial_weights_as_in_d2l(network: Callable[..., Any]) -> None:
+    """If this fails, `init: normal` is not normal(0, 0.01) with zero biases."""
+    model = network(30, cell="rnn", hidden=64, init="normal")
+    for name, parameter in model.named_parameters():
+        weight = parameter.detach()
+        if weight.dim() == 1:
+            assert not weight.any(), name
+        else:
+            assert float(weight.std()) == pytest.approx(0.01, rel=0.1), name
+
+
+def test_orthogonal_initial_weights(network: Callable[..., Any]) -> None:
+    """If this fails, `init: orthogonal` leaves recurrent blocks that shrink or stretch the state."""
+    model = network(9, cell="lstm", hidden=16, layers=2, init="orthogonal")
+    for layer in model.layers:
+        for block in layer.weight_hh.detach().split(16):
+            torch.testing.assert_close(block @ block.T, torch.eye(16), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("init", ["pytorch", "normal", "orthogonal"])
+def test_the_forget_gate_starts_open(network: Callable[..., Any], init: str) -> None:
+    """If this fails, an LSTM begins by forgetting: the bias of gate f must be forget_bias, in sum over both biases."""
+    H = 8
+    for layer in network(9, cell="lstm", hidden=H, layers=2, init=init, forget_bias=2.5).layers:
+        total = layer.bias_ih + layer.bias_hh
+        assert (total[H : 2 * H] == 2.5).all()
+        assert not (total[:H] == 2.5).any()
+        assert not (total[2 * H :] == 2.5).any()
+    plain = network(9, cell="lstm", hidden=H, init=init, forget_bias=None).layers[0]
+    assert not (plain.bias_ih[H : 2 * H] == 1.0).any()
+
+
+def test_initial_weights_follow_from_the_seed(network: Callable[..., Any]) -> None:
+    """If this fails, a run cannot be repeated, or adding a layer changes the weights of the others."""
+    one = dict(network(9, hidden=8, seed=1).named_parameters())
+    same = dict(network(9, hidden=8, seed=1).named_parameters())
+    other = dict(network(9, hidden=8, seed=2).named_parameters())
+    deeper = dict(network(9, hidden=8, seed=1, layers=2).named_parameters())
+    for name, weight in one.items():
+        assert torch.equal(weight, same[name])
+        assert torch.equal(weight, deeper[name])
+        assert not torch.equal(weight, other[name])
+
+
+# -- dropout ---------------------------------------------------------------------------------------------------------
+
+
+def _mask(probability: float, seed: int, step: int, layer: int, shape: tuple[int, ...] = (50, 8, 100)) -> torch.Tensor:
+    drop = hashed_dropout(probability, seed, step)
+    assert drop is not None
+    return drop(torch.ones(shape), layer)
+
+
+def test_dropout_follows_from_seed_step_and_layer() -> None:
+    """If this fails, a resumed run drops other units, or two layers or steps drop the same ones."""
+    masks = [_mask(0.5, seed, step, layer) for seed in (1, 2) for step in (0, 1) for layer in (0, 1)]
+    for number, mask in enumerate(masks):
+        for other in masks[:number]:
+            same = ((mask == 0) == (other == 0)).float().mean()
+            assert float(same) == pytest.approx(0.5, abs=0.02)
+    torch.manual_seed(99)
+    assert torch.equal(_mask(0.5, 2, 1, 1), masks[-1]), "the process's own random state is used"
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.3, 0.5, 0.9])
+def test_dropout_has_its_rate_and_is_unbiased(probability: float) -> None:
+    """If this fails, training sees other activations on average than evaluation does."""
+    mask = _mask(probability, 1, 7, 0)
+    assert float((mask == 0).float().mean()) == pytest.approx(probability, abs=0.01)
+    kept = mask[mask != 0]
+    assert torch.allclose(kept, torch.full_like(kept, 1 / (1 - probability)), rtol=1e-4)
+    rounded = round(probability * 65536) / 65536
+    assert torch.allclose(kept, torch.full_like(kept, 1 / (1 - rounded)), rtol=1e-6), "the scale is not that of the rate"
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 1, 5), (7, 3, 2)])
+def test_dropout_of_any_shape(shape: tuple[int, ...]) -> None:
+    """If this fails, sizes that are no multiple of four crash or leave values undropped."""
+    assert _mask(0.5, 1, 1, 1, shape).shape == shape
+    drawn = torch.stack([_mask(0.5, 1, step, 0, shape) for step in range(200)])
+    assert ((drawn == 0).float().mean(0) - 0.5).abs().max() < 0.2, "some position is always kept or always dropped"
+
+
+def test_neighbouring_dropout_decisions_are_independent() -> None:
+    """If this fails, units are dropped in groups (four decisions are cut from each random word)."""
+    dropped = (_mask(0.5, 3, 3, 0).flatten() == 0).float()
+    for distance in (1, 2, 3, 4):
+        both = (dropped[distance:] * dropped[:-distance]).mean()
+        assert float(both) == pytest.approx(0.25, abs=0.015)
+
+
+def test_no_dropout_at_zero(network: Callable[..., Any]) -> None:
+    """If this fails, dropout: 0 still costs time or changes values."""
+    assert hashed_dropout(0.0, 1, 1) is None
+
+
+def test_dropout_acts_on_every_layer(network: Callable[..., Any]) -> None:
+    """If this fails, dropout reaches only some layers' outputs, or the recurrent path."""
+    seen: list[tuple[int, tuple[int, ...]]] = []
+
+    def record(values: torch.Tensor, layer: int) -> torch.Tensor:
+        seen.append((layer, tuple(values.shape)))
+        return values * 0
+
+    model = network(9, hidden=6, layers=3)
+    features, state = model.features(torch.zeros(4, 2, dtype=torch.int64), model.zero_state(2), record)
+    assert seen == [(0, (4, 2, 6)), (1, (4, 2, 6)), (2, (4, 2, 6))]
+    assert not features.any()
+    assert state[0].detach().abs().min() > 0, "the carried state was dropped"

@@ -1,0 +1,493 @@
+"""The trainer: losses fall, schedules follow their formulas, bad numbers stop at the door, and runs end when they should."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from charlm.checkpoint import load
+from charlm.config import TrainSection
+from charlm.errors import CheckpointError, DivergedError, RecipeError
+from charlm.evaluation import perplexity
+from charlm.evaluation.perplexity import Score, carried
+from charlm.training.optimisation import LossScale, learning_rate, make_optimizer
+from charlm.training.trainer import Evaluated, Finished, Sampled, Saved, StepDone
+
+# -- learning --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 1.0), ("adam", 0.01), ("adamw", 0.01), ("rmsprop", 0.003)])
+def test_every_optimiser_reduces_the_loss(
+    tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path, optimizer: str, lr: float
+) -> None:
+    """If this fails, an optimiser is wired wrongly: after 80 steps the loss must be well below that of the first."""
+    run = tiny_run(english_file, tmp_path / "r", f"train.optimizer={optimizer}", f"train.lr={lr}", "train.updates=80")
+    nats = [line["nats"] for line in run.lines("step")]
+    symbols = len(load(run.folder / "last.safetensors").vocabulary)
+    assert nats[0] == pytest.approx(math.log(symbols), abs=0.3), "fresh weights should know nothing"
+    assert sum(nats[-10:]) / 10 < nats[0] - 0.4
+    assert run.record["validation_nats"] < nats[0] - 0.3
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_a_short_text_is_memorised(tmp_path: Path, tiny_run: Callable[..., Any], cell: str) -> None:
+    """If this fails, something in the chain from text to weights is broken: perplexity must fall below 1.1."""
+    corpus = tmp_path / "sentence.txt"
+    corpus.write_text("the quick brown fox jumps over the lazy dog.\n" * 40, encoding="utf-8")
+    run = tiny_run(
+        corpus, tmp_path / "r", f"model.cell={cell}", "model.hidden=32", "train.batch=8", "train.steps=20",
+        "train.updates=250", "train.lr=0.02", "evaluate.every=250", "sample.temperature=0", "sample.prompt='the qui'",
+        "sample.length=30",
+    )  # fmt: skip
+    assert run.record["perplexity"] < 1.1
+    assert run.record["train_perplexity"] < 1.1
+    assert run.record["perplexity"] == pytest.approx(math.exp(run.record["nats_per_character"]))
+    assert run.events[-1].samples[0].text == "ck brown fox jumps over the la"
+
+
+def test_weight_decay_acts_on_matrices_alone(network: Callable[..., Any]) -> None:
+    """If this fails, biases are pulled to zero too."""
+    for name in ("sgd", "adam", "adamw", "rmsprop"):
+        model = network(9, hidden=4)
+        optimizer = make_optimizer(model, TrainSection(optimizer=name, weight_decay=0.1))
+        for group in optimizer.param_groups:
+            dimensions = {weight.dim() for weight in group["params"]}
+            assert dimensions == ({2} if group["weight_decay"] == 0.1 else {1})
+        assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+
+
+def test_gradients_are_clipped_to_the_recipes_norm(tmp_path: Path, begin: Callable[..., Any], english_file: Path) -> None:
+    """If this fails, train.clip does nothing, or clips what it should leave alone; the norm reported is from before."""
+    for clip in (0.01, 1e6):
+        trainer = begin(english_file, tmp_path / str(clip), f"train.clip={clip}").trainer
+        event = next(iter(trainer.run()))
+        trainer.folder.close()
+        after = torch.stack([weight.grad.norm() for weight in trainer.model.parameters()]).norm().item()
+        assert event.gradient_norm > 0.05
+        assert after == pytest.approx(min(clip, event.gradient_norm), rel=1e-4)
+
+
+# -- schedules -------------------------------------------------------------------------------------------------------
+
+
+def _rates(steps: int, epoch: int = 10, **section: Any) -> list[float]:
+    made = TrainSection(lr=0.5, **section)
+    return [learning_rate(made, step, steps, epoch) for step in range(steps)]
+
+
+def test_the_constant_schedule() -> None:
+    """If this fails, a constant learning rate moves. Warm-up is linear and reaches the peak at its last step."""
+    assert _rates(4, schedule="constant") == [0.5] * 4
+    assert _rates(6, schedule="constant", warmup=4) == [0.125, 0.25, 0.375, 0.5, 0.5, 0.5]
+
+
+def test_the_cosine_schedule() -> None:
+    """If this fails, the learning rate does not go from the peak to lr_final of it along half a cosine."""
+    rates = _rates(100, schedule="cosine", lr_final=0.1)
+    for step, rate in enumerate(rates):
+        assert rate == pytest.approx(0.5 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / 100))))
+    assert learning_rate(TrainSection(lr=0.5, lr_final=0.1), 100, 100, 10) == pytest.approx(0.05)
+    assert learning_rate(TrainSection(lr=0.5, lr_final=0.1), 150, 100, 10) == pytest.approx(0.05), "it rises again"
+    warmed = _rates(100, schedule="cosine", warmup=20)
+    assert warmed[19] == warmed[20] == 0.5
+    assert warmed[60] == pytest.approx(0.5 * (0.01 + 0.99 * 0.5))
+
+
+def test_the_step_and_exponential_schedules() -> None:
+    """If this fails, gamma is not applied once per gamma_every epochs: in a jump, or smoothly."""
+    stepped = _rates(60, schedule="step", gamma=0.5, gamma_every=2)
+    assert stepped == [0.5] * 20 + [0.25] * 20 + [0.125] * 20
+    smooth = _rates(60, schedule="exponential", gamma=0.5, gamma_every=2)
+    assert smooth == pytest.approx([0.5 * 0.5 ** (step / 20) for step in range(60)])
+
+
+def test_a_run_follows_its_schedule(tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path) -> None:
+    """If this fails, the optimiser gets another learning rate than the schedule gives, or is a step behind."""
+    keys = ("train.schedule=cosine", "train.warmup=5", "train.updates=15", "train.optimizer=sgd", "train.clip=null")
+    run = tiny_run(english_file, tmp_path / "r", *keys)
+    section = TrainSection(lr=0.01, warmup=5, updates=15)
+    expected = [learning_rate(section, step, 15, 1) for step in range(15)]
+    assert [line["learning_rate"] for line in run.lines("step")] == expected
+    # The first plain SGD step is −lr·gradient: its length is the learning rate times the gradient's norm.
+    one = tiny_run(english_file, tmp_path / "one", *keys, max_steps=1)
+    none = tiny_run(english_file, tmp_path / "none", *keys, max_steps=0)
+    before, after = (load(r.folder / "last.safetensors").weights for r in (none, one))
+    moved = torch.stack([(after[name] - before[name]).double().norm() for name in after]).norm().item()
+    assert moved == pytest.approx(expected[0] * one.lines("step")[0]["gradient_norm"], rel=1e-2)
+
+
+def test_the_loss_scale_of_fp16() -> None:
+    """If this fails, fp16 training loses small gradients or never recovers from an overflow."""
+    scale = LossScale(True)
+    start = scale.scale
+    assert scale.overflowed()
+    assert scale.scale == start / 2
+    for _ in range(LossScale.GROW_AFTER):
+        scale.succeeded()
+    assert scale.scale == start
+    assert not LossScale(False).overflowed(), "without fp16 a bad gradient is an error at once"
+    off = LossScale(False)
+    for _ in range(2 * LossScale.GROW_AFTER):
+        off.succeeded()
+    assert off.scale == 1
+
+
+# -- bad numbers -----------------------------------------------------------------------------------------------------
+
+
+def _poison_loss(trainer: Any) -> None:
+    forward = trainer.model.forward
+
+    def poisoned(*arguments: Any) -> Any:
+        logits, state = forward(*arguments)
+        return logits * (math.inf if trainer.step == 4 else 1.0), state
+
+    trainer.model.forward = poisoned
+
+
+def _poison_gradient(trainer: Any) -> None:
+    weight = trainer.model.output_bias
+    weight.register_hook(lambda gradient: gradient * (math.inf if trainer.step == 4 else 1.0))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(
+    ("poison", "message"), [(_poison_loss, "the loss became nan"), (_poison_gradient, "the gradient's norm became")]
+)
+def test_what_is_not_finite_never_reaches_the_optimiser(
+    tmp_path: Path,
+    begin: Callable[..., Any],
+    tiny_run: Callable[..., Any],
+    english_file: Path,
+    poison: Callable[[Any], None],
+    message: str,
+    optimizer: str,
+) -> None:
+    """If this fails, one bad batch destroys the weights, or the moments, and then the checkpoint too."""
+    keys = (f"train.optimizer={optimizer}", "evaluate.every=100", "model.dropout=0.2")
+    trainer = begin(english_file, tmp_path / "bad", *keys).trainer
+    poison(trainer)
+    with pytest.raises(DivergedError, match=rf"{message}.* at step 5; the update was not applied.*holds step 4") as caught:
+        list(trainer.run())
+    trainer.folder.close()
+    assert "--set train.lr=0.0033 --resume auto" in str(caught.value)
+
+    tiny_run(english_file, tmp_path / "good", *keys, max_steps=4)
+    bad, good = (load(tmp_path / name / "last.safetensors") for name in ("bad", "good"))
+    assert bad.progress["step"] == 4
+    for mine, theirs in ((bad.weights, good.weights), (bad.optimizer, good.optimizer)):
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    assert all(torch.equal(a, b) for a, b in zip(bad.state, good.state, strict=True))
+    run = tiny_run(english_file, tmp_path / "bad", *keys, resume="auto")
+    assert (run.record["resumed_from"], run.record["step"]) == (4, 20)
+
+
+def test_a_learning_rate_that_is_far_too_large(tmp_path: Path, begin: Callable[..., Any], english_file: Path) -> None:
+    """If this fails, a diverging run goes on with NaN instead of stopping, or saves weights that are not finite."""
+    keys = ("model.cell=rnn", "model.nonlinearity=relu", "train.optimizer=sgd", "train.lr=100000", "train.clip=null",
+            "train.updates=300", "train.schedule=constant", "evaluate.every=1000")  # fmt: skip
+    trainer = begin(english_file, tmp_path / "r", *keys).trainer
+    with pytest.raises(DivergedError):
+        list(trainer.run())
+    trainer.folder.close()
+    stored = load(tmp_path / "r" / "last.safetensors")
+    assert stored.progress["step"] > 0
+    assert all(bool(weight.isfinite().all()) for weight in stored.weights.values())
+    assert all(bool(part.isfinite().all()) for part in stored.state)
+
+
+# -- evaluating and stopping -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[float]], None]:
+    """``scripted([2.0, 1.5])``: what the cheap validations will say, one after the other."""
+
+    def script(nats: list[float]) -> None:
+        coming = iter(nats)
+        monkeypatch.setattr(perplexity, "segments", lambda *_, **__: Score(next(coming) * 100, 100))
+
+    return script
+
+
+def test_early_stopping(
+    tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path, scripted: Callable[[list[float]], None]
+) -> None:
+    """If this fails, a run stops too soon or too late: after `patience` evaluations in a row without a new best."""
+    scripted([3.0, 2.0, 2.5, 1.5, 1.6, 1.5, 9.9])
+    run = tiny_run(english_file, tmp_path / "r", "evaluate.every=2", "evaluate.patience=2", "train.updates=100")
+    assert (run.record["stopped_because"], run.record["step"]) == ("early stopping", 12)
+    assert (run.record["best_step"], run.record["best_validation_nats"]) == (8, 1.5)
+    assert run.record["validation_nats"] == 1.5
+    assert [event.is_best for event in run.events if isinstance(event, Evaluated)] == [True, True, False, True, False, False]
+
+
+def test_early_stopping_counts_across_a_resume(
+    tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path, scripted: Callable[[list[float]], None]
+) -> None:
+    """If this fails, a run that is often interrupted never stops early. The evaluation of a stop does not count."""
+    scripted([3.0, 2.0, 2.5, 9.9, 2.6, 9.9])
+    keys = ("evaluate.every=2", "evaluate.patience=2", "train.updates=100")
+    first = tiny_run(english_file, tmp_path / "r", *keys, max_steps=7)
+    assert first.record["stopped_because"] == "max steps"
+    second = tiny_run(english_file, tmp_path / "r", *keys, resume="must")
+    assert (second.record["stopped_because"], second.record["step"]) == ("early stopping", 8)
+    assert (second.record["best_step"], second.record["best_validation_nats"]) == (4, 2.0)
+
+
+def test_best_is_the_best_regular_evaluation(
+    tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path, scripted: Callable[[list[float]], None]
+) -> None:
+    """If this fails, `best` holds other weights than those that were validated best, or a stop's evaluation took it."""
+    scripted([2.0, 1.0, 1.5, 0.1])  # the last one is that of the stop, at step 8
+    run = tiny_run(english_file, tmp_path / "r", "evaluate.every=2", "checkpoint.keep_every=4", max_steps=7)
+    evaluations = [(e.step, e.is_best, e.regular) for e in run.events if isinstance(e, Evaluated)]
+    assert evaluations == [(2, True, True), (4, True, True), (6, False, True), (7, False, False)]
+    best, then = (load(run.folder / f"{name}.safetensors") for name in ("best", "step-4"))
+    assert best.progress["step"] == 4
+    assert all(torch.equal(best.weights[name], then.weights[name]) for name in best.weights)
+    assert run.record["best_validation_nats"] == 1.0
+    assert run.record["checkpoint"].endswith("best.safetensors")
+
+
+def test_a_stop_before_the_first_evaluation_still_leaves_a_best(
+    tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path
+) -> None:
+    """If this fails, a short run cannot be sampled; the next regular evaluation must take the place over."""
+    run = tiny_run(english_file, tmp_path / "r", "evaluate.every=10", max_steps=3)
+    assert load(run.folder / "best.safetensors").progress["step"] == 3
+    assert run.record["best_validation_nats"] is None
+    again = tiny_run(english_file, tmp_path / "r", "evaluate.every=10", resume="auto", max_steps=10)
+    assert load(run.folder / "best.safetensors").progress["step"] == 10
+    assert again.record["best_step"] == 10
+
+
+def test_without_validation_best_is_last(tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path) -> None:
+    """If this fails, a run without validation text leaves no best, or an old one."""
+    run = tiny_run(english_file, tmp_path / "r", "data.split=[1.0, 0.0, 0.0]", "checkpoint.every=3")
+    best, last = (load(run.folder / f"{name}.safetensors") for name in ("best", "last"))
+    assert best.progress["step"] == last.progress["step"] == 20
+    assert all(torch.equal(best.weights[name], last.weights[name]) for name in best.weights)
+    assert not any(isinstance(event, Evaluated) for event in run.events)
+    assert run.record["measured_on"] == "training"
+    assert run.record["nats_per_character"] == run.record["train_nats"]
+    assert run.record["validation_nats"] is None
+
+
+def test_the_final_figure_is_exact(
+    tmp_path: Path, tiny_run: Callable[..., Any], recipe_for: Callable[..., Any], english_file: Path
+) -> None:
+    """If this fails, the figure at a run's end is not that of `best` over the whole validation text, state carried."""
+    from charlm.data.dataset import open_dataset
+
+    run = tiny_run(english_file, tmp_path / "r", "model.dropout=0.4")
+    model = load(run.folder / "best.safetensors").model(torch.device("cpu"))
+    text = open_dataset(recipe_for(english_file)).text("validation")
+    score = carried(model, text)
+    assert run.record["context"] == "carried"
+    assert run.record["nats_per_character"] == pytest.approx(score.nats_per_character, rel=1e-9)
+    assert run.record["characters"] == len(text) - 1 == 599
+    assert run.record["bits_per_character"] == pytest.approx(score.nats_per_character / math.log(2))
+
+
+@pytest.mark.parametrize(("corpus_size", "updates"), [(1000, 25), (6000, 110)])
+def test_train_nats_is_the_last_epoch_or_100_steps(
+    tmp_path: Path, tiny_run: Callable[..., Any], english: Callable[..., str], corpus_size: int, updates: int
+) -> None:
+    """If this fails, train_nats is a mean of means, or over another stretch than documented."""
+    corpus = tmp_path / "c.txt"
+    corpus.write_text(english(corpus_size), encoding="utf-8")
+    run = tiny_run(corpus, tmp_path / "r", f"train.updates={updates}", "train.steps=11", "evaluate.every=1000")
+    lines = run.lines("step")
+    longest = math.ceil((int(0.8 * corpus_size) - 1) / 4)
+    epoch = math.ceil(longest / 11)
+    last = lines[-min(100, epoch) :]
+    scored = [now["characters"] - before["characters"] for before, now in zip([{"characters": 0}, *lines], lines, strict=False)]
+    weights = scored[-len(last) :]
+    expected = sum(line["nats"] * n for line, n in zip(last, weights, strict=True)) / sum(weights)
+    assert len(set(scored)) > 1 or corpus_size == 6000, "all batches alike would show nothing"
+    assert run.record["train_nats"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_no_more_time_than_was_given(tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path) -> None:
+    """If this fails, --max-time is exceeded, or stops at once; the last evaluation and save are included."""
+    began = time.monotonic()
+    run = tiny_run(english_file, tmp_path / "r", "train.updates=1000000", max_seconds=3.0)
+    assert time.monotonic() - began < 3.0
+    assert run.record["stopped_because"] == "max time"
+    assert run.record["step"] > 0
+    assert load(run.folder / "last.safetensors").progress["step"] == run.record["step"]
+    assert any(isinstance(event, Evaluated) for event in run.events)
+
+
+def test_a_request_to_stop_finishes_the_step_and_saves(tmp_path: Path, begin: Callable[..., Any], english_file: Path) -> None:
+    """If this fails, Ctrl-C loses work, or touches what only a regular evaluation may change."""
+    trainer = begin(english_file, tmp_path / "r").trainer
+    events = []
+    for event in trainer.run():
+        events.append(event)
+        if isinstance(event, StepDone) and event.step == 8:
+            trainer.request_stop("interrupted")
+    trainer.folder.close()
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    assert (finished.record["step"], finished.record["stopped_because"]) == (8, "interrupted")
+    assert finished.record["best_step"] == 5
+    stored = load(tmp_path / "r" / "last.safetensors")
+    assert stored.progress["step"] == 8
+    assert stored.progress["worse_in_a_row"] == 0
+    assert [event.step for event in events if isinstance(event, Saved)] == [5, 8]
+
+
+def test_what_happens_when(tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path) -> None:
+    """If this fails, evaluations, checkpoints or samples come at other steps than the recipe says."""
+    run = tiny_run(
+        english_file, tmp_path / "r", "evaluate.every=6", "checkpoint.every=4", "checkpoint.keep_every=8",
+        "sample.every=5", "sample.prompt=[the, '']", "train.updates=20",
+    )  # fmt: skip
+    assert [e.step for e in run.events if isinstance(e, StepDone)] == list(range(1, 21))
+    assert [e.step for e in run.events if isinstance(e, Evaluated)] == [6, 12, 18, 20]
+    assert [e.step for e in run.events if isinstance(e, Sampled)] == [5, 5, 10, 10, 15, 15, 20, 20, 20, 20]
+    assert {4, 8, 12, 16, 20} <= {e.step for e in run.events if isinstance(e, Saved)}
+    assert sorted(path.name for path in run.folder.glob("step-*")) == ["step-16.safetensors", "step-8.safetensors"]
+    assert {path.name for path in run.folder.iterdir()} >= {
+        "last.safetensors", "previous.safetensors", "best.safetensors", "config.yaml", "metrics.jsonl", "samples.txt",
+    }  # fmt: skip
+    assert json.loads((run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])["kind"] == "finished"
+
+
+def test_the_record_has_the_promised_keys(tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path) -> None:
+    """If this fails, scripts that read --json break. It must be JSON, and every figure a number."""
+    record = tiny_run(english_file, tmp_path / "r").record
+    promised = {
+        "perplexity", "nats_per_character", "bits_per_character", "characters", "unknown_characters",
+        "characters_per_second", "step", "epoch", "train_nats", "validation_nats", "best_validation_nats", "seconds",
+        "resumed_from", "device", "engine", "precision", "parameters", "checkpoint", "stopped_because",
+    }  # fmt: skip
+    assert promised <= record.keys()
+    json.dumps(record, allow_nan=False)
+    assert (record["device"], record["precision"], record["resumed_from"]) == ("cpu", "fp32", None)
+    assert record["characters_per_second"] > 0
+
+
+def test_the_runs_own_config_repeats_it(tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path) -> None:
+    """If this fails, `charlm train RUN/config.yaml` is another run, or does not find its text from elsewhere."""
+    from charlm.config import load_recipe
+    from charlm.training.start import Options, start
+    from charlm.training.trainer import Limits
+
+    run = tiny_run(english_file, tmp_path / "r", "sample.prompt=no", "train.time=1h")
+    loaded = load_recipe(str(run.folder / "config.yaml"))
+    begun = start(loaded, Options(out=tmp_path / "again", limits=Limits(time.monotonic()), device="cpu"))
+    list(begun.trainer.run())
+    begun.trainer.folder.close()
+    one, other = (load(folder / "last.safetensors") for folder in (run.folder, tmp_path / "again"))
+    assert one.recipe == other.recipe
+    assert all(torch.equal(one.weights[name], other.weights[name]) for name in one.weights)
+
+
+# -- small texts and other models ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [3, 12, 60])
+def test_a_text_too_small_is_read_in_smaller_batches(tmp_path: Path, tiny_run: Callable[..., Any], size: int) -> None:
+    """If this fails, a tiny text crashes, or is trained on otherwise than said."""
+    corpus = tmp_path / "tiny.txt"
+    corpus.write_text(("abc" * size)[:size], encoding="utf-8")
+    run = tiny_run(
+        corpus, tmp_path / "r", "train.batch=32", "train.steps=64", "data.split=[1.0, 0.0, 0.0]", "train.random_offset=true"
+    )
+    assert run.record["step"] == 20
+    (notice,) = [notice for notice in run.notices if "too small" in notice]
+    assert "batch 32 × steps 64" in notice
+    assert f"shrunk to 1 × {min(64, size - 1)}" in notice
+
+
+def test_initial_weights_from_another_run(tmp_path: Path, tiny_run: Callable[..., Any], english: Callable[..., str]) -> None:
+    """If this fails, --init gives a character another one's weights, loses characters, or does not learn new ones."""
+    first, second = tmp_path / "first.txt", tmp_path / "second.txt"
+    first.write_text("abcd" * 100, encoding="utf-8")
+    second.write_text("bdXcZ" * 100, encoding="utf-8")
+    cases = (("model.input=one-hot", {"output_weight": 0, "output_bias": 0, "layers.0.weight_ih": 1}),
+             ("model.input=embedding", {"output_weight": 0, "output_bias": 0, "embedding": 0}),
+             ("model.tied=true", {"embedding": 0, "output_bias": 0}))  # fmt: skip
+    for key, of_characters in cases:
+        folder = tmp_path / key
+        old = tiny_run(first, folder / "old", key)
+        new = tiny_run(second, folder / "new", key, init=str(old.folder), max_steps=0)
+        there, here = load(old.folder / "best.safetensors"), load(new.folder / "last.safetensors")
+        assert here.vocabulary.symbols == tuple(sorted(map(ord, "abcdXZ")))
+        ids = [(there.vocabulary.id_of(ord(c)), here.vocabulary.id_of(ord(c))) for c in "abcd"] + [(0, 0)]
+        for name, weight in here.weights.items():
+            if name in of_characters:
+                for a, b in ids:
+                    dimension = of_characters[name]
+                    assert torch.equal(there.weights[name].select(dimension, a), weight.select(dimension, b)), name
+                fresh = weight.select(of_characters[name], here.vocabulary.id_of(ord("Z")))
+                assert name == "output_bias" or fresh.abs().sum() > 0
+            else:
+                assert torch.equal(there.weights[name], weight), name
+        (notice,) = [notice for notice in new.notices if "initial weights" in notice]
+        assert "4 symbols mapped" in notice
+        assert "'X' (U+0058), 'Z' (U+005A)" in notice
+        assert here.optimizer == {}, "moments of another text were taken over"
+
+
+def test_initial_weights_of_another_network_are_refused(
+    tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path
+) -> None:
+    """If this fails, --init squeezes one network's weights into another; the folder must stay untouched."""
+    old = tiny_run(english_file, tmp_path / "old", max_steps=1)
+    for key, message in (("model.hidden=9", r"model\.hidden: 16 there, 9 here"), ("model.cell=gru", r"model\.cell"),
+                         ("model.input=embedding", "one-hot")):  # fmt: skip
+        with pytest.raises(CheckpointError, match=message):
+            tiny_run(english_file, tmp_path / "new", key, init=str(old.folder))
+        assert not (tmp_path / "new").exists()
+    with pytest.raises(RecipeError, match="reads chars"):
+        tiny_run(english_file, tmp_path / "new", "data.unit=byte", init=str(old.folder))
+
+
+def test_epochs_and_characters_are_counted(tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path) -> None:
+    """If this fails, `epochs: 2` is not two readings of the training text: 2 × 4,799 targets."""
+    run = tiny_run(english_file, tmp_path / "r", "train.updates=null", "train.epochs=2", "train.batch=32", "train.steps=50",
+                   "evaluate.every=100")  # fmt: skip
+    assert run.record["training_characters"] == 2 * 4799
+    assert (run.record["epoch"], run.record["step"], run.record["stopped_because"]) == (2.0, 6, "finished")
+    assert math.isclose([e for e in run.events if isinstance(e, StepDone)][2].epoch, 1.0)
+
+
+def test_the_loss_of_a_step_is_a_mean_over_characters(
+    tmp_path: Path, begin: Callable[..., Any], numpy_model: Callable[..., Any], english: Callable[..., str]
+) -> None:
+    """If this fails, masked positions count, a short batch is scaled wrongly, or the state is not carried into it."""
+    corpus = tmp_path / "c.txt"
+    corpus.write_text(english(120), encoding="utf-8")
+    trainer = begin(corpus, tmp_path / "r", "data.split=[1.0, 0.0, 0.0]", "train.batch=3", "train.steps=30",
+                    "model.layers=2", "data.unknown_rate=0", "train.optimizer=sgd", "train.lr=1e-30").trainer  # fmt: skip
+    text = trainer.dataset.text("train")
+    ids = text.ids(0, len(text))
+    pieces: list[list[float]] = [[], []]
+    for stream in range(3):  # of 39, 40 and 40 characters: the second batch has 9, 10 and 10 of them
+        start, stop = stream * 119 // 3, (stream + 1) * 119 // 3
+        logits = numpy_model(trainer.model, ids[start:stop, None])[:, 0]
+        nats = np.log(np.exp(logits).sum(-1)) - logits[np.arange(stop - start), ids[start + 1 : stop + 1]]
+        pieces[0] += nats[:30].tolist()
+        pieces[1] += nats[30:].tolist()
+    steps = []
+    for event in trainer.run():
+        steps += [event] if isinstance(event, StepDone) else []
+        if len(steps) == 2:
+            break
+    trainer.folder.close()
+    assert [len(piece) for piece in pieces] == [90, 29]
+    for event, piece in zip(steps, pieces, strict=True):
+        assert event.nats == pytest.approx(sum(piece) / len(piece), rel=1e-5)
