@@ -248,7 +248,7 @@ class TrainSection(Section):
     """Skip each epoch's last, shorter batch (d2l)."""
     optimizer: Annotated[Literal["sgd", "adam", "adamw", "rmsprop"], Field(json_schema_extra=FIXED)] = "adamw"
     """The update rule."""
-    lr: Annotated[float, Field(gt=0)] = 2e-3
+    lr: Annotated[float, Field(gt=0, le=1e6)] = 2e-3
     """Peak learning rate."""
     momentum: Probability = 0.0
     """Of sgd and rmsprop."""

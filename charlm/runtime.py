@@ -92,7 +92,8 @@ def device_name(device: torch.device) -> str:
     """A device as people know it: ``cpu (AMD EPYC, 2 threads)``, ``cuda:0 (NVIDIA H100)``."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"cpu ({cpu_name()}, {torch.get_num_threads()} threads)"
+    threads = torch.get_num_threads()
+    return f"cpu ({cpu_name()}, {threads} thread{'s' if threads > 1 else ''})"
 
 
 def prepare(threads: int | None) -> int:

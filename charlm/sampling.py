@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -111,8 +111,8 @@ def generate(
         prompt: ids to continue; empty: see :func:`start_ids`.
         seed, number: each pair has its own random sequence; ``number`` tells several samples of one seed apart.
     """
-    if vocabulary.unknown_id is not None:
-        taste = Taste(taste.temperature, taste.top_k, taste.top_p, taste.banned | {vocabulary.unknown_id})
+    if vocabulary.unknown_id is not None:  # <unk> is no character
+        taste = replace(taste, banned=taste.banned | {vocabulary.unknown_id})
     random = np.random.default_rng(derived_seed(seed, "sample", number))
     logits, state = read(model, prompt or start_ids(vocabulary))
     while True:

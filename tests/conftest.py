@@ -121,8 +121,8 @@ def loaded_recipe(corpus: Path | str, *overrides: str) -> Any:
 
 def started(corpus: Path | str, out: Path, *overrides: str, **options: Any) -> Any:
     """A trainer that is ready to run: ``charlm.training.start.start`` with a tiny recipe."""
+    from charlm.training.plan import Limits
     from charlm.training.start import Options, start
-    from charlm.training.trainer import Limits
 
     limits = Limits(time.monotonic(), options.pop("max_steps", None), options.pop("max_seconds", None))
     return start(loaded_recipe(corpus, *overrides), Options(out=out, limits=limits, device="cpu", **options))

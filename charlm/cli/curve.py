@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,9 +26,9 @@ def read_curve(metrics: Path) -> Curve:
         with metrics.open(encoding="utf-8") as lines:
             for line in lines:
                 entry = json.loads(line)
-                if entry["kind"] == "step" and math.isfinite(entry["nats"]):
+                if entry["kind"] == "step" and entry["nats"] is not None:
                     steps.append((entry["step"], entry["nats"]))
-                elif entry["kind"] == "evaluation" and math.isfinite(entry["nats"]):
+                elif entry["kind"] == "evaluation" and entry["nats"] is not None:
                     validation.append((entry["step"], entry["nats"]))
     bucket = max(1, -(-len(steps) // 200))
     groups = [steps[start : start + bucket] for start in range(0, len(steps), bucket)]

@@ -25,7 +25,10 @@ def sample(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint's file, a run's folder (its best), or a run's name.")],
     prompt: Annotated[str, typer.Option(help="Text to continue; @FILE reads a file, - standard input.")] = "",
     length: Annotated[int, typer.Option(min=0, help="New characters; 0: until stopped.")] = 500,
-    temperature: Annotated[float, typer.Option(help="Below 1 safer, above 1 wilder; 0: always the likeliest.")] = 0.8,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="Below 1 safer, above 1 wilder; 0: always the likeliest.", show_default="0.8; 1 for --probabilities"),
+    ] = None,
     top_k: Annotated[int, typer.Option(help="Draw only from the K likeliest characters; 0: from all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Draw only from the likeliest that together reach P.")] = 1.0,
     num: Annotated[int, typer.Option(min=1, help="How many samples.")] = 1,
@@ -52,13 +55,15 @@ def sample(
     vocabulary = stored.vocabulary
     prepare(None)
     ids = vocabulary.encode(text, unknown.value)
-    banned = frozenset(index for index in vocabulary.encode(ban, "skip"))
+    banned = frozenset(vocabulary.encode(ban, "skip"))
+    if temperature is None:
+        temperature = 1.0 if probabilities else 0.8
     taste = Taste(temperature, top_k, top_p, banned)
     model = stored.model(resolve_device(device))
     if probabilities:
         from charlm.sampling import distribution, read, start_ids
 
-        logits, _ = read(model, ids or start_ids(vocabulary))
+        logits, _ = read(model, ids or start_ids(vocabulary))  # <unk> is listed: it is part of what the model expects
         _show_probabilities([float(p) for p in distribution(logits, taste)], vocabulary, as_json)
         return
     if seed is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shlex
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -33,8 +32,9 @@ from charlm.errors import UsageError
 
 if TYPE_CHECKING:
     from charlm.config import LoadedRecipe
+    from charlm.training.events import Evaluated, Event, Finished, StepDone
     from charlm.training.start import Started
-    from charlm.training.trainer import Evaluated, Event, Finished, StepDone, Trainer
+    from charlm.training.trainer import Trainer
 
 
 class ResumeChoice(StrEnum):
@@ -85,8 +85,8 @@ def train(
     seconds = _time_limit(loaded, max_time)
 
     from charlm.checkpoint import RUNS
+    from charlm.training.plan import Limits
     from charlm.training.start import Options, start
-    from charlm.training.trainer import Limits
 
     with progress_bar("downloading") as fetching, progress_bar("encoding") as encoding:
         options = Options(
@@ -197,8 +197,8 @@ def _introduce(loaded: LoadedRecipe, begun: Started) -> None:
         ("engine", f"{resolved.engine} ({resolved.engine_reason})"),
         ("precision", f"{resolved.precision} ({resolved.precision_reason})"),
         ("device", device_name(resolved.device)),
-        ("plan", f"{length}, batch {shape.batch} × {shape.steps} steps, {train_.optimizer} {train_.lr:g} {train_.schedule}"
-                 + (f"; {skipped:,} characters of the first epoch are skipped" if skipped else "")),
+        ("plan", length + (f"; {skipped:,} characters of the first epoch are skipped" if skipped else "")),
+        ("update", f"{shape.batch} × {shape.steps} characters, {train_.optimizer}, rate {train_.lr:g}, {train_.schedule}"),
         ("memory", f"about {size(memory)} for weights, moments and activations"),
         ("folder", str(trainer.folder.path)),
     ]  # fmt: skip
@@ -211,7 +211,7 @@ def _introduce(loaded: LoadedRecipe, begun: Started) -> None:
 
 def _follow(events: Iterator[Event], trainer: Trainer, live: Live) -> Finished:
     """Draw events as they come; returns the last one."""
-    from charlm.training.trainer import Evaluated, Finished, Said, Sampled, StepDone
+    from charlm.training.events import Evaluated, Finished, Sampled, StepDone
 
     said_at = time.monotonic()
     last: StepDone | None = None
@@ -232,8 +232,6 @@ def _follow(events: Iterator[Event], trainer: Trainer, live: Live) -> Finished:
             case Sampled() if live.is_drawn and time.monotonic() - sample_shown > 15:
                 sample_shown = time.monotonic()
                 live.say(f"{event.prompt}{event.text}", style="dim")
-            case Said():
-                live.say(event.text)
             case Finished():
                 return event
             case _:
@@ -254,11 +252,14 @@ def _evaluation(event: Evaluated, train_nats: float | None, wide: bool) -> str:
 def _status(event: StepDone, trainer: Trainer, wide: bool) -> tuple[str, str]:
     """Where the run is, and how long it still takes; the narrow form fits 80 columns."""
     of = f"/{trainer.plan.steps:,}" if trainer.plan.steps is not None else ""
-    more = f"perplexity {_perplexity(event.nats):.2f}  {_bits(event.nats):.2f} bits/char  " if wide else ""
-    status = (
-        f"step {event.step:,}{of}  epoch {event.epoch:.2f}  loss {event.nats:.4f}  {more}"
-        f"{event.characters_per_second:,.0f} char/s"
-    )
+    perplexity, bits, speed = _perplexity(event.nats), _bits(event.nats), event.characters_per_second
+    if wide:
+        status = (
+            f"step {event.step:,}{of}  epoch {event.epoch:.2f}  loss {event.nats:.4f}  perplexity {perplexity:.2f}  "
+            f"{bits:.2f} bits/char  {speed:,.0f} char/s"
+        )
+    else:
+        status = f"{event.step:,}{of}  loss {event.nats:.3f}  ppl {perplexity:.2f}  bits {bits:.2f}  {speed:,.0f} char/s"
     if trainer.plan.steps is None:
         return status, ""
     per_step = trainer.batches.shape.batch * trainer.batches.shape.steps
@@ -294,11 +295,11 @@ def _conclude(finished: Finished, trainer: Trainer, loaded: LoadedRecipe, quiet:
         for sample in finished.samples:
             text = sample.prompt + sample.text
             show(visible(text) if is_terminal(to_stderr=as_json) else text)
+        if finished.samples and not quiet:
+            show("")
         show(_headline(record))
     if as_json:
         json_line(record)
-    elif not quiet and not sys.stdout.isatty():
-        sys.stdout.flush()
 
 
 def _headline(record: dict[str, Any]) -> str:
@@ -325,11 +326,11 @@ def _summary(record: dict[str, Any], loaded: LoadedRecipe, again: str) -> list[t
         )
     if record["measured_on"] == "validation":
         scored = f", {record['characters']:,} characters" if record["characters"] else ""
-        lines.append((
-            "validation",
-            f"{record['nats_per_character']:.4f} nats, {record['bits_per_character']:.4f} bits per character, perplexity "
-            f"{record['perplexity']:.3f} ({how[record['context']]}{scored})",
-        ))  # fmt: skip
+        lines += [
+            ("validation", f"{record['nats_per_character']:.4f} nats, {record['bits_per_character']:.4f} bits per character, "
+                           f"perplexity {record['perplexity']:.3f}"),
+            ("", how[record["context"]] + scored),
+        ]  # fmt: skip
         lines += _overfitting(record)
     lines += _comparison(record, loaded)
     checkpoint = shlex.quote(record["checkpoint"])

@@ -146,6 +146,8 @@ def open_text(path: str, section: DataSection, normalise: str, vocabulary: Vocab
         found = Path(path).expanduser()
         if not found.exists():
             raise UsageError(f"the file {path} does not exist")
+        if found.is_dir():
+            raise UsageError(f"{path} is a folder; name one file to score")
         return _open_file(found, path, section, normalise, vocabulary)
     with tempfile.TemporaryDirectory(prefix="charlm-") as folder:
         copy = Path(folder) / "standard input"
@@ -254,8 +256,8 @@ def _notices(encoded: Encoded, splits: dict[str, tuple[int, int]]) -> list[str]:
     if encoded.crlf:
         notices.append(f"{encoded.crlf:,} line ends CRLF or CR were read as LF (data.newlines: keep would leave them)")
     if encoded.skipped:
-        few = ", ".join(encoded.skipped[:3]) + (", …" if len(encoded.skipped) > 3 else "")
-        notices.append(f"{len(encoded.skipped):,} files were left out as not being text: {few}")
+        few = ", ".join(encoded.skipped[:3])
+        notices.append(f"left out as empty or not text: {len(encoded.skipped):,} of the files, such as {few}")
     unused = encoded.characters - max(stop for _, stop in splits.values())
     if unused:
         notices.append(f"the last {unused:,} characters are in no part of the split")

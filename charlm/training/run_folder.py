@@ -9,6 +9,7 @@ samples.txt             texts written on the way     .lock                held b
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -98,14 +99,22 @@ class RunFolder:
         """Write ``last``; the one before it becomes ``previous``."""
         for log in self._logs.values():
             log.flush()
-        fresh = self.path / f".fresh-{LAST}"
-        checkpoint.save(fresh, state)
         last = self.path / LAST
         if last.exists():
-            last.replace(self.path / PREVIOUS)
-        fresh.replace(last)
+            self._keep_as_previous(last)
+        checkpoint.save(last, state)
         if keep_step:
             checkpoint.save(self.path / f"step-{state.progress['step']}.safetensors", state)
+
+    def _keep_as_previous(self, last: Path) -> None:
+        """Give the file a second name, so that there is a `last` at every moment."""
+        link = self.path / f".{PREVIOUS}.tmp"
+        try:
+            link.unlink(missing_ok=True)
+            os.link(last, link)
+            link.replace(self.path / PREVIOUS)
+        except OSError:  # a file system without hard links
+            last.replace(self.path / PREVIOUS)
 
     def save_best(self, weights_only: Checkpoint) -> None:
         """Write ``best``."""
@@ -129,7 +138,8 @@ class RunFolder:
 
     def record(self, entry: dict[str, Any]) -> None:
         """Append a line to ``metrics.jsonl``. It reaches the disk at the next checkpoint at the latest."""
-        self._log("metrics.jsonl").write(json.dumps(entry, ensure_ascii=False) + "\n")
+        plain = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in entry.items()}
+        self._log("metrics.jsonl").write(json.dumps(plain, ensure_ascii=False) + "\n")
 
     def record_sample(self, heading: str, text: str) -> None:
         """Append a text to ``samples.txt``, at once, so that one can watch."""

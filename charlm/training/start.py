@@ -18,8 +18,9 @@ from charlm.errors import CheckpointError, RecipeError, UsageError
 from charlm.model.engines import resolve_engine
 from charlm.model.language_model import LanguageModel
 from charlm.runtime import prepare, resolve_device, resolve_precision
+from charlm.training.plan import Limits, Resolved
 from charlm.training.run_folder import RunFolder
-from charlm.training.trainer import Limits, Resolved, Trainer
+from charlm.training.trainer import Trainer
 
 Resume = Literal["never", "auto", "must"]
 

@@ -14,7 +14,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,135 +30,17 @@ from charlm.evaluation import perplexity
 from charlm.model.cells import State
 from charlm.model.language_model import LanguageModel, hashed_dropout
 from charlm.runtime import arithmetic
+from charlm.training.events import Evaluated, Event, Finished, Sampled, Saved, StepDone
 from charlm.training.optimisation import LossScale, learning_rate, make_optimizer, optimizer_tensors, restore_optimizer
+from charlm.training.plan import Limits, Plan, Resolved
 from charlm.training.run_folder import BEST, LAST, RunFolder
 
-DEFAULT_CHARACTERS = 8_000_000
-DEFAULT_EPOCHS = 50
 RECENT_STEPS = 100
 """``train_nats`` is the mean over the last epoch or so many steps, whichever is shorter."""
 
-# -- events ----------------------------------------------------------------------------------------------------------
 
-
-@dataclass(frozen=True)
-class StepDone:
-    """One optimiser step."""
-
-    step: int
-    epoch: float
-    nats: float
-    learning_rate: float
-    gradient_norm: float
-    characters_per_second: float
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """A validation; ``regular``: one that the recipe asks for at this step, rather than one made because the run stops."""
-
-    step: int
-    nats: float
-    is_best: bool
-    regular: bool
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """A text written on the way."""
-
-    step: int
-    prompt: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Saved:
-    """``last`` is on disk."""
-
-    step: int
-
-
-@dataclass(frozen=True)
-class Said:
-    """Something worth a line."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The run's final record (the keys of ``--json``), the learning curve, and a sample for each of the recipe's prompts."""
-
-    record: dict[str, Any]
-    samples: list[Sampled]
-
-
-Event = StepDone | Evaluated | Sampled | Saved | Said | Finished
-
-# -- what a run is made of -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What only stops a run and never changes its schedule.
-
-    Attributes:
-        max_steps: of the run, earlier attempts included.
-        started_at: the process's start, on ``time.monotonic``'s clock.
-        max_seconds: from then, the last evaluation and save included.
-    """
-
-    started_at: float
-    max_steps: int | None = None
-    max_seconds: float | None = None
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """What ``auto`` became, and why."""
-
-    device: torch.device
-    engine: str
-    engine_reason: str
-    precision: str
-    precision_reason: str
-    threads: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """At which steps things happen; a function of the recipe and the text alone.
-
-    Attributes:
-        steps: the planned length in optimiser steps; ``None``: until the time is over.
-    """
-
-    steps: int | None
-    evaluate_every: int
-    checkpoint_every: int
-    sample_every: int
-
-    @classmethod
-    def of(cls, recipe: Recipe, batches: Batches) -> Plan:
-        """Fill in what the recipe leaves open."""
-        train, epoch = recipe.train, batches.epoch_length(0)
-        steps: int | None = None
-        if train.updates is not None:
-            steps = train.updates
-        elif train.epochs is not None:
-            whole, rest = divmod(train.epochs, 1)
-            steps = sum(batches.epoch_length(number) for number in range(int(whole))) + round(rest * epoch)
-        elif train.time is None:
-            per_step = batches.shape.batch * batches.shape.steps
-            steps = max(1, min(DEFAULT_CHARACTERS // per_step, DEFAULT_EPOCHS * epoch))
-        if steps is not None:
-            steps = max(1, steps)
-        every = recipe.evaluate.every or max(1, -(-steps // 20) if steps is not None else 200)
-        return cls(steps, every, recipe.checkpoint.every or every, recipe.sample.every or every)
-
-
-# -- the trainer -----------------------------------------------------------------------------------------------------
+class _StopAskedError(Exception):
+    """Ends an evaluation that the user does not wait for."""
 
 
 class Trainer:
@@ -395,13 +277,13 @@ class Trainer:
         if self._last_saved != self.step:
             self._save()
             yield Saved(self.step)
-        interrupted = reason == "interrupted"
         if self.validation is not None and not (self._is_regular() and self._validation_nats is not None):
             yield self._evaluate(regular=False)
         best = self._best_model()
-        samples = [] if interrupted else [self._sample(best, prompt) for prompt in self.recipe.sample.prompts]
+        samples = [] if self._stop else [self._sample(best, prompt) for prompt in self.recipe.sample.prompts]
         yield from samples
-        yield Finished(self._record(reason, best, exact=not interrupted), samples)
+        score = self._exact_score(best)
+        yield Finished(self._record(self._stop or reason, score), samples)
 
     def _best_model(self) -> LanguageModel:
         """The model that the run hands over: ``best``, which without validation is ``last``."""
@@ -410,13 +292,25 @@ class Trainer:
         stored = checkpoint.load(self.folder.path / BEST)
         return stored.model(self.resolved.device, self.resolved.engine)
 
-    def _record(self, reason: str, best: LanguageModel, exact: bool) -> dict[str, Any]:
+    def _exact_score(self, best: LanguageModel) -> perplexity.Score | None:
+        """The exact figure of the model that is handed over; ``None`` without validation, or if the user has no patience."""
+        if self.validation is None:
+            return None
+
+        def check(done: int, total: int) -> None:
+            if self._stop is not None:
+                raise _StopAskedError
+
+        text = self.validation[slice(0, self._exact_limit + 1)] if self._exact_limit else self.validation
+        best.eval()
+        try:
+            check(0, len(text))
+            return perplexity.carried(best, text, unknown_id=self.dataset.vocabulary.unknown_id, progress=check)
+        except _StopAskedError:
+            return None
+
+    def _record(self, reason: str, score: perplexity.Score | None) -> dict[str, Any]:
         train_nats = self.train_nats()
-        score: perplexity.Score | None = None
-        if self.validation is not None and exact:
-            text = self.validation[slice(0, self._exact_limit + 1)] if self._exact_limit else self.validation
-            best.eval()
-            score = perplexity.carried(best, text, unknown_id=self.dataset.vocabulary.unknown_id)
         if score is not None:
             nats, characters = score.nats_per_character, score.characters
         elif self._validation_nats is not None:
@@ -507,6 +401,11 @@ class Trainer:
         )
 
     def _save(self) -> None:
+        if not all(bool(torch.isfinite(weight).all()) for weight in self.model.parameters()):
+            raise DivergedError(
+                f"a weight overflowed by step {self.step}; {self.folder.path / LAST} holds the last good state. Use a lower "
+                f"learning rate (--set train.lr={self.recipe.train.lr / 3:.2g} --resume auto)"
+            )
         keep = self.recipe.checkpoint.keep_every
         self.folder.save(self._checkpoint(whole=True), keep_step=bool(keep and self.step and self.step % keep == 0))
         self._last_saved = self.step

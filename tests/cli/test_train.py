@@ -189,7 +189,7 @@ def test_lines_of_the_live_display_fit_the_terminal(terminal_columns):
     from types import SimpleNamespace as Thing
 
     from charlm.cli.train import _evaluation, _status
-    from charlm.training.trainer import Evaluated, StepDone
+    from charlm.training.events import Evaluated, StepDone
 
     wide = terminal_columns >= 110
     trainer = Thing(plan=Thing(steps=100_000), batches=Thing(shape=Thing(batch=32, steps=64)))

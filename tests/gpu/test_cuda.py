@@ -67,7 +67,10 @@ def test_checkpoint_moves_cpu_cuda_cpu(recipe: Path, tmp_path: Path, capfd: pyte
     """A run begun on a CPU goes on on CUDA and back, and both devices score a checkpoint alike."""
     out = str(tmp_path / "run")
     for device, steps, resume in (("cpu", 20, "never"), ("cuda", 40, "must"), ("cpu", 60, "must")):
-        assert run(["train", str(recipe), "--out", out, "--device", device, "--max-steps", str(steps), "--resume", resume, "-q"]) == 0
+        assert (
+            run(["train", str(recipe), "--out", out, "--device", device, "--max-steps", str(steps), "--resume", resume, "-q"])
+            == 0
+        )
     capfd.readouterr()
     figures = []
     for device in ("cpu", "cuda"):

@@ -26,6 +26,7 @@ CELLS: dict[str, dict[str, Any]] = {
 INPUTS: dict[str, dict[str, Any]] = {
     "one-hot": {"input": "one-hot"},
     "embedding": {"input": "embedding", "embedding": 5},
+    "embedding wider than V": {"input": "embedding", "embedding": 9},
     "tied": {"tied": True},
 }
 GRU_BEFORE = ModelSection(cell="gru", reset_after=False)

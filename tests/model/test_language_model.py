@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from charlm.config import ModelSection
-from charlm.errors import UsageError
+from charlm.model.engines import ENGINES
 from charlm.model.language_model import LanguageModel, count_parameters, embedding_width, hashed_dropout
 
 BLOCKS = {"rnn": 1, "gru": 3, "lstm": 4}
@@ -29,7 +30,7 @@ def test_parameter_counts_follow_the_formula(cell: str, layers: int) -> None:
     V, H, D = 11, 6, 4
     cases: list[tuple[dict[str, Any], int, bool, bool]] = [
         ({"input": "one-hot"}, V, False, False),
-        ({"input": "auto"}, V, False, False),
+        ({}, H, True, False),
         ({"input": "embedding", "embedding": D}, D, True, False),
         ({"embedding": D}, D, True, False),
         ({"input": "embedding"}, H, True, False),
@@ -44,29 +45,43 @@ def test_parameter_counts_follow_the_formula(cell: str, layers: int) -> None:
 
 def test_a_known_size() -> None:
     """If this fails, sizes printed elsewhere differ: 65 symbols and <unk>, one-hot, one LSTM layer of 512."""
-    assert count_parameters(ModelSection(cell="lstm", hidden=512), 66) == 4 * 512 * (66 + 512 + 2) + 66 * 512 + 66
+    assert count_parameters(ModelSection(cell="lstm", hidden=512, input="one-hot"), 66) == 4 * 512 * (66 + 512 + 2) + 66 * 512 + 66
 
 
 @pytest.mark.parametrize(
-    ("keys", "V", "width"),
+    ("keys", "width"),
     [
-        ({}, 256, None),
-        ({}, 257, 256),
-        ({"hidden": 100}, 5000, 100),
-        ({"input": "one-hot"}, 5000, None),
-        ({"tied": True, "hidden": 9}, 5, 9),
-        ({"embedding": 3}, 5, 3),
+        ({"hidden": 100}, 100),
+        ({"input": "one-hot"}, None),
+        ({"tied": True, "hidden": 9}, 9),
+        ({"embedding": 3}, 3),
     ],
 )
-def test_how_symbols_enter(keys: dict[str, Any], V: int, width: int | None) -> None:
-    """If this fails, `input: auto` or the width of an embedding is not what the recipe's documentation says."""
-    assert embedding_width(ModelSection(**keys), V) == width
+def test_how_symbols_enter(keys: dict[str, Any], width: int | None) -> None:
+    """If this fails, the width of an embedding is not what the recipe's documentation says."""
+    assert embedding_width(ModelSection(**keys)) == width
 
 
-def test_a_width_without_an_embedding_is_refused() -> None:
-    """If this fails, model.embedding is silently ignored."""
-    with pytest.raises(UsageError, match="one-hot"):
-        embedding_width(ModelSection(input="one-hot", embedding=3), 5)
+@pytest.mark.parametrize("keys", [{"embedding": 3}, {"tied": True}, {"input_dropout": 0.1}])
+def test_what_needs_an_embedding_is_refused_without_one(keys: dict[str, Any]) -> None:
+    """If this fails, a key about the embedding is silently ignored."""
+    with pytest.raises(ValidationError, match="one-hot"):
+        ModelSection(input="one-hot", **keys)
+
+
+def test_input_dropout_acts_on_whole_rows_of_the_embedding_and_only_in_training() -> None:
+    """If this fails, input dropout does nothing, or differs between engines, or touches evaluation."""
+    section = ModelSection(cell="gru", hidden=8, embedding=6)
+    ids = torch.arange(12).view(6, 2) % 5
+    drop = hashed_dropout(0.5, seed=1, step=3)
+    found = {}
+    for engine in ENGINES:
+        model = LanguageModel(section, 5, engine)
+        model.initialise(1)
+        state = model.zero_state(2)
+        found[engine] = model(ids, state, None, drop)[0]
+        assert not torch.allclose(found[engine], model(ids, state)[0], atol=1e-3)
+    torch.testing.assert_close(found["torch"], found["reference"], rtol=0, atol=1e-5)
 
 
 # -- state -----------------------------------------------------------------------------------------------------------

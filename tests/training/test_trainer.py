@@ -18,8 +18,8 @@ from charlm.config import TrainSection
 from charlm.errors import CheckpointError, DivergedError, RecipeError
 from charlm.evaluation import perplexity
 from charlm.evaluation.perplexity import Score, carried
+from charlm.training.events import Evaluated, Finished, Sampled, Saved, StepDone
 from charlm.training.optimisation import LossScale, learning_rate, make_optimizer
-from charlm.training.trainer import Evaluated, Finished, Sampled, Saved, StepDone
 
 # -- learning --------------------------------------------------------------------------------------------------------
 
@@ -382,8 +382,8 @@ def test_the_record_has_the_promised_keys(tmp_path: Path, tiny_run: Callable[...
 def test_the_runs_own_config_repeats_it(tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path) -> None:
     """If this fails, `charlm train RUN/config.yaml` is another run, or does not find its text from elsewhere."""
     from charlm.config import load_recipe
+    from charlm.training.plan import Limits
     from charlm.training.start import Options, start
-    from charlm.training.trainer import Limits
 
     run = tiny_run(english_file, tmp_path / "r", "sample.prompt=no", "train.time=1h")
     loaded = load_recipe(str(run.folder / "config.yaml"))
@@ -448,7 +448,7 @@ def test_initial_weights_of_another_network_are_refused(
     """If this fails, --init squeezes one network's weights into another; the folder must stay untouched."""
     old = tiny_run(english_file, tmp_path / "old", max_steps=1)
     for key, message in (("model.hidden=9", r"model\.hidden: 16 there, 9 here"), ("model.cell=gru", r"model\.cell"),
-                         ("model.input=embedding", "one-hot")):  # fmt: skip
+                         ("model.input=one-hot", "one-hot")):  # fmt: skip
         with pytest.raises(CheckpointError, match=message):
             tiny_run(english_file, tmp_path / "new", key, init=str(old.folder))
         assert not (tmp_path / "new").exists()

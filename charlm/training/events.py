@@ -1,0 +1,55 @@
+"""What a trainer tells while it runs. The console draws these; the run's folder records them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """One optimiser step."""
+
+    step: int
+    epoch: float
+    nats: float
+    learning_rate: float
+    gradient_norm: float
+    characters_per_second: float
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A validation; ``regular``: one that the recipe asks for at this step, rather than one made because the run stops."""
+
+    step: int
+    nats: float
+    is_best: bool
+    regular: bool
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A text written on the way."""
+
+    step: int
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Saved:
+    """``last`` is on disk."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The run's final record (the keys of ``--json``), the learning curve, and a sample for each of the recipe's prompts."""
+
+    record: dict[str, Any]
+    samples: list[Sampled]
+
+
+Event = StepDone | Evaluated | Sampled | Saved | Finished

@@ -1,0 +1,73 @@
+"""What a run will do, settled before it starts: where and how it computes, when it evaluates and saves, when it must stop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from charlm.config import Recipe
+from charlm.data.streams import Batches
+
+DEFAULT_CHARACTERS = 8_000_000
+DEFAULT_EPOCHS = 50
+"""The length of a run whose recipe gives none: so many characters, but at most so many passes."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What only stops a run and never changes its schedule.
+
+    Attributes:
+        max_steps: of the run, earlier attempts included.
+        started_at: the process's start, on ``time.monotonic``'s clock.
+        max_seconds: from then, the last evaluation and save included.
+    """
+
+    started_at: float
+    max_steps: int | None = None
+    max_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What ``auto`` became, and why."""
+
+    device: torch.device
+    engine: str
+    engine_reason: str
+    precision: str
+    precision_reason: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """At which steps things happen; a function of the recipe and the text alone.
+
+    Attributes:
+        steps: the planned length in optimiser steps; ``None``: until the time is over.
+    """
+
+    steps: int | None
+    evaluate_every: int
+    checkpoint_every: int
+    sample_every: int
+
+    @classmethod
+    def of(cls, recipe: Recipe, batches: Batches) -> Plan:
+        """Fill in what the recipe leaves open."""
+        train, epoch = recipe.train, batches.epoch_length(0)
+        steps: int | None = None
+        if train.updates is not None:
+            steps = train.updates
+        elif train.epochs is not None:
+            whole, rest = divmod(train.epochs, 1)
+            steps = sum(batches.epoch_length(number) for number in range(int(whole))) + round(rest * epoch)
+        elif train.time is None:
+            per_step = batches.shape.batch * batches.shape.steps
+            steps = max(1, min(DEFAULT_CHARACTERS // per_step, DEFAULT_EPOCHS * epoch))
+        if steps is not None:
+            steps = max(1, steps)
+        every = recipe.evaluate.every or max(1, -(-steps // 20) if steps is not None else 200)
+        return cls(steps, every, recipe.checkpoint.every or every, recipe.sample.every or every)
