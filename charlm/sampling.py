@@ -115,6 +115,9 @@ def generate(
         taste = replace(taste, banned=taste.banned | {vocabulary.unknown_id})
     random = np.random.default_rng(derived_seed(seed, "sample", number))
     logits, state = read(model, prompt or start_ids(vocabulary))
+    if state[0].device.type == "cpu":
+        # PyTorch's CPU kernels repack all weights at every call, which for one character costs more than the character.
+        model = model.with_engine("reference")
     while True:
         index = draw(distribution(logits, taste), random.random())
         yield index

@@ -91,7 +91,7 @@ def test_weights_that_do_not_fit_are_refused(run: Any, network: Callable[..., An
     weights = load(run.folder / "last.safetensors").weights
     with pytest.raises(CheckpointError, match="are not this model's"):
         fill(network(30, hidden=16), weights)
-    with pytest.raises(CheckpointError, match=r"output_weight|weight_ih"):
+    with pytest.raises(CheckpointError, match="the checkpoint has shape"):
         fill(network(30, hidden=17, layers=2), weights)
 
 

@@ -202,7 +202,7 @@ def test_wrong_types_and_ranges_are_refused(raw: dict[str, Any]) -> None:
     ("raw", "why"),
     [
         ({"model": {"cell": "gru", "reset_after": False, "engine": "torch"}}, "engine: torch has no GRU with reset_after"),
-        ({"model": {"tied": True, "input": "one-hot"}}, "tied: true needs an embedding"),
+        ({"model": {"tied": True, "input": "one-hot"}}, "need an embedding"),
         ({"model": {"tied": True, "hidden": 8, "embedding": 4}}, "embedding = hidden, found 4 and 8"),
         ({"model": {"cell": "lstm", "nonlinearity": "relu"}}, "nonlinearity belongs to cell: rnn"),
         ({"train": {"epochs": 1, "updates": 5}}, "epochs and updates"),
@@ -374,7 +374,8 @@ def test_everything_that_makes_another_model_or_order_is_fixed() -> None:
     free = {name for name, info in fields() if info.json_schema_extra != config.FIXED}
     sections = ("evaluate.", "checkpoint.", "sample.")
     assert {name for name in free if not name.startswith(sections)} == {
-        "model.dropout", "model.input_dropout", "model.engine", "model.forget_bias", "model.init", "figure.metric", "figure.value", "figure.note",
+        "model.dropout", "model.input_dropout", "model.engine", "model.forget_bias", "model.init",
+        "figure.metric", "figure.value", "figure.note",
         "train.lr", "train.momentum", "train.betas", "train.weight_decay", "train.clip", "train.schedule", "train.warmup",
         "train.lr_final", "train.gamma", "train.gamma_every", "train.epochs", "train.updates", "train.time", "train.threads",
     }  # fmt: skip

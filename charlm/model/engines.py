@@ -69,8 +69,10 @@ class ReferenceEngine:
         """W_ih·input + b_ih for all steps at once, ``(T, B, G·H)``.
 
         For ids it is a lookup: a one-hot vector times a matrix is one of its columns, so the products of all V symbols
-        make a table of V rows, from which T·B rows are gathered.
+        make a table of V rows, from which T·B rows are gathered. (Unless these are fewer: then only they are multiplied.)
         """
+        if embedding is not None and not inputs.is_floating_point() and inputs.numel() < len(embedding):
+            inputs = F.embedding(inputs, embedding)
         if inputs.is_floating_point():
             return F.linear(inputs, layer.weight_ih, layer.bias_ih)
         columns = layer.weight_ih.t() if embedding is None else F.linear(embedding, layer.weight_ih)
@@ -109,13 +111,14 @@ class TorchEngine:
         """The weights and the vectors whose product is the input's share of the gates.
 
         PyTorch's kernels take vectors, not ids. With an embedding, W_ih·(E·x) = (W_ih·E)·x for a one-hot x: multiplying the
-        matrices first makes the vectors V wide instead of D, so that a wide embedding costs what a narrow input costs.
+        matrices first makes the vectors V wide instead of D, so that a wide embedding costs what a narrow input costs. It
+        pays where there are more ids than symbols, and V < D.
         """
         if inputs.is_floating_point():
             return weight_ih, inputs
         if embedding is not None:
             V, D = embedding.shape
-            if V >= D or inputs.device.type == "cuda":  # cuDNN wants its weights as they lie, in one block
+            if min(D, inputs.numel()) <= V or inputs.device.type == "cuda":  # cuDNN wants its weights as they lie, in one block
                 return weight_ih, F.embedding(inputs, embedding)
             weight_ih = F.linear(weight_ih, embedding)
         one_hot = torch.eye(weight_ih.shape[1], dtype=dtype, device=inputs.device)

@@ -10,6 +10,7 @@ training. Its parts are ``(L, B, H)`` in fp32: ``(h,)``, or ``(h, c)`` for the L
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -142,6 +143,12 @@ class LanguageModel(nn.Module):
             for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
                 setattr(holder, f"{name}_l0", getattr(layer, name))
             holder.flatten_parameters()
+
+    def with_engine(self, name: str) -> LanguageModel:
+        """The same weights (not copies) executed by another engine."""
+        other = copy.copy(self)
+        other.engine = ENGINES[name]
+        return other
 
     def parameter_count(self) -> int:
         """How many numbers training adjusts."""

@@ -25,7 +25,7 @@ def test_reading_averages_into_at_most_200_points(tmp_path):
 def test_reading_leaves_out_what_cannot_be_drawn(tmp_path):
     """Failing would mean that one overflowed step, or the final record, breaks the end of a run."""
     entries = [
-        {"kind": "step", "step": 1, "nats": math.nan},
+        {"kind": "step", "step": 1, "nats": None},
         {"kind": "step", "step": 2, "nats": 2.0},
         {"kind": "evaluation", "step": 2, "nats": 1.5},
         {"kind": "finished", "step": 2},

@@ -180,7 +180,7 @@ def test_dropping_validation_reports_training_and_keeps_a_best(charlm, desk):
 def test_numbers_as_yaml_1_2_writes_them(charlm, desk, argument):
     """Failing would mean that 1e-3 is taken for text."""
     done = charlm("train", "recipe.yaml", "--out", "run", "--set", f"train.lr={argument}", "--max-steps", 1)
-    assert done.code == 0 and "adamw 0.001" in done.err
+    assert done.code == 0 and "rate 0.001," in done.err
 
 
 @pytest.mark.parametrize("terminal_columns", [80, 120])

@@ -45,7 +45,9 @@ def test_parameter_counts_follow_the_formula(cell: str, layers: int) -> None:
 
 def test_a_known_size() -> None:
     """If this fails, sizes printed elsewhere differ: 65 symbols and <unk>, one-hot, one LSTM layer of 512."""
-    assert count_parameters(ModelSection(cell="lstm", hidden=512, input="one-hot"), 66) == 4 * 512 * (66 + 512 + 2) + 66 * 512 + 66
+    assert (
+        count_parameters(ModelSection(cell="lstm", hidden=512, input="one-hot"), 66) == 4 * 512 * (66 + 512 + 2) + 66 * 512 + 66
+    )
 
 
 @pytest.mark.parametrize(
@@ -149,11 +151,14 @@ def test_evaluating_does_not_disturb_training(network: Callable[..., Any], text_
 
 
 def test_initial_weights_by_default(network: Callable[..., Any]) -> None:
-    """If this fails, `init: pytorch` is not uniform(±1/√H)."""
+    """If this fails, `init: pytorch` is not uniform(±1/√H), or the embedding not normal(0, 1) as PyTorch's."""
     H = 64
     model = network(30, cell="gru", hidden=H, layers=2)
     for name, parameter in model.named_parameters():
         weight = parameter.detach()
+        if name == "embedding":
+            assert float(weight.std()) == pytest.approx(1, rel=0.05)
+            continue
         bound = 1 / math.sqrt(H)
         assert float(weight.abs().max()) <= bound, name
         if weight.numel() > 1000:
