@@ -1,0 +1,69 @@
+"""``charlm corpus``: what is there, what a text looks like, and a text of one's own under a name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SHIPPED = ("code", "hello", "latex", "shakespeare", "time-machine")
+
+
+def test_list_names_every_card(charlm: Callable[..., Any]) -> None:
+    """Failing would mean that a shipped corpus cannot be discovered."""
+    done = charlm("corpus", "list")
+    assert done.code == 0
+    assert all(name in done.text for name in SHIPPED)
+
+
+def test_show_spells_out_what_cannot_be_seen(charlm: Callable[..., Any], tmp_path: Path) -> None:
+    """Failing would mean that an invisible character hides in a vocabulary, or that offsets are not those of training."""
+    path = tmp_path / "odd.txt"
+    path.write_text("abcd " * 200 + "\u200b\x1b", encoding="utf-8")
+    done = charlm("corpus", "show", str(path), "--json")
+    assert done.code == 0
+    assert done.record["characters"] == 1002
+    shown = charlm("corpus", "show", str(path)).text
+    assert "U+200B" in shown and "U+001B" in shown
+    assert "\x1b" not in shown and "\u200b" not in shown
+    assert "train 0–901" in shown
+    assert "gzip" in shown and "xz" in shown
+
+
+def test_an_added_text_trains_under_its_name(
+    charlm: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Failing would mean that `corpus add` writes a card that nothing finds, or does not notice that the file changed."""
+    monkeypatch.setenv("CHARLM_DATA", str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+    text = tmp_path / "mine.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog\n" * 40, encoding="utf-8")
+    assert charlm("corpus", "add", "my-text", str(text)).code == 0
+    assert "my-text" in charlm("corpus", "list").text
+    Path("r.yaml").write_text(
+        "corpus: my-text\nmodel: {hidden: 8}\ntrain: {batch: 2, steps: 8, updates: 3}\n", encoding="utf-8"
+    )
+    assert charlm("train", "r.yaml", "--out", "run", "-q").code == 0
+    assert charlm("eval", "perplexity", "run").code == 0
+
+    text.write_text("something else entirely\n" * 40, encoding="utf-8")
+    changed = charlm("eval", "perplexity", "run")
+    assert changed.code != 0
+    assert "sha256" in changed.err
+
+
+@pytest.mark.parametrize("name", ["My Text", "ümlaut", "a/b", "shakespeare"])
+def test_a_name_that_cannot_be_is_refused(charlm: Callable[..., Any], tmp_path: Path, name: str) -> None:
+    """Failing would mean a card that shadows a shipped one, or a name that no recipe can spell."""
+    path = tmp_path / "x.txt"
+    path.write_text("some text", encoding="utf-8")
+    assert charlm("corpus", "add", name, str(path)).code == 2
+
+
+def test_an_unknown_corpus_names_the_closest(charlm: Callable[..., Any]) -> None:
+    """Failing would mean that a misspelt name leaves the user guessing."""
+    done = charlm("corpus", "show", "shakspeare")
+    assert done.code == 2
+    assert "shakespeare" in done.err

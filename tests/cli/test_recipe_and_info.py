@@ -1,0 +1,50 @@
+"""``charlm recipe`` and ``charlm info``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from charlm.config import field_names
+from charlm.resources import shipped_files
+
+
+def test_every_recipe_is_listed_with_its_figure(charlm: Callable[..., Any]) -> None:
+    """Failing would mean that a recipe cannot be discovered, or promises nothing."""
+    lines = charlm("recipe", "list").text.splitlines()
+    for name in shipped_files("configs"):
+        (row,) = [line for line in lines if line.split()[:1] == [name]]
+        assert any(word in row for word in ("perplexity", "nats", "bits"))
+
+
+def test_show_prints_the_file_as_it_is(charlm: Callable[..., Any]) -> None:
+    """Failing would mean that a user's own recipe starts from something else than what was shipped."""
+    shown = charlm("recipe", "show", "hello").text
+    assert shown == shipped_files("configs")["hello"].read_text(encoding="utf-8")
+
+
+def test_keys_lists_every_key_and_what_is_fixed(charlm: Callable[..., Any]) -> None:
+    """Failing would mean that a key exists that no help mentions."""
+    lines = charlm("recipe", "keys").text.splitlines()
+    for key in field_names():
+        assert any(line.split()[:1] == [key] for line in lines), key
+    (hidden,) = [line for line in lines if line.split()[:1] == ["model.hidden"]]
+    assert "fixed" in hidden
+
+
+def test_schema_is_json(charlm: Callable[..., Any]) -> None:
+    """Failing would mean that editors cannot read the schema."""
+    assert "corpus" in json.loads(charlm("recipe", "schema").text)["properties"]
+
+
+def test_info_tells_what_is_inside_without_its_path(charlm: Callable[..., Any], desk: Path) -> None:
+    """Failing would mean that a checkpoint hides what it is, or cannot be looked into."""
+    assert charlm("train", "recipe.yaml", "--out", "run", "-q").code == 0
+    shown = charlm("info", "run/last.safetensors").text
+    assert "step 20" in shown and "all that going on needs" in shown and "layers.0.weight_hh" in shown
+    assert "weights only" in charlm("info", "run").text
+    record = charlm("info", "run", "--json").record
+    assert record["tensors"]["model.layers.0.weight_hh"] == [32, 8]
+    assert record["recipe"]["corpus"] == "./text.txt"
