@@ -354,7 +354,7 @@ def _overfitting(record: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _comparison(record: dict[str, Any], loaded: LoadedRecipe) -> list[tuple[str, str]]:
     figure = loaded.recipe.figure
-    if figure is None:
+    if figure is None or record["stopped_because"] in ("interrupted", "max steps"):  # half a run compares with nothing
         return []
     reached = {
         "train_perplexity": record["train_perplexity"],
