@@ -225,7 +225,7 @@ class Trainer:
             if is_best:
                 self._best = {"nats": nats, "step": self.step}
                 self._save()  # `last` first, so that `best` never comes from a future that a resumed run does not have
-        if is_best and (regular or not (self.folder.path / BEST).exists()):
+        if is_best and (regular or self._best["nats"] is None):  # until a regular one there is no best that could be spoilt
             self._save_best()
         return Evaluated(self.step, nats, is_best and regular, regular)
 
@@ -332,7 +332,7 @@ class Trainer:
             "train_nats": train_nats,
             "train_perplexity": perplexity.perplexity(train_nats),
             "validation_nats": self._validation_nats,
-            "best_validation_nats": self._best["nats"],
+            "best_validation_nats": self._validation_nats if self._best["nats"] is None else self._best["nats"],
             "best_step": self._best["step"],
             "training_characters": self._trained["characters"],
             "training_seconds": self._trained["seconds"],
