@@ -70,7 +70,7 @@ class Checkpoint:
         """
         model = LanguageModel(self.recipe.model, len(self.vocabulary), engine or self.resolved["engine"])
         fill(model, self.weights)
-        model.to(device).eval()
+        model.to(device)
         model.flatten_for_cudnn()
         return model
 
@@ -241,7 +241,8 @@ def find_checkpoint(name: str) -> Path:
         UsageError: none of these; says where was looked.
     """
     path = Path(name).expanduser()
-    folder = path if is_path(name) or path.is_dir() else RUNS / name
+    by_name = not is_path(name) and ((RUNS / name).is_dir() or not path.is_dir())
+    folder = RUNS / name if by_name else path
     if folder.is_file():
         return folder
     for candidate in ("best.safetensors", "last.safetensors", "previous.safetensors"):

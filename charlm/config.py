@@ -250,7 +250,7 @@ class TrainSection(Section):
     """The update rule."""
     lr: Annotated[float, Field(gt=0, le=1e6)] = 2e-3
     """Peak learning rate."""
-    momentum: Probability = 0.0
+    momentum: Annotated[float, Field(ge=0, lt=1, json_schema_extra=FIXED)] = 0.0
     """Of sgd and rmsprop."""
     betas: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.9, 0.99]
     """Decay rates of Adam's two moments."""
@@ -301,8 +301,8 @@ class EvaluateSection(Section):
     """Pieces S that the text is cut into and read side by side."""
     warm: Annotated[int, Field(ge=0)] = 1000
     """Characters W read before each piece and not scored, to warm the state."""
-    characters: Annotated[int | None, Field(ge=1)] = None
-    """Score only the first so many characters of the validation text."""
+    characters: Annotated[int | None, Field(ge=1)] = 1_000_000
+    """Score at most the first so many characters of the validation text; null: all of it, however long."""
     patience: Annotated[int | None, Field(ge=1)] = None
     """Stop after this many evaluations without a new best."""
 
@@ -598,7 +598,7 @@ def reconcile(before: Recipe, now: Recipe) -> list[str]:
     changed = [
         (key, info, old, new)
         for key, info in fields()
-        if (old := value_at(before, key)) != (new := value_at(now, key)) and key != "corpus"
+        if (old := value_at(before, key)) != (new := value_at(now, key)) and not _is_a_text(key, old, new)
     ]
     is_fixed = [(key, old, new) for key, info, old, new in changed if info.json_schema_extra == FIXED]
     if is_fixed:
@@ -611,6 +611,11 @@ def reconcile(before: Recipe, now: Recipe) -> list[str]:
     return [
         f"{key}: was {_plain(old)}, goes on with {_plain(new)}" for key, _, old, new in changed if not key.startswith("figure")
     ]
+
+
+def _is_a_text(key: str, old: object, new: object) -> bool:
+    """Whether a field names texts. These are compared by their content, not by where they lie."""
+    return key == "corpus" or (isinstance(old, SplitFiles) and isinstance(new, SplitFiles))
 
 
 def _plain(value: object) -> str:

@@ -17,6 +17,11 @@ import torch
 
 from charlm.errors import UsageError
 
+# Denormal numbers are flushed to zero: the tails of saturated gates make them, and they slow a CPU up to 20 times. The
+# setting belongs to a thread, and worker threads inherit it when they are created: it must be made before the first
+# parallel operation of the process, or a resumed run (which begins by reading tensors) would compute other bits.
+torch.set_flush_denormal(True)
+
 
 def resolve_device(name: str) -> torch.device:
     """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` into a device that works.
@@ -25,7 +30,7 @@ def resolve_device(name: str) -> torch.device:
         UsageError: an unknown name, or CUDA where there is none.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda") or (index and not (kind == "cuda" and index.isdigit())):
         raise UsageError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
@@ -34,7 +39,7 @@ def resolve_device(name: str) -> torch.device:
             raise UsageError(f"--device {name}: PyTorch {torch.__version__} sees no CUDA device here; use --device cpu")
         if index and int(index) >= torch.cuda.device_count():
             raise UsageError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA device(s), from cuda:0")
-    return torch.device(name)
+    return torch.device("cuda", int(index or 0)) if kind == "cuda" else torch.device("cpu")
 
 
 def resolve_precision(name: str, device: torch.device, engine: str) -> tuple[str, str]:
@@ -99,8 +104,7 @@ def device_name(device: torch.device) -> str:
 def prepare(threads: int | None) -> int:
     """Set the process up for recurrent networks and return the number of CPU threads in use.
 
-    Denormal numbers are flushed to zero: the tails of saturated gates make them, and they slow a CPU up to 20 times. On a
-    GPU fp32 means fp32: cuDNN would otherwise use TF32's 10-bit mantissa.
+    On a GPU fp32 means fp32: cuDNN would otherwise use TF32's 10-bit mantissa.
     """
     if threads is not None:
         torch.set_num_threads(threads)

@@ -376,7 +376,7 @@ def test_everything_that_makes_another_model_or_order_is_fixed() -> None:
     assert {name for name in free if not name.startswith(sections)} == {
         "model.dropout", "model.input_dropout", "model.engine", "model.forget_bias", "model.init",
         "figure.metric", "figure.value", "figure.note",
-        "train.lr", "train.momentum", "train.betas", "train.weight_decay", "train.clip", "train.schedule", "train.warmup",
+        "train.lr", "train.betas", "train.weight_decay", "train.clip", "train.schedule", "train.warmup",
         "train.lr_final", "train.gamma", "train.gamma_every", "train.epochs", "train.updates", "train.time", "train.threads",
     }  # fmt: skip
 

@@ -111,14 +111,14 @@ def _file(stored: Checkpoint, file: str) -> tuple[Text, dict[str, Any]]:
 
 def _own_corpus(stored: Checkpoint, path: Path, split: str) -> tuple[Text, dict[str, Any]]:
     """The text that the model was trained on, found again; used only if it is the same to the byte."""
-    from charlm.config import LoadedRecipe, is_path, load_recipe
+    from charlm.config import LoadedRecipe, SplitFiles, is_path, load_recipe
     from charlm.data.dataset import open_dataset
 
     recipe = stored.recipe
     # A text of the user's own is named in full by the run's config.yaml; the checkpoint itself holds no paths.
     config = path.parent / "config.yaml"
     corpus, data, folder = recipe.corpus, recipe.data, path.parent
-    if is_path(corpus) and config.is_file():
+    if config.is_file() and (is_path(corpus) or isinstance(data.split, SplitFiles)):
         beside = load_recipe(str(config)).recipe
         corpus, data = beside.corpus, beside.data
     loaded = LoadedRecipe(path.stem, recipe.model_copy(update={"corpus": corpus, "data": data}), folder)

@@ -274,7 +274,7 @@ def _perplexity(nats: float) -> float:
 
 
 def _bits(nats: float) -> float:
-    return nats / 0.6931471805599453
+    return nats / math.log(2)
 
 
 def _conclude(finished: Finished, trainer: Trainer, loaded: LoadedRecipe, quiet: bool, as_json: bool, again: str) -> None:

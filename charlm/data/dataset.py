@@ -226,6 +226,8 @@ def _cut(
     elif vocabulary is None or grow:
         own = Vocabulary.of_counts(encoded.alphabet.tolist(), counts["train"].tolist(), section.min_count)
         vocabulary = own if vocabulary is None else vocabulary.grown(own)
+        if not vocabulary.symbols:
+            raise UsageError(f"no character of {sources.name} occurs {section.min_count:,} times (data.min_count)")
     known = np.array([vocabulary.id_of(int(symbol)) is not None for symbol in encoded.alphabet], dtype=np.bool_)
     unknown = {name: int(counts[name][~known].sum()) for name in splits}
     if section.unknown == "error" and any(unknown.values()):

@@ -113,10 +113,12 @@ class Batches:
 
     def skipped(self, epoch: int) -> int:
         """How many targets this epoch leaves out, by ``random_offset`` and ``drop_last``; windows do not count."""
-        if not (self._section.random_offset or self._section.drop_last):
+        if self._section.sampling == "windows":
             return 0
-        batches = range(self.epoch_length(epoch))
-        return len(self.text) - 1 - sum(int(self._pieces(epoch, index)[1].sum()) for index in batches)
+        offset = self._offset(epoch)
+        if not self._section.drop_last:
+            return offset
+        return len(self.text) - 1 - self.shape.batch * self.shape.steps * self.epoch_length(epoch)
 
     def batch(self, epoch: int, index: int) -> Batch:
         """Batch number ``index`` of epoch number ``epoch``, both from 0."""

@@ -145,8 +145,11 @@ def segments(model: LanguageModel, text: Text, *, pieces: int = 32, warm: int = 
             for part in torch.split(before.to(state[0].device), CHUNK):
                 _, warmed = model.features(part, warmed)
             state = tuple(torch.cat([zero[:, :1], after], dim=1) for zero, after in zip(state, warmed, strict=True))
-        inputs, expected = side_by_side(text.ids, starts, lengths)
-        total, _ = _read(model, inputs, expected, state)
+        total = 0.0
+        for at in range(0, int(lengths.max()), CHUNK):  # chunk by chunk, so that a long text needs no memory
+            inputs, expected = side_by_side(text.ids, starts + at, np.clip(lengths - at, 0, CHUNK))
+            nats, state = _read(model, inputs, expected, state)
+            total += nats
     return Score(total, int(targets))
 
 

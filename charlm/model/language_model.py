@@ -192,7 +192,7 @@ def hashed_dropout(probability: float, seed: int, step: int) -> Dropout | None:
         if values.device.type != "cpu":
             keep = torch.rand(values.shape, device=values.device, generator=rng) >= probability
             return values * keep / (1 - probability)
-        threshold = round(probability * 65536)
+        threshold = min(65535, round(probability * 65536))
         words = torch.empty(-(-values.numel() // 4), dtype=torch.int64)
         words.random_(-(2**63), None, generator=rng)
         keep = words.view(torch.int16)[: values.numel()].view(values.shape) >= threshold - 32768

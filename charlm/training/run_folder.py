@@ -36,6 +36,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._logs: dict[str, TextIO] = {}
+        self._last_is_good = True  # a damaged `last` must not become `previous`
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(path / ".lock", timeout=0)
@@ -88,6 +89,7 @@ class RunFolder:
             if "position" not in found.progress:
                 problems.append(f"{self.path / name} holds weights only; --init {self.path / name} starts a new run from them")
                 continue
+            self._last_is_good = name == LAST
             if name == PREVIOUS:
                 problems.append(f"going on from {PREVIOUS}, step {found.progress['step']}")
             return found, problems
@@ -95,14 +97,22 @@ class RunFolder:
             raise CheckpointError("no readable checkpoint to go on from:\n" + "\n".join(problems))
         raise UsageError(f"--resume must: there is no run in {self.path} to go on with")
 
+    def best_step(self) -> int | None:
+        """The step that `best` comes from; ``None`` if there is no readable one."""
+        try:
+            return int(checkpoint.describe(self.path / BEST)["progress"]["step"])
+        except (CheckpointError, KeyError):
+            return None
+
     def save(self, state: Checkpoint, keep_step: bool = False) -> None:
         """Write ``last``; the one before it becomes ``previous``."""
         for log in self._logs.values():
             log.flush()
         last = self.path / LAST
-        if last.exists():
+        if last.exists() and self._last_is_good:
             self._keep_as_previous(last)
         checkpoint.save(last, state)
+        self._last_is_good = True
         if keep_step:
             checkpoint.save(self.path / f"step-{state.progress['step']}.safetensors", state)
 

@@ -16,7 +16,7 @@ from charlm.data.dataset import Dataset, open_dataset
 from charlm.data.vocabulary import Vocabulary, describe_characters
 from charlm.errors import CheckpointError, RecipeError, UsageError
 from charlm.model.engines import resolve_engine
-from charlm.model.language_model import LanguageModel
+from charlm.model.language_model import LanguageModel, embedding_width
 from charlm.runtime import prepare, resolve_device, resolve_precision
 from charlm.training.plan import Limits, Resolved
 from charlm.training.run_folder import RunFolder
@@ -61,7 +61,7 @@ def start(loaded: LoadedRecipe, options: Options) -> Started:
     """Lock the run's folder, read the text, build the model, and go on from an earlier checkpoint if asked.
 
     Raises:
-        CharlmError: whatever keeps the run from starting; the folder is then unlocked and as it was.
+        CharlmError: whatever keeps the run from starting; the folder is then unlocked, and an earlier run in it untouched.
     """
     if options.resume != "never" and (options.overwrite or options.init):
         raise UsageError("--resume goes on with a run; --overwrite and --init start one. Choose one of them")
@@ -199,11 +199,12 @@ def transplant(model: LanguageModel, vocabulary: Vocabulary, initial: Checkpoint
         for key in ("cell", "hidden", "layers", "tied", "nonlinearity", "reset_after")
         if getattr(here, key) != getattr(there, key)
     ]
+    widths = [embedding_width(section) or "one-hot" for section in (there, here)]
+    if widths[0] != widths[1]:
+        differing.append(f"model.input: {widths[0]} there, {widths[1]} here")
     if differing:
         raise CheckpointError("--init: the checkpoint is another network: " + "; ".join(differing))
     own = dict(model.named_parameters())
-    if own.keys() != initial.weights.keys():
-        raise CheckpointError("--init: one model has one-hot input, the other an embedding; set model.input alike")
 
     shared = [symbol for symbol in vocabulary.symbols if initial.vocabulary.id_of(symbol) is not None]
     pairs = [(vocabulary.id_of(symbol), initial.vocabulary.id_of(symbol)) for symbol in shared]

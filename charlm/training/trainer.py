@@ -86,12 +86,14 @@ class Trainer:
         self._best: dict[str, Any] = {"nats": None, "step": None}
         self._worse_in_a_row = 0
         self._validation_nats: float | None = None
+        self._validation_characters = 0
         self._trained = {"characters": 0, "seconds": 0.0}
         self._trained_here = {"characters": 0, "seconds": 0.0}
         self._scale = LossScale(resolved.precision == "fp16")
         self._stop: str | None = None
         self._last_saved: int | None = None
         self._closing_seconds = 0.0
+        self._longest_pause = 0.0  # between two steps: samples, validation, save
         self._exact_limit = recipe.evaluate.characters
         if resume is not None:
             self._restore(resume)
@@ -110,7 +112,9 @@ class Trainer:
             self._closing_seconds = self._estimate_closing_seconds()
         while (reason := self._reason_to_stop()) is None:
             yield self._train_step()
+            began = time.perf_counter()
             yield from self._between_steps()
+            self._longest_pause = max(self._longest_pause, time.perf_counter() - began)
         yield from self._finish(reason)
 
     # -- one step --
@@ -121,7 +125,6 @@ class Trainer:
         batch = self.batches.batch(self.epoch, self._index)
         state = self.model.zero_state(batch.inputs.shape[1]) if batch.fresh else self._state
         inputs, targets = batch.inputs.to(device), batch.targets.to(device)
-        self.model.train()
         dropout, input_dropout = (
             hashed_dropout(probability, train.seed, self.step)
             for probability in (self.recipe.model.dropout, self.recipe.model.input_dropout)
@@ -134,7 +137,7 @@ class Trainer:
         (loss * self._scale.scale).backward()  # type: ignore[no-untyped-call]
         norm = self._unscale_and_clip()
         nats = loss.item()
-        rate = learning_rate(train, self.step, self.plan.steps, self.batches.epoch_length(self.epoch))
+        rate = learning_rate(train, self.step, self.plan.steps, self.batches.epoch_length(0))
         if math.isfinite(nats) and math.isfinite(norm):
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
@@ -175,7 +178,8 @@ class Trainer:
 
     def _diverged(self, nats: float, norm: float) -> None:
         """Keep the last good state and give up: the bad gradient never reaches the optimiser."""
-        self._save()
+        if self._last_saved != self.step:
+            self._save()
         what = f"the loss became {nats}" if not math.isfinite(nats) else f"the gradient's norm became {norm}"
         lower = self.recipe.train.lr / 3
         raise DivergedError(
@@ -204,14 +208,13 @@ class Trainer:
     def _evaluate(self, regular: bool) -> Evaluated:
         """The cheap validation. Only a regular one can change ``best`` and early stopping; any fills a missing ``best``."""
         assert self.validation is not None
-        self.model.eval()
         options = self.recipe.evaluate
         score = perplexity.segments(
             self.model, self.validation, pieces=options.segments, warm=options.warm, characters=options.characters
         )
         nats = score.nats_per_character
-        self._validation_nats = nats
-        is_best = self._best["nats"] is None or nats < self._best["nats"]
+        self._validation_nats, self._validation_characters = nats, score.characters
+        is_best = math.isfinite(nats) and (self._best["nats"] is None or nats < self._best["nats"])
         entry = {
             "kind": "evaluation",
             "step": self.step,
@@ -231,7 +234,6 @@ class Trainer:
 
     def _sample(self, model: LanguageModel, prompt: str) -> Sampled:
         options = self.recipe.sample
-        model.eval()
         taste = sampling.Taste(temperature=options.temperature)
         text = sampling.sample(model, self.dataset.vocabulary, prompt, options.length, taste, self.recipe.train.seed, self.step)
         self.folder.record_sample(f"step {self.step}, epoch {self._epochs_done():.2f}, prompt {prompt!r}", prompt + text)
@@ -255,7 +257,7 @@ class Trainer:
         if self.limits.max_seconds is not None:
             a_step = max((seconds for _, seconds in self._speeds), default=0.0)
             elapsed = time.monotonic() - self.limits.started_at
-            if elapsed + a_step + self._closing_seconds > self.limits.max_seconds:
+            if elapsed + a_step + self._longest_pause + self._closing_seconds > self.limits.max_seconds:
                 return "max time"
         return None
 
@@ -268,10 +270,14 @@ class Trainer:
             began = time.perf_counter()
             perplexity.carried(self.model, trial)
         per_character = (time.perf_counter() - began) / (len(trial) - 1)
+        began = time.perf_counter()
+        sampling.sample(self.model, self.dataset.vocabulary, "", 32, sampling.Taste(), 0)
+        per_sampled = (time.perf_counter() - began) / 32
+        samples = per_sampled * self.recipe.sample.length * len(self.recipe.sample.prompts)
         # A fifth of the time at most: of a longer text the exact figure covers the first part, and says how much.
         affordable = max(256, int(0.2 * (self.limits.max_seconds or math.inf) / per_character))
         self._exact_limit = min(len(self.validation) - 1, self._exact_limit or len(self.validation), affordable)
-        return 1.0 + 1.4 * per_character * self._exact_limit
+        return 1.0 + 1.4 * per_character * self._exact_limit + 1.2 * samples
 
     def _finish(self, reason: str) -> Iterator[Event]:
         if self._last_saved != self.step:
@@ -302,7 +308,6 @@ class Trainer:
                 raise _StopAskedError
 
         text = self.validation[slice(0, self._exact_limit + 1)] if self._exact_limit else self.validation
-        best.eval()
         try:
             check(0, len(text))
             return perplexity.carried(best, text, unknown_id=self.dataset.vocabulary.unknown_id, progress=check)
@@ -314,7 +319,7 @@ class Trainer:
         if score is not None:
             nats, characters = score.nats_per_character, score.characters
         elif self._validation_nats is not None:
-            nats, characters = self._validation_nats, 0
+            nats, characters = self._validation_nats, self._validation_characters
         else:
             nats, characters = train_nats, sum(n for _, n in self._recent)
         speed = self._trained_here if self._trained_here["seconds"] else self._trained
@@ -429,3 +434,8 @@ class Trainer:
         self._scale = LossScale(self._scale.enabled, *progress["loss_scale"])
         self.folder.cut_logs(progress["logs"])
         self._last_saved = self.step
+        if self._best["step"] is not None and self._best["step"] != self.folder.best_step():
+            if self._best["step"] == self.step:  # the process ended between `last` and `best`
+                self._save_best()
+            else:  # lost, or from a future that this run does not have: the next evaluation fills it
+                self._best = {"nats": None, "step": None}

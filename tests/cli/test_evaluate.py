@@ -142,3 +142,22 @@ def test_info_reads_a_checkpoint(charlm, trained):
         assert word in shown.text
     assert charlm("info", trained / "run", "--json").record["recipe"]["model"]["hidden"] == 8
     assert "all that going on needs" in charlm("info", trained / "run" / "last.safetensors").text
+
+
+def test_a_validation_file_is_found_again_from_another_folder(charlm, desk, monkeypatch, tmp_path_factory):
+    """Failing would mean that a run with separate files can be evaluated and repeated only where it was started."""
+    (desk / "val.txt").write_text("abc abd abe " * 30, encoding="utf-8")
+    split = "data.split={validation: ./val.txt}"
+    assert charlm("train", "recipe.yaml", "--out", "run", "--set", split, "--max-steps", 3, "-q").code == 0
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    done = charlm("eval", "perplexity", desk / "run", "--json")
+    assert (done.code, done.record["characters"]) == (0, 359)
+    again = charlm("train", desk / "run" / "config.yaml", "--out", desk / "run", "--resume", "must", "--max-steps", 5, "-q")
+    assert again.code == 0, again.err
+
+
+def test_a_run_is_found_by_name_although_a_folder_has_that_name(charlm, desk):
+    """Failing would mean that an empty folder hides a run."""
+    assert charlm("train", "recipe.yaml", "--out", "checkpoints/twin", "--max-steps", 2, "-q").code == 0
+    (desk / "twin").mkdir()
+    assert charlm("eval", "perplexity", "twin").code == 0

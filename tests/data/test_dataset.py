@@ -223,3 +223,9 @@ def test_a_file_is_read_as_its_model_would_have_read_it(tmp_path: Path, recipe_f
     path.write_text("a", encoding="utf-8")
     with pytest.raises(CorpusError, match="at least two"):
         open_text(str(path), section, "none", vocabulary)
+
+
+def test_a_vocabulary_without_characters_is_refused(corpus: Path, opened: Callable[..., Dataset]) -> None:
+    """If this fails, `min_count` beyond every count ends in a traceback."""
+    with pytest.raises(UsageError, match="min_count"):
+        opened(corpus, "data.min_count=5000")

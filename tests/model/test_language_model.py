@@ -275,3 +275,10 @@ def test_dropout_acts_on_every_layer(network: Callable[..., Any]) -> None:
     assert seen == [(0, (4, 2, 6)), (1, (4, 2, 6)), (2, (4, 2, 6))]
     assert not features.any()
     assert state[0].detach().abs().min() > 0, "the carried state was dropped"
+
+
+def test_almost_certain_dropout_still_keeps_something() -> None:
+    """If this fails, a probability that rounds to one divides by zero."""
+    drop = hashed_dropout(0.999999, 1, 1)
+    assert drop is not None
+    assert bool(torch.isfinite(drop(torch.ones(1000), 0)).all())

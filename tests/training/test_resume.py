@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -308,6 +310,49 @@ def test_an_unreadable_last_falls_back_on_previous(
     assert any("last.safetensors is damaged" in notice for notice in run.notices)
     assert any(f"going on from previous.safetensors, step {step}" in notice for notice in run.notices)
     _assert_same_run(whole("lstm"), first_half)
+
+
+def test_a_damaged_last_does_not_become_previous(first_half: Path, tiny_run: Callable[..., Any], english_file: Path) -> None:
+    """If this fails, going on from `previous` destroys it: killed before the next save, nothing readable is left."""
+    previous = (first_half / "previous.safetensors").read_bytes()
+    step = describe(first_half / "previous.safetensors")["progress"]["step"]
+    (first_half / "last.safetensors").write_bytes(b"damaged")
+    tiny_run(english_file, first_half, *COMMON, *CASES["lstm"], resume="must", max_steps=step + 1)
+    assert (first_half / "previous.safetensors").read_bytes() == previous
+    assert describe(first_half / "last.safetensors")["progress"]["step"] == step + 1
+
+
+def test_a_lost_or_outdated_best_is_made_anew(tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path) -> None:
+    """If this fails, a run killed between `last` and `best` hands over older weights than it reports, or ends in an error."""
+    keys = ("evaluate.every=2", "train.updates=10")
+    tiny_run(english_file, tmp_path / "whole", *keys)
+    tiny_run(english_file, tmp_path / "cut", *keys, max_steps=4)
+    best = tmp_path / "cut" / "best.safetensors"
+    assert describe(best)["progress"]["step"] == 4, "this test needs a loss that falls"
+    kept = best.read_bytes()
+    for damage in (best.unlink, lambda: best.write_bytes(kept[:100])):
+        damage()
+        tiny_run(english_file, tmp_path / "cut", *keys, resume="must", max_steps=4)
+        assert describe(best)["progress"]["step"] == 4
+    best.unlink()
+    run = tiny_run(english_file, tmp_path / "cut", *keys, resume="must")
+    ends = [load(tmp_path / name / "best.safetensors").weights for name in ("whole", "cut")]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    assert run.record["best_step"] == describe(best)["progress"]["step"]
+
+
+def test_denormals_are_flushed_on_every_thread_of_a_resumed_process(tmp_path: Path) -> None:
+    """If this fails, a process that first reads a checkpoint computes other bits than one that does not, and slower."""
+    script = (
+        "import torch, charlm.checkpoint\n"
+        "torch.set_num_threads(2)\n"
+        "big = torch.full((1 << 20,), 1.0).clone() * 2\n"  # makes the worker threads, as reading a checkpoint does
+        "tiny = torch.full((1 << 20,), 1e-38) * 1e-3\n"
+        "print(int((tiny.view(torch.int32) != 0).sum()))\n"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == "0"
 
 
 def test_a_last_that_is_missing_falls_back_on_previous(

@@ -448,6 +448,7 @@ def test_initial_weights_of_another_network_are_refused(
     """If this fails, --init squeezes one network's weights into another; the folder must stay untouched."""
     old = tiny_run(english_file, tmp_path / "old", max_steps=1)
     for key, message in (("model.hidden=9", r"model\.hidden: 16 there, 9 here"), ("model.cell=gru", r"model\.cell"),
+                         ("model.embedding=9", "model.input: 16 there, 9 here"),
                          ("model.input=one-hot", "one-hot")):  # fmt: skip
         with pytest.raises(CheckpointError, match=message):
             tiny_run(english_file, tmp_path / "new", key, init=str(old.folder))
@@ -491,3 +492,25 @@ def test_the_loss_of_a_step_is_a_mean_over_characters(
     assert [len(piece) for piece in pieces] == [90, 29]
     for event, piece in zip(steps, pieces, strict=True):
         assert event.nats == pytest.approx(sum(piece) / len(piece), rel=1e-5)
+
+
+def test_decay_by_epochs_does_not_follow_the_random_offsets(
+    tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path
+) -> None:
+    """If this fails, the learning rate jumps up and down where epochs differ in length by a batch."""
+    run = tiny_run(english_file, tmp_path / "r", "train.random_offset=true", "train.drop_last=true", "train.batch=160",
+                   "train.steps=9", "train.schedule=exponential", "train.gamma=0.5", "train.updates=30")  # fmt: skip
+    rates = [event.learning_rate for event in run.events if isinstance(event, StepDone)]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_an_interrupted_run_says_how_many_characters_its_figure_covers(
+    tmp_path: Path, begin: Callable[..., Any], english_file: Path
+) -> None:
+    """If this fails, the record of a run that was stopped claims that nothing was scored."""
+    trainer = begin(english_file, tmp_path / "r").trainer
+    trainer.request_stop("interrupted")
+    record = list(trainer.run())[-1].record
+    trainer.folder.close()
+    assert record["context"] == "segments"
+    assert record["characters"] == 599
