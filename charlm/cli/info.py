@@ -16,7 +16,7 @@ def info(
 ) -> None:
     """Show what is inside a checkpoint, without loading its weights."""
     from charlm.checkpoint import describe, find_checkpoint
-    from charlm.config import dump_yaml
+    from charlm.yaml_text import dump_yaml
 
     path = find_checkpoint(checkpoint)
     found = describe(path)

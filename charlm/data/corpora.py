@@ -22,7 +22,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from charlm.config import check_split, dump_yaml, is_path, parse_yaml
+from charlm.config import check_split, is_path
 from charlm.data.fingerprint import sha256_of
 from charlm.data.folders import cache_folder as cache_folder
 from charlm.data.folders import data_folder as data_folder
@@ -30,6 +30,7 @@ from charlm.data.folders import whole_file
 from charlm.data.normalisation import normalisation
 from charlm.errors import CorpusError, RecipeError, UsageError
 from charlm.resources import shipped_files
+from charlm.yaml_text import dump_yaml, parse_yaml
 
 Progress = Callable[[int, int | None], None]
 """Is told the bytes done so far, and the bytes there are in all (None: unknown)."""

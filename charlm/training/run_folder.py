@@ -19,8 +19,9 @@ from filelock import FileLock, Timeout
 
 from charlm import checkpoint
 from charlm.checkpoint import Checkpoint
-from charlm.config import Recipe, dump_yaml
+from charlm.config import Recipe
 from charlm.errors import CheckpointError, RunFolderError, UsageError
+from charlm.yaml_text import dump_yaml
 
 LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safetensors"
 _LOGS = ("metrics.jsonl", "samples.txt")

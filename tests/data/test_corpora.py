@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from charlm.config import parse_yaml
 from charlm.data import corpora
 from charlm.data.corpora import Card, add_card, cache_folder, cards, data_folder, fetch, find, locate
 from charlm.data.normalisation import NORMALISATIONS
 from charlm.errors import CorpusError, UsageError
 from charlm.resources import shipped_files
+from charlm.yaml_text import parse_yaml
 
 CONTENT = b"a small text to fetch\n" * 30
 

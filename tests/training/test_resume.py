@@ -19,8 +19,8 @@ import pytest
 import torch
 
 from charlm.checkpoint import describe, load, save
-from charlm.config import dump_yaml
 from charlm.errors import CheckpointError, RecipeError, RunFolderError, UsageError
+from charlm.yaml_text import dump_yaml
 
 K = 8
 """Steps of each half. An epoch has 12 batches here: the first half ends inside one, the second crosses into the next."""

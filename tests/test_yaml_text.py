@@ -1,0 +1,94 @@
+"""YAML 1.2: what recipes and cards mean, and that what is written is read back."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from charlm.errors import RecipeError
+from charlm.yaml_text import dump_yaml, parse_yaml
+
+
+@pytest.mark.parametrize(
+    ("scalar", "value"),
+    [
+        ("1e-3", 0.001),
+        ("2E4", 20000.0),
+        ("1.", 1.0),
+        (".5", 0.5),
+        ("-0.25", -0.25),
+        (".inf", math.inf),
+        ("12", 12),
+        ("+12", 12),
+        ("-3", -3),
+        ("010", 10),
+        ("0o17", 15),
+        ("0x1F", 31),
+        ("true", True),
+        ("False", False),
+        ("null", None),
+        ("~", None),
+        ("", None),
+        ("no", "no"),
+        ("yes", "yes"),
+        ("on", "on"),
+        ("Off", "Off"),
+        ("y", "y"),
+        ("12:30", "12:30"),
+        ("1_000", "1_000"),
+        ("2024-01-31", "2024-01-31"),
+        ("0b11", "0b11"),
+        ("1e", "1e"),
+        ("'12'", "12"),
+        ('"a\\nb"', "a\nb"),
+    ],
+)
+def test_scalars_follow_yaml_1_2(scalar: str, value: object) -> None:
+    """If this fails, a recipe means something else than its author wrote: lr 1e-3 a string, the prompt `no` a boolean."""
+    found = parse_yaml(f"key: {scalar}", "here")["key"]
+    assert (found, type(found)) == (value, type(value))
+
+
+def test_a_doubled_key_is_an_error_with_its_line() -> None:
+    """If this fails, one of two values of the same key silently wins."""
+    with pytest.raises(RecipeError, match=r"recipe\.yaml, line 4, column 3: the key 'lr' is given twice"):
+        parse_yaml("corpus: a\ntrain:\n  lr: 1\n  lr: 2\n", "recipe.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1, 2", r"here, line \d+, column \d+"),
+        ("a: b: c", r"here, line 1, column \d+"),
+        ("1: x", "a key must be a word, not 1"),
+        ("a: \x07", "here: not YAML"),
+        ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+    ],
+)
+def test_what_is_not_yaml_is_refused_with_its_place(text: str, message: str) -> None:
+    """If this fails, a typing error in a recipe ends in a traceback, or code in a recipe runs."""
+    with pytest.raises(RecipeError, match=message):
+        parse_yaml(text, "here")
+
+
+_scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+_values = st.recursive(
+    _scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4), max_leaves=12
+)
+
+
+@given(_values)
+def test_what_is_dumped_is_parsed_back_unchanged(value: object) -> None:
+    """If this fails, a run's config.yaml does not repeat the run."""
+    assert parse_yaml(dump_yaml(value), "dumped") == value
+
+
+@pytest.mark.parametrize("text", ["no", "1e-3", "12:30", "null", "", "0x10", " a ", "a: b", "# c", "\n", "ﬁ\u2028\x85é"])
+def test_awkward_strings_survive_a_round_trip(text: str) -> None:
+    """If this fails, a prompt comes back from config.yaml as a number, a boolean or nothing."""
+    found = parse_yaml(dump_yaml({"prompt": text}), "dumped")["prompt"]
+    assert found == text
+    assert isinstance(found, str)
