@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from charlm.data.streams import IGNORED
 from charlm.errors import UsageError
 from charlm.model.cells import State
 
@@ -45,6 +46,16 @@ class Engine(Protocol):
             The outputs h of every step, ``(T, B, H)``, and the state after the last.
         """
 
+    def cross_entropy(self, features: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+        """Output layer and loss: Σ −ln softmax(W·features + b)[target], a scalar.
+
+        Args:
+            features: ``(N, H)``, the last layer's outputs.
+            weight: ``(V, H)``.
+            bias: ``(V,)``.
+            targets: ``(N,)`` ids; negative ones are not scored.
+        """
+
 
 class ReferenceEngine:
     """The textbook: one step after the other."""
@@ -64,6 +75,11 @@ class ReferenceEngine:
             outputs.append(state[0])
         return torch.stack(outputs), state
 
+    def cross_entropy(self, features: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+        """See :class:`Engine`."""
+        logits = F.linear(features, weight, bias).float()
+        return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+
     @staticmethod
     def _input_gates(layer: RecurrentLayer, inputs: Tensor, embedding: Tensor | None) -> Tensor:
         """W_ih·input + b_ih for all steps at once, ``(T, B, G·H)``.
@@ -79,7 +95,7 @@ class ReferenceEngine:
         return F.embedding(inputs, columns + layer.bias_ih)
 
 
-class TorchEngine:
+class TorchEngine(ReferenceEngine):
     """PyTorch's kernels: the whole sequence in one call. A layer at a time, which is what cuDNN runs fastest."""
 
     name = "torch"

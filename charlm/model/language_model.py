@@ -129,11 +129,33 @@ class LanguageModel(nn.Module):
                 inputs = dropout(inputs, number)
         return inputs, tuple(torch.stack(parts) for parts in zip(*carried, strict=True))
 
+    def nats(
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        state: State,
+        dropout: Dropout | None = None,
+        input_dropout: Dropout | None = None,
+    ) -> tuple[Tensor, State]:
+        """What the targets cost, for training: Σ −ln p(target), a scalar, and the next state.
+
+        Args:
+            targets: ``(T, B)`` ids; ``IGNORED`` ones cost nothing.
+            ids, state, dropout, input_dropout: see :meth:`forward`.
+        """
+        features, state = self.features(ids, state, dropout, input_dropout)
+        weight = self._output_matrix()
+        return self.engine.cross_entropy(features.flatten(0, 1), weight, self.output_bias, targets.flatten()), state
+
     def logits(self, features: Tensor) -> Tensor:
         """The output layer: ``(…, H)`` → ``(…, V)``."""
+        return F.linear(features, self._output_matrix(), self.output_bias)
+
+    def _output_matrix(self) -> Tensor:
+        """The output layer's weights ``(V, H)``: its own, or the embedding's."""
         weight = self.embedding if self.output_weight is None else self.output_weight
         assert weight is not None
-        return F.linear(features, weight, self.output_bias)
+        return weight
 
     def flatten_for_cudnn(self) -> None:
         """Lay each layer's weights into one block of GPU memory, as cuDNN wants them; elsewhere nothing happens."""

@@ -18,22 +18,21 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from charlm import checkpoint, sampling
 from charlm.checkpoint import Checkpoint
 from charlm.config import Recipe
 from charlm.data.dataset import Dataset, Text
-from charlm.data.streams import IGNORED, Batches
+from charlm.data.streams import Batches
 from charlm.errors import DivergedError
 from charlm.evaluation import perplexity
 from charlm.model.cells import State
 from charlm.model.language_model import LanguageModel, hashed_dropout
-from charlm.runtime import arithmetic
 from charlm.training.events import Evaluated, Event, Finished, Sampled, Saved, StepDone
-from charlm.training.optimisation import LossScale, learning_rate, make_optimizer, optimizer_tensors, restore_optimizer
+from charlm.training.optimisation import LossScale, learning_rate, optimizer_tensors, restore_optimizer
 from charlm.training.plan import Limits, Plan, Resolved
 from charlm.training.run_folder import BEST, LAST, RunFolder
+from charlm.training.update import Updater
 
 RECENT_STEPS = 100
 """``train_nats`` is the mean over the last epoch or so many steps, whichever is shorter."""
@@ -74,7 +73,7 @@ class Trainer:
         self.batches = Batches(dataset.text("train"), recipe.train, recipe.data.unknown_rate)
         self.plan = Plan.of(recipe, self.batches)
         self.validation = self._validation_text()
-        self.optimizer = make_optimizer(model, recipe.train)
+        self._update = Updater(model, recipe.train, resolved.precision)
         self.resumed_from: int | None = None
 
         self.step = 0
@@ -89,7 +88,6 @@ class Trainer:
         self._validation_characters = 0
         self._trained = {"characters": 0, "seconds": 0.0}
         self._trained_here = {"characters": 0, "seconds": 0.0}
-        self._scale = LossScale(resolved.precision == "fp16")
         self._stop: str | None = None
         self._last_saved: int | None = None
         self._closing_seconds = 0.0
@@ -129,25 +127,13 @@ class Trainer:
             hashed_dropout(probability, train.seed, self.step)
             for probability in (self.recipe.model.dropout, self.recipe.model.input_dropout)
         )
-        with arithmetic(self.resolved.precision, device):
-            logits, state = self.model(inputs, state, dropout, input_dropout)
-        loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
-        loss = loss / batch.scored
-        self.optimizer.zero_grad(set_to_none=True)
-        (loss * self._scale.scale).backward()  # type: ignore[no-untyped-call]
-        norm = self._unscale_and_clip()
-        nats = loss.item()
         rate = learning_rate(train, self.step, self.plan.steps, self.batches.epoch_length(0))
-        if math.isfinite(nats) and math.isfinite(norm):
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self.optimizer.step()
-            self._scale.succeeded()
-        elif not (math.isfinite(nats) and self._scale.overflowed()):
+        outcome = self._update(inputs, targets, batch.scored, state, rate, dropout, input_dropout)
+        nats, norm, self._state = outcome.nats, outcome.norm, outcome.state
+        if outcome.diverged:
             self._diverged(nats, norm)
 
         epoch = self.epoch + (self._index + 1) / self.batches.epoch_length(self.epoch)
-        self._state = tuple(part.detach() for part in state)
         self._recent.append((nats * batch.scored, batch.scored))
         self.step += 1
         self._index += 1
@@ -164,17 +150,6 @@ class Trainer:
              "gradient_norm": norm, "characters": self._trained["characters"], "seconds": round(self._trained["seconds"], 3)}
         )  # fmt: skip
         return StepDone(self.step, epoch, nats, rate, norm, speed)
-
-    def _unscale_and_clip(self) -> float:
-        """Undo the loss scale, limit the gradient's norm, and return that norm as it was before clipping."""
-        gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
-        if self._scale.scale != 1:
-            for gradient in gradients:
-                gradient.div_(self._scale.scale)
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if self.recipe.train.clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.recipe.train.clip, norm)
-        return norm.item()
 
     def _diverged(self, nats: float, norm: float) -> None:
         """Keep the last good state and give up: the bad gradient never reaches the optimiser."""
@@ -395,13 +370,13 @@ class Trainer:
             "recent": [list(entry) for entry in self._recent],
             "worse_in_a_row": self._worse_in_a_row,
             "seconds": self._trained["seconds"],
-            "loss_scale": [self._scale.scale, self._scale.good_steps],
+            "loss_scale": [self._update.scale.scale, self._update.scale.good_steps],
             "logs": self.folder.log_sizes(),
         }
         return replace(
             slim,
             progress=progress | going_on,
-            optimizer=optimizer_tensors(self.optimizer, self.model),
+            optimizer=optimizer_tensors(self._update.optimizer, self.model),
             state=self._state,
         )
 
@@ -422,7 +397,7 @@ class Trainer:
 
     def _restore(self, stored: Checkpoint) -> None:
         progress = stored.progress
-        restore_optimizer(self.optimizer, self.model, stored.optimizer)
+        restore_optimizer(self._update.optimizer, self.model, stored.optimizer)
         self._state = tuple(part.to(self.resolved.device, copy=True) for part in stored.state)
         self.step = self.resumed_from = progress["step"]
         self.epoch, self._index = progress["position"]
@@ -431,7 +406,7 @@ class Trainer:
         self._worse_in_a_row = progress["worse_in_a_row"]
         self._validation_nats = progress["validation_nats"]
         self._trained = {"characters": progress["characters"], "seconds": progress["seconds"]}
-        self._scale = LossScale(self._scale.enabled, *progress["loss_scale"])
+        self._update.scale = LossScale(self._update.scale.enabled, *progress["loss_scale"])
         self.folder.cut_logs(progress["logs"])
         self._last_saved = self.step
         if self._best["step"] is not None and self._best["step"] != self.folder.best_step():

@@ -144,13 +144,13 @@ def test_the_loss_scale_of_fp16() -> None:
 
 
 def _poison_loss(trainer: Any) -> None:
-    forward = trainer.model.forward
+    features = trainer.model.features
 
     def poisoned(*arguments: Any) -> Any:
-        logits, state = forward(*arguments)
-        return logits * (math.inf if trainer.step == 4 else 1.0), state
+        outputs, state = features(*arguments)
+        return outputs * (math.inf if trainer.step == 4 else 1.0), state
 
-    trainer.model.forward = poisoned
+    trainer.model.features = poisoned
 
 
 def _poison_gradient(trainer: Any) -> None:
