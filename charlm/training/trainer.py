@@ -129,9 +129,10 @@ class Trainer:
         )
         rate = learning_rate(train, self.step, self.plan.steps, self.batches.epoch_length(0))
         outcome = self._update(inputs, targets, batch.scored, state, rate, dropout, input_dropout)
-        nats, norm, self._state = outcome.nats, outcome.norm, outcome.state
+        nats, norm = outcome.nats, outcome.norm
         if outcome.diverged:
             self._diverged(nats, norm)
+        self._state = outcome.state
 
         epoch = self.epoch + (self._index + 1) / self.batches.epoch_length(self.epoch)
         self._recent.append((nats * batch.scored, batch.scored))

@@ -148,7 +148,7 @@ def _poison_loss(trainer: Any) -> None:
 
     def poisoned(*arguments: Any) -> Any:
         outputs, state = features(*arguments)
-        return outputs * (math.inf if trainer.step == 4 else 1.0), state
+        return outputs * (math.nan if trainer.step == 4 else 1.0), state
 
     trainer.model.features = poisoned
 
