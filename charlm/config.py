@@ -124,8 +124,8 @@ class ModelSection(Section):
     """Probability of zeroing a layer's output on its way to the next layer or to the output layer, in training."""
     input_dropout: Probability = 0.0
     """Probability of zeroing each number of the embedding for a whole training step (Gal & Ghahramani 2016)."""
-    engine: Literal["auto", "reference", "torch"] = "auto"
-    """What executes the cell: `reference` (readable), `torch` (PyTorch's fused kernels), or `auto`."""
+    engine: Literal["auto", "reference", "torch", "native"] = "auto"
+    """What executes the cell: `reference` (readable), `torch` (PyTorch's fused kernels), `native` (ours, CPU), or `auto`."""
     nonlinearity: Annotated[Literal["tanh", "relu"], Field(json_schema_extra=FIXED)] = "tanh"
     """Of `cell: rnn` only."""
     reset_after: Annotated[bool, Field(json_schema_extra=FIXED)] = True

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from charlm.cli.bench import bench
 from charlm.cli.console import complain, notice, utf8_streams
 from charlm.cli.corpus import corpus_app
 from charlm.cli.evaluate import evaluate_app
@@ -56,6 +57,7 @@ app.add_typer(evaluate_app, name="eval")
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(recipe_app, name="recipe")
 app.command()(info)
+app.command()(bench)
 
 
 def _show_version(wanted: bool) -> None:

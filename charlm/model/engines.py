@@ -2,6 +2,7 @@
 
     reference   the equations of :mod:`charlm.model.cells` in a loop: any device, any precision, the truth for the others
     torch       PyTorch's fused kernels: oneDNN on a CPU, cuDNN on a GPU
+    native      our own kernels in C++, for CPUs: :mod:`charlm.model.native`
 
 To add an engine: write a class with ``why_not`` and ``run`` and name it in ``ENGINES``. ``engine: auto`` takes the first
 that can run the layer.
@@ -20,6 +21,7 @@ from torch import Tensor
 from charlm.data.streams import IGNORED
 from charlm.errors import UsageError
 from charlm.model.cells import State
+from charlm.model.native.engine import NativeEngine
 
 if TYPE_CHECKING:
     from charlm.config import ModelSection
@@ -141,7 +143,7 @@ class TorchEngine(ReferenceEngine):
         return weight_ih, F.embedding(inputs, one_hot)
 
 
-ENGINES: dict[str, Engine] = {"torch": TorchEngine(), "reference": ReferenceEngine()}
+ENGINES: dict[str, Engine] = {"native": NativeEngine(), "torch": TorchEngine(), "reference": ReferenceEngine()}
 """Every engine, the fastest first: the order in which ``auto`` asks them."""
 
 

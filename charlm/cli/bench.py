@@ -1,0 +1,136 @@
+"""``charlm bench``: how fast this machine is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from charlm.cli.console import duration, is_terminal, notice, out, size, table
+from charlm.errors import UsageError
+
+if TYPE_CHECKING:
+    from charlm.bench import NotRun, Report, Row
+
+_TITLES = {
+    "train": "train: whole steps (forward, loss, backward, clip, SGD)",
+    "evaluate": "evaluate: one stream, exact",
+    "sample": "sample: one stream, character by character",
+}
+
+
+def bench(
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="KIND", help="train, evaluate or sample.", show_default="all")
+    ] = None,
+    cells: Annotated[list[str] | None, typer.Option(metavar="CELLS", help="rnn, gru or lstm.", show_default="all")] = None,
+    engines: Annotated[list[str] | None, typer.Option(metavar="ENGINES", help="Beside torch.nn.", show_default="all")] = None,
+    precisions: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PRECISIONS", help="Of training: fp32 or bf16.", show_default="fp32, and bf16 where auto would choose it"
+        ),
+    ] = None,
+    hidden: Annotated[int, typer.Option(min=1, help="Hidden units H of each layer.")] = 256,
+    symbols: Annotated[int, typer.Option(min=2, help="Symbols V.")] = 28,
+    steps: Annotated[int, typer.Option(min=1, help="Time steps T of a training step.")] = 35,
+    batch: Annotated[int, typer.Option(min=1, help="Streams B of a training step.")] = 32,
+    layers: Annotated[int, typer.Option(min=1, help="Recurrent layers L.")] = 1,
+    repetitions: Annotated[int, typer.Option(min=1, help="How often each is timed; the median counts.")] = 7,
+    seconds: Annotated[float, typer.Option(min=0, help="How long each is timed, at least, per repetition.")] = 0.15,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Measure peak memory too, each in a process of its own: takes minutes.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="one per core")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line.")] = False,
+) -> None:
+    """Measure the speed of every cell, engine and precision here, beside torch.nn in the same run.
+
+    The defaults are the shape of d2l's experiment. Options that choose take a list (gru,lstm) and may be repeated.
+    """
+    from charlm.bench import CELLS, KINDS, PRECISIONS, Shape, Sweep, plan
+    from charlm.bench import bench as measure
+    from charlm.model.engines import ENGINES
+    from charlm.runtime import prepare, resolve_device
+
+    sweep = Sweep(
+        shape=Shape(hidden, symbols, steps, batch, layers),
+        kinds=_chosen("--only", only, KINDS),
+        cells=_chosen("--cells", cells, CELLS),
+        engines=_chosen("--engines", engines, tuple(ENGINES)),
+        precisions=None if precisions is None else _chosen("--precisions", precisions, PRECISIONS),
+        repetitions=repetitions,
+        seconds=seconds,
+    )
+    on = resolve_device(device)
+    prepare(threads)
+    if is_terminal():  # a line that stands still: redrawing one would take time from what is measured
+        count = len(plan(sweep, on)[0])
+        notice(f"timing {count} cases in turns, about {duration(1.3 * count * repetitions * seconds)}…")
+    report = measure(sweep, on, memory=memory)
+    if as_json:
+        out(json.dumps(_record(report, memory), ensure_ascii=False))
+    else:
+        _print(report, memory)
+
+
+def _chosen(option: str, given: list[str] | None, known: Sequence[str]) -> tuple[str, ...]:
+    """The names that an option gives, in the order of ``known``; all of them if it is not given."""
+    if given is None:
+        return tuple(known)
+    names = [name.strip() for text in given for name in text.split(",")]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"{option} {name}: expected {', '.join(known)}, or several of them with commas between")
+    return tuple(name for name in known if name in names)
+
+
+def _record(report: Report, memory: bool) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    record = asdict(report)
+    if not memory:
+        for row in record["rows"]:
+            del row["peak_memory_bytes"]
+    return record
+
+
+def _print(report: Report, memory: bool) -> None:
+    shape = report.shape
+    ceilings = [f"{precision} {gflops:,.0f}" for precision, gflops in report.gemm_gflops.items() if gflops is not None]
+    out(f"{report.machine}, {report.threads} thread{'s' if report.threads > 1 else ''}, torch {report.torch}")
+    out(f"matrix products: {', '.join(ceilings)} GFLOP/s")
+    out(f"H = {shape.hidden}, V = {shape.symbols}, T = {shape.steps}, B = {shape.batch}, L = {shape.layers}")
+    for kind in dict.fromkeys(row.kind for row in report.rows):
+        _print_kind(kind, [row for row in report.rows if row.kind == kind], memory)
+    for note in _notes(report.not_run):
+        out(note)
+
+
+def _print_kind(kind: str, rows: Sequence[Row], memory: bool) -> None:
+    headers = ["cell", "engine", "precision", "characters/s", "spread", "÷ torch.nn fp32"]
+    cells = [
+        [row.cell, row.engine, row.precision, f"{row.characters_per_second:,.0f}", f"{row.low:,.0f}–{row.high:,.0f}",
+         f"{row.ratio_to_torch_nn:.2f}"]
+        for row in rows
+    ]  # fmt: skip
+    if kind == "train":
+        headers.append("of ceiling")
+        for shown, row in zip(cells, rows, strict=True):
+            shown.append(f"{row.share_of_ceiling:.0%}")
+    if memory:
+        headers.append("memory")
+        for shown, row in zip(cells, rows, strict=True):
+            shown.append("" if row.peak_memory_bytes is None else size(row.peak_memory_bytes))
+    table(_TITLES[kind], headers, cells)
+
+
+def _notes(not_run: Sequence[NotRun]) -> list[str]:
+    """A line for each engine and reason, with the cells and precisions that it holds for."""
+    cells: dict[tuple[str, str], list[str]] = {}
+    for about in not_run:
+        cells.setdefault((about.engine, about.reason), []).append(f"{about.cell} {about.precision}")
+    return [f"not run: {engine}, {', '.join(which)}: {reason}" for (engine, reason), which in cells.items()]

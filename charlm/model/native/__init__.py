@@ -1,0 +1,1 @@
+"""The native engine: recurrent layers on a CPU, in C++."""

@@ -1,0 +1,164 @@
+"""The engine ``native``: kernels in C++ for CPUs. ``source/`` has the arithmetic, docs/backpropagation.md the derivations.
+
+T time steps    B streams    D input width    H hidden units    G gates    V symbols
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from charlm.model.cells import State
+from charlm.model.native import library, loss
+from charlm.model.native.layer import Packed, Recurrence, pack, rounded_up
+
+if TYPE_CHECKING:
+    from charlm.config import ModelSection
+    from charlm.model.language_model import RecurrentLayer
+
+Made = TypeVar("Made")
+
+_TABLE_BYTES = 1 << 26
+"""When only reading, a table of all symbols is kept up to this size, even if a call needs few of its rows."""
+
+
+class NativeEngine:
+    """Our own kernels: all T steps of a layer in one call, the fastest way on a CPU."""
+
+    name = "native"
+
+    def why_not(self, model: ModelSection, device: torch.device) -> str | None:
+        """It needs a CPU, and a library that was built for it."""
+        return library.reason() if device.type == "cpu" else "the native engine is for CPUs"
+
+    def run(self, layer: RecurrentLayer, inputs: Tensor, state: State, embedding: Tensor | None) -> tuple[Tensor, State]:
+        """See :class:`charlm.model.engines.Engine`. Outputs are in the precision of the products' operands."""
+        if layer.weight_hh.dtype != torch.float32:
+            raise TypeError(f"the native engine's weights are fp32, not {layer.weight_hh.dtype}; use the reference engine")
+        H = layer.weight_hh.shape[1]
+        dtype, training = _operands(), torch.is_grad_enabled()
+        weights = _weights(layer, dtype, training)
+        if inputs.is_floating_point():
+            x, ids = F.linear(inputs.to(dtype), weights.weight_ih.to(dtype), weights.bias.to(dtype)), None
+        else:
+            x, ids = _table(layer, weights, inputs.contiguous(), embedding, training)
+        missing = weights.weight_hh.shape[1] - H
+        h, c = (F.pad(part.float(), (0, missing)) if missing else part.float() for part in (state[0], state[-1]))
+        outputs, *carried = Recurrence.apply(  # type: ignore[no-untyped-call]
+            x.contiguous(), ids, weights.weight_hh, weights.b_n, h, c if len(state) == 2 else None,
+            kind(layer), dtype, weights.packed, training, inputs.shape[:2],
+        )  # fmt: skip
+        if missing:
+            outputs = outputs[..., :H]
+        return outputs, tuple(part[:, :H].to(old.dtype) for part, old in zip(carried, state, strict=False))
+
+    def cross_entropy(self, features: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+        """See :class:`charlm.model.engines.Engine`."""
+        return loss.cross_entropy(features, weight, bias, targets, _operands())
+
+
+class Weights(NamedTuple):
+    """A layer's weights as the kernels want them.
+
+    Attributes:
+        weight_ih: ``(G·H, D)``, H rounded up to whole panels, as in all of these.
+        weight_hh: ``(G·H, H)``.
+        bias: ``(G·H,)``, all that is added to the gates' arguments.
+        b_n: ``(H,)``, the GRU's bias inside r∘(W_n·h + b_n).
+        packed: when only reading, the recurrent weights packed once for many calls.
+    """
+
+    weight_ih: Tensor
+    weight_hh: Tensor
+    bias: Tensor
+    b_n: Tensor | None
+    packed: Packed | None
+
+
+def kind(layer: RecurrentLayer) -> str:
+    """Which of the kernels' recurrences it is."""
+    return "gru_reset_before" if layer.cell.step.__name__ == "gru_reset_before" else layer.kernel
+
+
+def _operands() -> torch.dtype:
+    """The type of the products' operands: bf16 inside autocast, else fp32."""
+    return torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
+
+
+# What was prepared of a layer's weights, and of which state of them: reading a text changes none. Fused optimisers do not
+# count their changes, so whatever was prepared is forgotten as soon as a layer is trained.
+_prepared: WeakKeyDictionary[RecurrentLayer, dict[str, tuple[object, object]]] = WeakKeyDictionary()
+
+
+def _weights(layer: RecurrentLayer, dtype: torch.dtype, training: bool) -> Weights:
+    def prepare() -> Weights:
+        G, H = layer.cell.gates, layer.weight_hh.shape[1]
+        weight_ih: Tensor = layer.weight_ih
+        weight_hh: Tensor = layer.weight_hh
+        bias_ih: Tensor = layer.bias_ih
+        bias_hh: Tensor = layer.bias_hh
+        if missing := rounded_up(H) - H:
+            weight_ih, bias_ih, bias_hh = (_with_zero_units(part, G, missing) for part in (weight_ih, bias_ih, bias_hh))
+            weight_hh = F.pad(_with_zero_units(weight_hh, G, missing), (0, missing))
+            H += missing
+        b_n = None
+        if kind(layer) == "gru":
+            b_n = bias_hh[2 * H :].contiguous()
+            bias_hh = torch.cat([bias_hh[: 2 * H], torch.zeros_like(b_n)])
+        packed = None if training else pack(weight_hh, dtype, gates=G, backward=False)
+        return Weights(weight_ih, weight_hh, bias_ih + bias_hh, b_n, packed)
+
+    if training:
+        _prepared.pop(layer, None)
+        return prepare()
+    return _once(layer, f"weights {dtype}", (), prepare)
+
+
+def _with_zero_units(rows: Tensor, G: int, missing: int) -> Tensor:
+    """Add units to each gate whose weights are zero: ``(G·H, …)`` → ``(G·(H + missing), …)``. They stay zero for ever."""
+    blocks = rows.view(G, -1, *rows.shape[1:])
+    return torch.cat([blocks, blocks.new_zeros(G, missing, *blocks.shape[2:])], dim=1).flatten(0, 1)
+
+
+def _table(
+    layer: RecurrentLayer, weights: Weights, ids: Tensor, embedding: Tensor | None, training: bool
+) -> tuple[Tensor, Tensor]:
+    """What each symbol contributes to the gates, ``(V, G·H)`` in fp32, and the rows to be looked up.
+
+    Where there are more symbols than characters, only these characters' rows are made: ``(T·B, G·H)``.
+    """
+    symbols = weights.weight_ih.shape[1] if embedding is None else len(embedding)
+    least, most = (int(bound) for bound in torch.aminmax(ids)) if ids.numel() else (0, 0)
+    if least < 0 or most >= symbols:
+        raise IndexError(f"ids from {least} to {most} where there are {symbols} symbols")
+
+    def rows(which: Tensor | None) -> Tensor:
+        if embedding is None:
+            columns = weights.weight_ih.t() if which is None else weights.weight_ih.t()[which]
+        else:
+            columns = F.linear(embedding if which is None else F.embedding(which, embedding), weights.weight_ih)
+        return (columns + weights.bias).float()
+
+    if not training and symbols * weights.bias.numel() * 4 <= _TABLE_BYTES:
+        of = () if embedding is None else (embedding,)
+        return _once(layer, f"table {_operands()}", of, lambda: rows(None).contiguous()), ids
+    if ids.numel() < symbols:
+        return rows(ids.flatten()), torch.arange(ids.numel()).view(ids.shape)
+    return rows(None), ids
+
+
+def _once(layer: RecurrentLayer, what: str, of: tuple[Tensor, ...], make: Callable[[], Made]) -> Made:
+    """``make()``, or what it made last time if neither the layer's weights nor ``of`` have changed since."""
+    tensors = (*of, layer.weight_ih, layer.weight_hh, layer.bias_ih, layer.bias_hh)
+    if any(tensor.is_inference() for tensor in tensors):
+        return make()
+    state = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
+    known = _prepared.setdefault(layer, {})
+    if what not in known or known[what][0] != state:
+        known[what] = (state, make())
+    return cast(Made, known[what][1])

@@ -1,0 +1,78 @@
+"""The C interface's structures, field by field as in ``source/*.h``: 64-bit integers, doubles, and addresses."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+_N, _D, _P = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
+
+KINDS = {"rnn_tanh": 0, "rnn_relu": 1, "lstm": 2, "gru": 3, "gru_reset_before": 4}
+"""``enum Kind`` of ``layer.h``."""
+
+
+class Layer(ctypes.Structure):
+    """A recurrent layer over T steps (``layer.h``)."""
+
+    _fields_ = [
+        ("kind", _N), ("bf16", _N), ("threads", _N), ("rows_split", _N), ("cache_bytes", _N),
+        ("T", _N), ("B", _N), ("H", _N),
+        ("weights", _P), ("b_n", _P), ("x", _P), ("ids", _P),
+        ("h", _P), ("carried", _P), ("carried_step", _N), ("kept", _P), ("kept_step", _N), ("rh", _P), ("rh_step", _N),
+        ("d_outputs", _P), ("dh", _P), ("dc", _P),
+    ]  # fmt: skip
+
+
+class Packing(ctypes.Structure):
+    """A matrix to be packed for a product (``layer.h``)."""
+
+    _fields_ = [
+        ("bf16", _N), ("threads", _N), ("matrix", _P), ("rows", _N), ("columns", _N), ("gates", _N), ("depth", _N),
+        ("transposed", _P), ("plain", _P),
+    ]  # fmt: skip
+
+
+class SumById(ctypes.Structure):
+    """The gradient of a table's rows (``layer.h``)."""
+
+    _fields_ = [
+        ("bf16", _N), ("threads", _N), ("d", _P), ("ids", _P), ("N", _N), ("d_step", _N), ("H", _N), ("gates", _N),
+        ("slots", _P), ("sums", _P),
+    ]  # fmt: skip
+
+
+class CrossEntropy(ctypes.Structure):
+    """Output layer and loss (``loss.h``)."""
+
+    _fields_ = [
+        ("bf16", _N), ("threads", _N), ("N", _N), ("H", _N), ("V", _N), ("V_padded", _N),
+        ("features", _P), ("weights", _P), ("weights_back", _P), ("bias", _P), ("targets", _P),
+        ("nats", _P), ("d_logits", _P), ("d_features", _P), ("d_bias", _P),
+    ]  # fmt: skip
+
+
+class Generation(ctypes.Structure):
+    """Writing text (``sampling.h``)."""
+
+    _fields_ = [
+        ("bf16", _N), ("threads", _N), ("kind", _N), ("layers", _N), ("V", _N), ("H", _N), ("N", _N),
+        ("symbols", _N), ("count", _N),
+        ("weights", _P), ("weights_ih", _P), ("bias", _P), ("b_n", _P), ("table", _P), ("output", _P), ("output_bias", _P),
+        ("h", _P), ("carried", _P), ("logits", _P), ("temperature", _D), ("top_p", _D), ("top_k", _N), ("banned", _P),
+        ("uniforms", _P), ("drawn", _P),
+    ]  # fmt: skip
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Where a tensor's numbers lie; they must lie in one block, in order."""
+    if tensor is None:
+        return None
+    assert tensor.is_contiguous() and tensor.device.type == "cpu"
+    return tensor.data_ptr()
+
+
+def is_bf16(dtype: torch.dtype) -> int:
+    """1 for bf16 operands, 0 for float."""
+    return int(dtype == torch.bfloat16)

@@ -1,0 +1,158 @@
+"""Runs a recurrent layer in C++: all T steps in one call, and backpropagation through time in another.
+
+Memory kept for the backward pass, in bytes per character and layer, with s = 4 (fp32) or 2 (bf16) bytes:
+
+    rnn                  2·H·s              h, d
+    gru                  5·H·s              h; r, z, n and W_n·h, replaced by their gradients
+    gru, reset before    5·H·s              h, r∘h; r, z, n
+    lstm                 5·H·s + 4·H        h; i, f, g, o; and c in fp32
+
+It is taken from a pool and used again by the next training step. Layers above the first also hold their input's
+products, G·H·s. H counts as rounded up to a multiple of 32: units beyond are padding, zero and staying so.
+
+    T time steps    B streams    H hidden units    G gates    V symbols
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from charlm.model.native import library
+from charlm.model.native.interface import KINDS, Layer, Packing, SumById, address, is_bf16
+from charlm.model.native.memory import POOL
+
+PANEL = 32
+"""Hidden units are counted in panels of so many (``products.h``)."""
+
+CACHE_BYTES = 1 << 20
+"""What recurrent weights may take of a core's own cache before columns are divided instead of streams."""
+
+_GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3, "gru_reset_before": 3}
+_SLOTS = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 4, "gru_reset_before": 3}
+_INPUT_SLOTS = {"gru": (0, 1, 3)}  # elsewhere input and hidden side share their gradients
+
+
+def rounded_up(size: int) -> int:
+    """To whole panels."""
+    return -(-size // PANEL) * PANEL
+
+
+class Packed(NamedTuple):
+    """Recurrent weights in the order in which the products read them."""
+
+    forward: Tensor
+    backward: Tensor | None
+
+
+def pack(matrix: Tensor, dtype: torch.dtype, *, gates: int = 1, depth: int | None = None, backward: bool) -> Packed:
+    """Pack a matrix ``(N, K)`` for A·Wᵀ, and if asked for also for A·W, which the backward pass needs.
+
+    Args:
+        gates: blocks of rows whose panels alternate.
+        depth: K of the product A·W where it is more than N: the rest is zeros.
+    """
+    matrix = matrix.detach().contiguous()
+    N, K = matrix.shape
+    depth = N if depth is None else depth
+    packed = Packed(POOL.take((rounded_up(N) * K,), dtype), POOL.take((K * depth,), dtype) if backward else None)
+    call = Packing(
+        is_bf16(dtype), torch.get_num_threads(), address(matrix), N, K, gates, depth,
+        address(packed.forward), address(packed.backward),
+    )  # fmt: skip
+    library.current().charlm_pack(ctypes.byref(call))
+    return packed
+
+
+class Recurrence(torch.autograd.Function):
+    """h and c of all steps from the gates' inputs. See :func:`run_layer`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        ids: Tensor | None,
+        weight_hh: Tensor,
+        b_n: Tensor | None,
+        h: Tensor,
+        c: Tensor | None,
+        kind: str,
+        dtype: torch.dtype,
+        packed: Packed | None,
+        training: bool,
+        shape: tuple[int, int],
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Outputs ``(T, B, H)``, the last h and c."""
+        T, B = shape
+        H, G, S = weight_hh.shape[1], _GATES[kind], _SLOTS[kind]
+        if packed is None:
+            packed = pack(weight_hh, dtype, gates=G, backward=training)
+        steps = T if training else 1
+        outputs = POOL.take((T + 1, B, H), dtype)
+        outputs[0] = h
+        has_carried = not kind.startswith("rnn")
+        keeps_carried = training and kind == "lstm"
+        carried = POOL.take((T + 1 if keeps_carried else 1, B, H), torch.float32) if has_carried else None
+        if carried is not None:
+            carried[0] = c if c is not None else h
+        kept = POOL.take((steps, B, S * H), dtype)
+        rh = POOL.take((steps, B, H), dtype) if kind == "gru_reset_before" else None
+        call = Layer(
+            kind=KINDS[kind], bf16=is_bf16(dtype), threads=torch.get_num_threads(), cache_bytes=CACHE_BYTES,
+            T=T, B=B, H=H, weights=address(packed.forward), b_n=address(b_n), x=address(x), ids=address(ids),
+            h=address(outputs), carried=address(carried), carried_step=B * H if keeps_carried else 0,
+            kept=address(kept), kept_step=B * S * H if training else 0, rh=address(rh), rh_step=B * H if training else 0,
+        )  # fmt: skip
+        library.current().charlm_layer_forward(ctypes.byref(call))
+        if training:
+            ctx.kept = (outputs, carried, kept, rh, packed.backward, ids, call)
+            ctx.kind, ctx.x_shape = kind, x.shape
+        last = carried[-1].clone() if carried is not None else None
+        if kind == "lstm":
+            return outputs[1:], outputs[-1].to(torch.float32, copy=True), last
+        return outputs[1:], outputs[-1].to(torch.float32, copy=True) if last is None else last, None
+
+    @staticmethod
+    def backward(ctx: Any, d_outputs: Tensor | None, d_h: Tensor | None, d_c: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Gradients of x, weight_hh, b_n, h and c."""
+        outputs, _, kept, rh, weights, ids, call = ctx.kept
+        ctx.kept = None
+        kind, (T, B, _) = ctx.kind, kept.shape
+        H, G, S = outputs.shape[2], _GATES[kind], _SLOTS[kind]
+        dtype = outputs.dtype
+        d_outputs = d_outputs.to(dtype).contiguous() if d_outputs is not None else None
+        dh = torch.zeros(B, H) if d_h is None else d_h.float().clone(memory_format=torch.contiguous_format)
+        dc = torch.zeros(B, H) if d_c is None else d_c.float().clone(memory_format=torch.contiguous_format)
+        call.weights, call.d_outputs, call.dh, call.dc = address(weights), address(d_outputs), address(dh), address(dc)
+        library.current().charlm_layer_backward(ctypes.byref(call))
+
+        d = kept.view(T * B, S * H)  # the gates' gradients have replaced the gates
+        before = outputs[:-1].view(T * B, H)
+        if kind == "gru_reset_before":
+            d_weight = torch.cat([d[:, : 2 * H].t() @ before, d[:, 2 * H :].t() @ rh.view(T * B, H)])
+        else:
+            d_weight = d[:, : G * H].t() @ before
+        d_b_n = d[:, 2 * H : 3 * H].sum(0, dtype=torch.float32) if kind == "gru" else None
+        slots = _INPUT_SLOTS.get(kind)
+        if ids is not None:
+            d_x = sum_by_id(d, ids, ctx.x_shape[0], H, slots or tuple(range(G)))
+        elif slots is not None:
+            d_x = d.view(T, B, S, H)[:, :, list(slots)].view(ctx.x_shape)
+        else:
+            d_x = d.view(ctx.x_shape)
+        return d_x, None, d_weight.float(), d_b_n, dh, dc if kind == "lstm" else None, None, None, None, None, None
+
+
+def sum_by_id(d: Tensor, ids: Tensor, V: int, H: int, slots: tuple[int, ...]) -> Tensor:
+    """For each id the sum of d's rows ``(N, S·H)`` where it stands, of the blocks ``slots``: ``(V, G·H)`` in fp32."""
+    sums = torch.zeros(V, len(slots) * H)
+    order = (ctypes.c_int64 * len(slots))(*slots)
+    call = SumById(
+        is_bf16(d.dtype), torch.get_num_threads(), address(d), address(ids), ids.numel(), d.shape[1], H, len(slots),
+        ctypes.addressof(order), address(sums),
+    )  # fmt: skip
+    library.current().charlm_sum_by_id(ctypes.byref(call))
+    return sums

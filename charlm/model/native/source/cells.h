@@ -1,0 +1,202 @@
+// The recurrent cells: what happens to one row of 32 hidden units in one time step, forwards and backwards.
+//
+// The names are those of charlm/model/cells.py; docs/backpropagation.md derives the backward equations in this notation.
+// The product W·h has been computed before (`Wh`: the sums of each gate), Wᵀ·d is computed after `backward`.
+//
+//   kept   what the backward pass needs of this row: `slots` blocks of H numbers in the precision of the operands.
+//          `backward` replaces them by d, the gradients of the gates' arguments.
+//
+// A cell also says which blocks of d belong to the hidden side (the first `gates`) and which to the input side.
+
+#pragma once
+
+#include "products.h"
+
+// Pointers to the 32 units of one row; a gate's block lies H numbers after the gate before it.
+template <class E, class X>
+struct Forward {
+    const float* Wh;       // gate g's sums at Wh + g · Wh_gate
+    long Wh_gate;
+    const X* x;            // gate g's at x + g · H
+    long H;
+    const float* b_n;      // GRU with reset after: the bias inside r∘(W_n·h + b_n)
+    const E* h;            // before the step
+    const float* before;   // LSTM: c before; GRU: h before, in fp32
+    float* after;
+    E* kept;
+    E* rh;                 // GRU with reset before: r∘h
+    E* h_next;
+};
+
+template <class E>
+struct Backward {
+    const E* d_output;     // may be null
+    long H;
+    const E* h;            // before the step
+    const E* h_next;
+    const float *c, *c_next;
+    E* kept;
+    float* dh;             // in: the gradient of h_next that came from later steps; out: what of h's does not pass through W
+    float* dc;
+};
+
+template <class E>
+static inline Vector arriving(const Backward<E>& p, long v) {
+    Vector dh = load(p.dh + v);
+    return p.d_output ? dh + load(p.d_output + v) : dh;
+}
+
+struct RnnTanh {
+    static constexpr int gates = 1, slots = 1;
+    static constexpr bool direct = false;  // whether h reaches h_next also past W
+
+    template <class E, class X>
+    static void forward(const Forward<E, X>& p) {
+        for (long v = 0; v < PANEL; v += LANES) store(p.h_next + v, tanh(load(p.Wh + v) + load(p.x + v)));
+    }
+
+    template <class E>
+    static void backward(const Backward<E>& p) {
+        for (long v = 0; v < PANEL; v += LANES) {
+            Vector h_next = load(p.h_next + v);
+            store(p.kept + v, arriving(p, v) * (splat(1) - h_next * h_next));
+        }
+    }
+};
+
+struct RnnRelu {
+    static constexpr int gates = 1, slots = 1;
+    static constexpr bool direct = false;
+
+    template <class E, class X>
+    static void forward(const Forward<E, X>& p) {
+        for (long v = 0; v < PANEL; v += LANES) store(p.h_next + v, relu(load(p.Wh + v) + load(p.x + v)));
+    }
+
+    template <class E>
+    static void backward(const Backward<E>& p) {
+        for (long v = 0; v < PANEL; v += LANES) {
+            Vector dh = arriving(p, v);
+            store(p.kept + v, load(p.h_next + v) > splat(0) ? dh : dh * splat(0));
+        }
+    }
+};
+
+struct Lstm {
+    static constexpr int gates = 4, slots = 4;
+    static constexpr bool direct = false;
+
+    template <class E, class X>
+    static void forward(const Forward<E, X>& p) {
+        for (long v = 0; v < PANEL; v += LANES) {
+            Vector i = sigmoid(load(p.Wh + v) + load(p.x + v));
+            Vector f = sigmoid(load(p.Wh + p.Wh_gate + v) + load(p.x + p.H + v));
+            Vector g = tanh(load(p.Wh + 2 * p.Wh_gate + v) + load(p.x + 2 * p.H + v));
+            Vector o = sigmoid(load(p.Wh + 3 * p.Wh_gate + v) + load(p.x + 3 * p.H + v));
+            Vector c = f * load(p.before + v) + i * g;
+            store(p.after + v, c);
+            store(p.h_next + v, o * tanh(c));
+            store(p.kept + v, i), store(p.kept + p.H + v, f), store(p.kept + 2 * p.H + v, g), store(p.kept + 3 * p.H + v, o);
+        }
+    }
+
+    template <class E>
+    static void backward(const Backward<E>& p) {
+        const Vector one = splat(1);
+        for (long v = 0; v < PANEL; v += LANES) {
+            E *to_i = p.kept + v, *to_f = to_i + p.H, *to_g = to_f + p.H, *to_o = to_g + p.H;
+            Vector i = load(to_i), f = load(to_f), g = load(to_g), o = load(to_o);
+            Vector dh = arriving(p, v), tanh_c = tanh(load(p.c_next + v));
+            Vector dc = load(p.dc + v) + dh * o * (one - tanh_c * tanh_c);
+            store(to_i, dc * g * i * (one - i));
+            store(to_f, dc * load(p.c + v) * f * (one - f));
+            store(to_g, dc * i * (one - g * g));
+            store(to_o, dh * tanh_c * o * (one - o));
+            store(p.dc + v, dc * f);
+        }
+    }
+};
+
+// Slots r, z, n and W_n·h + b_n; after `backward` d_r, d_z, d_n∘r (hidden side), d_n (input side).
+struct GruResetAfter {
+    static constexpr int gates = 3, slots = 4;
+    static constexpr bool direct = true;
+
+    template <class E, class X>
+    static void forward(const Forward<E, X>& p) {
+        for (long v = 0; v < PANEL; v += LANES) {
+            Vector r = sigmoid(load(p.Wh + v) + load(p.x + v));
+            Vector z = sigmoid(load(p.Wh + p.Wh_gate + v) + load(p.x + p.H + v));
+            Vector h_n = load(p.Wh + 2 * p.Wh_gate + v) + load(p.b_n + v);
+            Vector n = tanh(load(p.x + 2 * p.H + v) + r * h_n);
+            Vector h = (splat(1) - z) * n + z * load(p.before + v);
+            store(p.after + v, h);
+            store(p.h_next + v, h);
+            store(p.kept + v, r), store(p.kept + p.H + v, z), store(p.kept + 2 * p.H + v, n), store(p.kept + 3 * p.H + v, h_n);
+        }
+    }
+
+    template <class E>
+    static void backward(const Backward<E>& p) {
+        const Vector one = splat(1);
+        for (long v = 0; v < PANEL; v += LANES) {
+            E *to_r = p.kept + v, *to_z = to_r + p.H, *to_n = to_z + p.H, *to_h_n = to_n + p.H;
+            Vector r = load(to_r), z = load(to_z), n = load(to_n), h_n = load(to_h_n);
+            Vector dh = arriving(p, v);
+            Vector d_n = dh * (one - z) * (one - n * n);
+            store(to_r, d_n * h_n * r * (one - r));
+            store(to_z, dh * (load(p.h + v) - n) * z * (one - z));
+            store(to_n, d_n * r);
+            store(to_h_n, d_n);
+            store(p.dh + v, dh * z);
+        }
+    }
+};
+
+// In two halves, since r∘h must be known of all units before W_n is applied. Slots r, z, n.
+struct GruResetBefore {
+    static constexpr int gates = 3, slots = 3;
+    static constexpr bool direct = true;
+
+    template <class E, class X>
+    static void forward_gates(const Forward<E, X>& p) {
+        for (long v = 0; v < PANEL; v += LANES) {
+            Vector r = sigmoid(load(p.Wh + v) + load(p.x + v));
+            store(p.kept + v, r);
+            store(p.kept + p.H + v, sigmoid(load(p.Wh + p.Wh_gate + v) + load(p.x + p.H + v)));
+            store(p.rh + v, r * load(p.before + v));
+        }
+    }
+
+    template <class E, class X>
+    static void forward(const Forward<E, X>& p) {  // Wh: W_n·(r∘h) alone
+        for (long v = 0; v < PANEL; v += LANES) {
+            Vector z = load(p.kept + p.H + v), n = tanh(load(p.Wh + v) + load(p.x + 2 * p.H + v));
+            Vector h = (splat(1) - z) * n + z * load(p.before + v);
+            store(p.after + v, h);
+            store(p.h_next + v, h);
+            store(p.kept + 2 * p.H + v, n);
+        }
+    }
+
+    template <class E>
+    static void backward(const Backward<E>& p) {  // d_z and d_n; r waits for W_nᵀ·d_n
+        const Vector one = splat(1);
+        for (long v = 0; v < PANEL; v += LANES) {
+            E *to_z = p.kept + p.H + v, *to_n = to_z + p.H;
+            Vector z = load(to_z), n = load(to_n), dh = arriving(p, v);
+            store(to_z, dh * (load(p.h + v) - n) * z * (one - z));
+            store(to_n, dh * (one - z) * (one - n * n));
+            store(p.dh + v, dh * z);
+        }
+    }
+
+    template <class E>
+    static void backward_reset(const Backward<E>& p, const float* d_rh) {  // d_rh: W_nᵀ·d_n
+        for (long v = 0; v < PANEL; v += LANES) {
+            Vector r = load(p.kept + v), d = load(d_rh + v);
+            store(p.kept + v, d * load(p.h + v) * r * (splat(1) - r));
+            store(p.dh + v, load(p.dh + v) + d * r);
+        }
+    }
+};

@@ -1,0 +1,62 @@
+// The native engine's C interface: everything that charlm/model/native/ calls, with plain structures of 64-bit fields.
+// Compiled once for each instruction set.
+
+#include "layer.h"
+#include "loss.h"
+#include "sampling.h"
+
+#if defined(__linux__) && defined(__x86_64__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#define PUBLIC extern "C" __attribute__((visibility("default")))
+
+PUBLIC int charlm_interface_version() { return 1; }
+
+PUBLIC const char* charlm_instruction_set() { return CHARLM_ISA; }
+
+PUBLIC int charlm_has_openmp() {
+#if defined(_OPENMP)
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+// Whether this processor, and the operating system, can run a library compiled for `level`.
+PUBLIC int charlm_processor_has(const char* level) {
+    if (!strcmp(level, "portable")) return 1;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (!strcmp(level, "avx2")) return avx2;
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (!strcmp(level, "avx512")) return avx512;
+    const bool avx512_bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+    if (!strcmp(level, "avx512_bf16")) return avx512_bf16;
+#if defined(__linux__)
+    if (!strcmp(level, "amx") && avx512_bf16) {
+        unsigned a, b, c, d;
+        __asm__("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(7), "c"(0));
+        const bool tiles = (d >> 22 & 1) && (d >> 24 & 1);  // AMX-BF16, AMX-TILE
+        // Linux gives a process the tiles' state (component 18) when it asks for it: ARCH_REQ_XCOMP_PERM.
+        return tiles && syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+    }
+#endif
+#endif
+    return 0;
+}
+
+PUBLIC void charlm_pack(const Packing* p) { p->bf16 ? pack<bf16>(*p) : pack<float>(*p); }
+
+PUBLIC void charlm_layer_forward(const Layer* layer) { run_layer(*layer, true); }
+
+PUBLIC void charlm_layer_backward(const Layer* layer) { run_layer(*layer, false); }
+
+PUBLIC void charlm_sum_by_id(const SumById* p) { p->bf16 ? sum_by_id<bf16>(*p) : sum_by_id<float>(*p); }
+
+PUBLIC void charlm_cross_entropy(const CrossEntropy* p) { p->bf16 ? cross_entropy<bf16>(*p) : cross_entropy<float>(*p); }
+
+PUBLIC void charlm_generate(const Generation* p) { p->bf16 ? generate<bf16>(*p) : generate<float>(*p); }

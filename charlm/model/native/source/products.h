@@ -1,0 +1,162 @@
+// Matrix products of a few rows with many columns, the shape of a recurrent step: Y (rows, N) = A (rows, K) · W (K, N).
+//
+// W is packed once per update into panels of 32 columns, in the order in which the product reads it: [panel][K][32]. With
+// bf16 operands two neighbours in K share a 32-bit word: [panel][K/2][32][2]. So a panel is K or K/2 rows of 32 words
+// whichever the precision, and one loop serves both; what differs is how a word multiplies.
+//
+// Every element of Y is one sum over K in one order, however the work is divided: results do not depend on the number of
+// threads, nor on which rows are computed together.
+
+#pragma once
+
+#include "vectors.h"
+
+constexpr long PANEL = 32;
+
+template <class E>
+constexpr long words(long K) {
+    return K * (long)sizeof(E) / 4;
+}
+
+// acc + a·w, one word of a row against one word of each column.
+template <class E>
+static inline Vector multiply_add(Vector acc, Words a, Words w);
+
+template <>
+inline Vector multiply_add<float>(Vector acc, Words a, Words w) {
+    return as_floats(a) * as_floats(w) + acc;
+}
+
+template <>
+inline Vector multiply_add<bf16>(Vector acc, Words a, Words w) {
+#if defined(__AVX512BF16__)
+    return (Vector)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)w);
+#else
+    acc = as_floats(a << 16) * as_floats(w << 16) + acc;
+    return as_floats(a & 0xffff0000u) * as_floats(w & 0xffff0000u) + acc;
+#endif
+}
+
+// How many rows are computed together: as many as their sums fit the registers.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int MOST_ROWS = 12;
+#else
+constexpr int MOST_ROWS = 6;
+#endif
+
+// R rows × (C vectors of columns) for P panels, all sums in registers.
+template <class E, int R, int P>
+static inline void tile(const uint32_t* a, long a_step, const uint32_t* w, long w_step, long K, float* y, long y_step,
+                        long y_panel, bool add) {
+    constexpr int C = 2;
+    for (long column = 0; column < PANEL; column += C * LANES) {
+        Vector sums[R][P * C];
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 16
+            for (int p = 0; p < P * C; p++) sums[r][p] = Vector{};
+        for (long k = 0; k < K; k++) {
+            Words weights[P * C];
+#pragma GCC unroll 16
+            for (int p = 0; p < P; p++)
+#pragma GCC unroll 16
+                for (int c = 0; c < C; c++)
+                    weights[p * C + c] = as_bits(load((const float*)(w + p * w_step + k * PANEL + column + c * LANES)));
+#pragma GCC unroll 16
+            for (int r = 0; r < R; r++) {
+                Words x = a[r * a_step + k] - Words{};
+#pragma GCC unroll 16
+                for (int p = 0; p < P * C; p++) sums[r][p] = multiply_add<E>(sums[r][p], x, weights[p]);
+            }
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 16
+            for (int p = 0; p < P; p++)
+#pragma GCC unroll 16
+                for (int c = 0; c < C; c++) {
+                    float* to = y + p * y_panel + r * y_step + column + c * LANES;
+                    store(to, add ? load(to) + sums[r][p * C + c] : sums[r][p * C + c]);
+                }
+    }
+}
+
+template <class E, int R>
+static void rows_of_panel(long rows, const uint32_t* a, long a_step, const uint32_t* w, long K, float* y, long y_step, bool add) {
+    if constexpr (R > 0) {
+        if (rows == R)
+            tile<E, R, 1>(a, a_step, w, 0, K, y, y_step, 0, add);
+        else
+            rows_of_panel<E, R - 1>(rows, a, a_step, w, K, y, y_step, add);
+    }
+}
+
+#if defined(__AMX_BF16__) || defined(CHARLM_EMULATE_AMX)
+#include "amx.h"
+#endif
+
+// Y[:, panels] (+)= A · W[:, panels].
+//
+//   a       rows × K numbers, rows `a_step` numbers apart
+//   w       `panels` packed panels
+//   y       the element of row r, panel p, column j is y[r · y_step + p · y_panel + j]
+template <class E>
+static void product(long rows, const E* a, long a_step, const E* w, long panels, long K, float* y, long y_step, long y_panel,
+                    bool add) {
+#if defined(__AMX_BF16__) || defined(CHARLM_EMULATE_AMX)
+    if constexpr (sizeof(E) == 2) {
+        for (long p = 0; p < panels; p++) amx::product(rows, a, a_step, w + p * K * PANEL, K, y + p * y_panel, y_step, add);
+        return;
+    }
+#endif
+    const uint32_t *a_words = (const uint32_t*)a, *w_words = (const uint32_t*)w;
+    const long K_words = words<E>(K), step = words<E>(a_step), panel = K_words * PANEL;
+    if (rows == 1) {  // one row alone has too few sums to keep the multipliers busy: four panels at once
+        long p = 0;
+        for (; p + 4 <= panels; p += 4)
+            tile<E, 1, 4>(a_words, step, w_words + p * panel, panel, K_words, y + p * y_panel, y_step, y_panel, add);
+        for (; p < panels; p++) tile<E, 1, 1>(a_words, step, w_words + p * panel, 0, K_words, y + p * y_panel, y_step, 0, add);
+        return;
+    }
+    const long blocks = (rows + MOST_ROWS - 1) / MOST_ROWS;
+    for (long p = 0; p < panels; p++)
+        for (long block = 0; block < blocks; block++) {
+            long first = rows * block / blocks, count = rows * (block + 1) / blocks - first;
+            rows_of_panel<E, MOST_ROWS>(count, a_words + first * step, step, w_words + p * panel, K_words,
+                                        y + p * y_panel + first * y_step, y_step, add);
+        }
+}
+
+// Packs `panel` of the product A · Wᵀ, W (N, K) row-major: its columns are 32 rows of W from `first` on. Rows from N on are 0.
+template <class E>
+static void pack_transposed(const float* W, long N, long K, long first, E* panel) {
+    constexpr long BLOCK = 16;  // floats of a cache line
+    for (long k0 = 0; k0 < K; k0 += BLOCK) {
+        alignas(64) float block[BLOCK][PANEL];
+        const long depth = K - k0 < BLOCK ? K - k0 : BLOCK;
+        for (long j = 0; j < PANEL; j++) {
+            const float* from = W + (first + j) * K + k0;
+            for (long k = 0; k < depth; k++) block[k][j] = first + j < N ? from[k] : 0;
+        }
+        for (long k = 0; k < depth; k++)
+            for (long j = 0; j < PANEL; j++) {
+                if constexpr (sizeof(E) == 4)
+                    panel[(k0 + k) * PANEL + j] = block[k][j];
+                else
+                    panel[(k0 + k) / 2 * 2 * PANEL + 2 * j + (k0 + k) % 2] = to_bf16(block[k][j]);
+            }
+    }
+}
+
+// Packs `panel` of the product A · W, W (K, N) row-major: 32 columns from `first` on. Rows from `rows` on are 0.
+template <class E>
+static void pack_plain(const float* W, long rows, long N, long K, long first, E* panel) {
+    for (long k = 0; k < K; k++)
+        for (long j = 0; j < PANEL; j++) {
+            float value = k < rows ? W[k * N + first + j] : 0;
+            if constexpr (sizeof(E) == 4)
+                panel[k * PANEL + j] = value;
+            else
+                panel[k / 2 * 2 * PANEL + 2 * j + k % 2] = to_bf16(value);
+        }
+}

@@ -1,0 +1,95 @@
+// How a layer's work is divided between threads.
+//
+// The threads are OpenMP's, which are also PyTorch's: a second pool would fight the first for the cores, because OpenMP's
+// threads keep spinning for milliseconds after each parallel operation. Without OpenMP there is one thread.
+
+#pragma once
+
+#include "products.h"
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+static inline int thread_number() {
+#if defined(_OPENMP)
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
+static inline int thread_count() {
+#if defined(_OPENMP)
+    return omp_get_num_threads();
+#else
+    return 1;
+#endif
+}
+
+static inline void wait_for_all() {
+#pragma omp barrier
+}
+
+// Denormal numbers are taken as zero while this exists: the tails of saturated gates make them, and they slow arithmetic.
+struct FlushDenormals {
+#if defined(__x86_64__)
+    unsigned before = _mm_getcsr();
+    FlushDenormals() { _mm_setcsr(before | 0x8040); }
+    ~FlushDenormals() { _mm_setcsr(before); }
+#elif defined(__aarch64__)
+    uint64_t before;
+    FlushDenormals() {
+        asm volatile("mrs %0, fpcr" : "=r"(before));
+        asm volatile("msr fpcr, %0" ::"r"(before | (1 << 24)));
+    }
+    ~FlushDenormals() { asm volatile("msr fpcr, %0" ::"r"(before)); }
+#else
+    FlushDenormals() {}
+    ~FlushDenormals() {}
+#endif
+};
+
+// What every thread of a parallel region stands in.
+struct Worker {
+    FlushDenormals flush;
+    ~Worker() {
+#if defined(__AMX_BF16__) || defined(CHARLM_EMULATE_AMX)
+        amx::finish();
+#endif
+    }
+};
+
+// Part `number` of `parts` of `all` things.
+struct Range {
+    long first, end;
+};
+
+static inline Range part(long all, long number, long parts) { return {all * number / parts, all * (number + 1) / parts}; }
+
+// One thread's share of a layer: some streams, some hidden units (counted in panels of 32).
+struct Share {
+    Range rows, panels;
+    bool meet;  // whether others work on the same streams, so that all must meet after each step
+};
+
+// Rows are divided first if each thread then still has enough of them to use a weight often between two reads; else columns.
+// `rows_split`: into how many parts the rows go; 0: decide here.
+static inline Share share_of(int number, int threads, long B, long H, long weight_bytes, long rows_split, long cache_bytes) {
+    const long panels = H / PANEL;
+    long parts = rows_split;
+    if (parts == 0) {
+        parts = 1;
+        for (long p = threads; p > 1; p--)
+            if (threads % p == 0 && B / p >= 16 && weight_bytes / (threads / p) <= cache_bytes) {
+                parts = p;
+                break;
+            }
+    }
+    if (parts > threads) parts = threads;
+    if (parts > B) parts = B;
+    long columns = threads / parts;
+    if (columns > panels) columns = panels;
+    if (number >= parts * columns) return {{0, 0}, {0, 0}, columns > 1};
+    return {part(B, number / columns, parts), part(panels, number % columns, columns), columns > 1};
+}
