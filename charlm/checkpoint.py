@@ -27,6 +27,7 @@ from charlm.config import Recipe, is_path, validate_recipe
 from charlm.data.vocabulary import Vocabulary
 from charlm.errors import CharlmError, CheckpointError, UsageError
 from charlm.model.cells import State
+from charlm.model.engines import resolve_engine
 from charlm.model.language_model import LanguageModel
 
 FORMAT = 1
@@ -66,9 +67,10 @@ class Checkpoint:
         """Build the network with these weights, on a device.
 
         Args:
-            engine: another engine than the stored one.
+            engine: its name; ``None``: the fastest here, since all agree and what trained it may not be here.
         """
-        model = LanguageModel(self.recipe.model, len(self.vocabulary), engine or self.resolved["engine"])
+        fastest, _ = resolve_engine(self.recipe.model.model_copy(update={"engine": "auto"}), device)
+        model = LanguageModel(self.recipe.model, len(self.vocabulary), engine or fastest)
         fill(model, self.weights)
         model.to(device)
         model.flatten_for_cudnn()

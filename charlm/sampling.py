@@ -23,6 +23,7 @@ from charlm.runtime import derived_seed
 Probabilities = npt.NDArray[np.float64]
 
 _PROMPT_CHUNK = 1024
+_BLOCK = 128
 
 
 @dataclass(frozen=True)
@@ -103,27 +104,70 @@ def read(model: LanguageModel, ids: Sequence[int]) -> tuple[Probabilities, State
 
 
 def generate(
-    model: LanguageModel, vocabulary: Vocabulary, prompt: Sequence[int], taste: Taste, seed: int, number: int = 0
+    model: LanguageModel,
+    vocabulary: Vocabulary,
+    prompt: Sequence[int],
+    taste: Taste,
+    seed: int,
+    number: int = 0,
+    precision: str = "fp32",
 ) -> Iterator[int]:
     """Yield ids without end. Memory does not grow.
 
     Args:
         prompt: ids to continue; empty: see :func:`start_ids`.
         seed, number: each pair has its own random sequence; ``number`` tells several samples of one seed apart.
+        precision: ``fp32``, or ``bf16`` where the engine has it for sampling: faster, and not the same text.
     """
+    for (index,) in generate_together(model, vocabulary, prompt, taste, seed, [number], precision):
+        yield index
+
+
+def generate_together(
+    model: LanguageModel,
+    vocabulary: Vocabulary,
+    prompt: Sequence[int],
+    taste: Taste,
+    seed: int,
+    numbers: Sequence[int],
+    precision: str = "fp32",
+) -> Iterator[list[int]]:
+    """Yield the next id of N samples that continue one prompt, without end: what :func:`generate` yields for each number."""
     if vocabulary.unknown_id is not None:  # <unk> is no character
         taste = replace(taste, banned=taste.banned | {vocabulary.unknown_id})
-    random = np.random.default_rng(derived_seed(seed, "sample", number))
+    random = [np.random.default_rng(derived_seed(seed, "sample", number)) for number in numbers]
+    N = len(numbers)
     logits, state = read(model, prompt or start_ids(vocabulary))
+    distribution(logits, taste)  # says so if nothing is left to draw
+    state = tuple(part.expand(-1, N, -1) for part in state)
+    if model.engine.name == "native":
+        yield from _in_blocks(model, np.tile(logits, (N, 1)), state, taste, random, precision)
     if state[0].device.type == "cpu":
         # PyTorch's CPU kernels repack all weights at every call, which for one character costs more than the character.
         model = model.with_engine("reference")
+    rows = np.tile(logits, (N, 1))
     while True:
-        index = draw(distribution(logits, taste), random.random())
-        yield index
+        drawn = [draw(distribution(row, taste), one.random()) for row, one in zip(rows, random, strict=True)]
+        yield drawn
         with torch.inference_mode():
-            features, state = model.features(torch.tensor([[index]], device=state[0].device), state)
-            logits = _logits(model, features)
+            features, state = model.features(torch.tensor([drawn], device=state[0].device), state)
+            rows = np.asarray(model.logits(features[-1]).double().cpu().numpy())
+
+
+def _in_blocks(
+    model: LanguageModel, logits: Probabilities, state: State, taste: Taste, random: list[np.random.Generator], precision: str
+) -> Iterator[list[int]]:
+    """The same by the native engine, which draws too, for a block of characters in one call."""
+    from charlm.model.native.sampling import Writer
+
+    writer = Writer(
+        model, torch.from_numpy(logits), state, taste.temperature, taste.top_k, taste.top_p, taste.banned,
+        torch.bfloat16 if precision == "bf16" else torch.float32,
+    )  # fmt: skip
+    count = 1  # the first characters at once, for whoever watches; then longer and longer blocks
+    while True:
+        yield from writer.write(np.stack([one.random(count) for one in random], axis=1)).tolist()
+        count = min(2 * count, _BLOCK)
 
 
 def _logits(model: LanguageModel, features: torch.Tensor) -> Probabilities:

@@ -144,14 +144,14 @@ class LanguageModel(nn.Module):
             ids, state, dropout, input_dropout: see :meth:`forward`.
         """
         features, state = self.features(ids, state, dropout, input_dropout)
-        weight = self._output_matrix()
+        weight = self.output_matrix()
         return self.engine.cross_entropy(features.flatten(0, 1), weight, self.output_bias, targets.flatten()), state
 
     def logits(self, features: Tensor) -> Tensor:
         """The output layer: ``(…, H)`` → ``(…, V)``."""
-        return F.linear(features, self._output_matrix(), self.output_bias)
+        return F.linear(features, self.output_matrix(), self.output_bias)
 
-    def _output_matrix(self) -> Tensor:
+    def output_matrix(self) -> Tensor:
         """The output layer's weights ``(V, H)``: its own, or the embedding's."""
         weight = self.embedding if self.output_weight is None else self.output_weight
         assert weight is not None

@@ -15,7 +15,7 @@ from charlm.config import LoadedRecipe, Recipe, SplitFiles, is_path, reconcile
 from charlm.data.dataset import Dataset, open_dataset
 from charlm.data.vocabulary import Vocabulary, describe_characters
 from charlm.errors import CheckpointError, RecipeError, UsageError
-from charlm.model.engines import resolve_engine
+from charlm.model.engines import ENGINES, resolve_engine
 from charlm.model.language_model import LanguageModel, embedding_width
 from charlm.runtime import prepare, resolve_device, resolve_precision
 from charlm.training.plan import Limits, Resolved
@@ -169,7 +169,7 @@ def _resolve(recipe: Recipe, device: torch.device, earlier: Checkpoint | None, n
             f"the run began on {before.get('device')} and goes on on {device.type}: exact to rounding, not to the bit"
         )
     section = recipe.model
-    if stands and section.engine == "auto":
+    if stands and section.engine == "auto" and ENGINES[before["engine"]].why_not(section, device) is None:
         section = section.model_copy(update={"engine": before["engine"]})
     engine, engine_reason = resolve_engine(section, device)
     if before and engine != before["engine"]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from charlm.config import TrainSection
 from charlm.model.cells import State
 from charlm.model.language_model import Dropout, LanguageModel
+from charlm.model.native.optimiser import Optimiser as NativeOptimiser
 from charlm.runtime import arithmetic
 from charlm.training.optimisation import LossScale, make_optimizer
 
@@ -47,6 +48,8 @@ class Updater:
         self.scale = LossScale(precision == "fp16")
         self._clip = section.clip
         self._precision = precision
+        self._weights = list(model.parameters())
+        self._native = NativeOptimiser(self.optimizer) if model.engine.name == "native" else None
         self._device = model.output_bias.device
 
     def __call__(
@@ -71,27 +74,33 @@ class Updater:
         """
         with arithmetic(self._precision, self._device):
             total, state = self.model.nats(inputs, targets, state, dropout, input_dropout)
-        loss = total / scored
-        self.optimizer.zero_grad(set_to_none=True)
-        (loss * self.scale.scale).backward()  # type: ignore[no-untyped-call]
-        norm = self._unscale_and_clip()
-        nats = loss.item()
+        gradients = torch.autograd.grad(total * (self.scale.scale / scored), self._weights)
+        for weight, gradient in zip(self._weights, gradients, strict=True):
+            weight.grad = gradient
+        norm = self._norm() / self.scale.scale
+        nats = total.item() / scored
         finite = math.isfinite(nats) and math.isfinite(norm)
         if finite:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            self.optimizer.step()
+            # As torch.nn.utils.clip_grad_norm_ does, with its 1e-6.
+            clipped = 1.0 if self._clip is None else min(1.0, self._clip / (norm + 1e-6))
+            self._step(clipped / self.scale.scale)
             self.scale.succeeded()
         left_out = not finite and math.isfinite(nats) and self.scale.overflowed()
         return Outcome(nats, norm, tuple(part.detach() for part in state), diverged=not finite and not left_out)
 
-    def _unscale_and_clip(self) -> float:
-        """Undo the loss scale, limit the gradient's norm, and return that norm as it was before clipping."""
-        gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
-        if self.scale.scale != 1:
-            for gradient in gradients:
-                gradient.div_(self.scale.scale)
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if self._clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self._clip, norm)
-        return norm.item()
+    def _norm(self) -> float:
+        """The norm of all gradients, Σ over all weights."""
+        if self._native is not None:
+            return self._native.norm()
+        return torch.nn.utils.get_total_norm([weight.grad for weight in self._weights if weight.grad is not None]).item()
+
+    def _step(self, factor: float) -> None:
+        """Apply the optimiser to gradients that are multiplied by ``factor`` first."""
+        if self._native is not None:
+            self._native.step(factor)
+            return
+        if factor != 1:
+            torch._foreach_mul_([weight.grad for weight in self._weights if weight.grad is not None], factor)
+        self.optimizer.step()

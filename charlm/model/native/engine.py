@@ -42,11 +42,11 @@ class NativeEngine:
             raise TypeError(f"the native engine's weights are fp32, not {layer.weight_hh.dtype}; use the reference engine")
         H = layer.weight_hh.shape[1]
         dtype, training = _operands(), torch.is_grad_enabled()
-        weights = _weights(layer, dtype, training)
+        weights = weights_of(layer, dtype, training)
         if inputs.is_floating_point():
             x, ids = F.linear(inputs.to(dtype), weights.weight_ih.to(dtype), weights.bias.to(dtype)), None
         else:
-            x, ids = _table(layer, weights, inputs.contiguous(), embedding, training)
+            x, ids = _looked_up(layer, weights, inputs.contiguous(), embedding, training)
         missing = weights.weight_hh.shape[1] - H
         h, c = (F.pad(part.float(), (0, missing)) if missing else part.float() for part in (state[0], state[-1]))
         outputs, *carried = Recurrence.apply(  # type: ignore[no-untyped-call]
@@ -95,7 +95,9 @@ def _operands() -> torch.dtype:
 _prepared: WeakKeyDictionary[RecurrentLayer, dict[str, tuple[object, object]]] = WeakKeyDictionary()
 
 
-def _weights(layer: RecurrentLayer, dtype: torch.dtype, training: bool) -> Weights:
+def weights_of(layer: RecurrentLayer, dtype: torch.dtype, training: bool) -> Weights:
+    """A layer's weights prepared for the kernels: for one training step, or once for as long as they stay the same."""
+
     def prepare() -> Weights:
         G, H = layer.cell.gates, layer.weight_hh.shape[1]
         weight_ih: Tensor = layer.weight_ih
@@ -125,31 +127,37 @@ def _with_zero_units(rows: Tensor, G: int, missing: int) -> Tensor:
     return torch.cat([blocks, blocks.new_zeros(G, missing, *blocks.shape[2:])], dim=1).flatten(0, 1)
 
 
-def _table(
+def _looked_up(
     layer: RecurrentLayer, weights: Weights, ids: Tensor, embedding: Tensor | None, training: bool
 ) -> tuple[Tensor, Tensor]:
-    """What each symbol contributes to the gates, ``(V, G·H)`` in fp32, and the rows to be looked up.
+    """A table of what symbols contribute to the gates, and which of its rows are meant.
 
-    Where there are more symbols than characters, only these characters' rows are made: ``(T·B, G·H)``.
+    Where there are more symbols than characters, only these characters' rows are made.
     """
     symbols = weights.weight_ih.shape[1] if embedding is None else len(embedding)
     least, most = (int(bound) for bound in torch.aminmax(ids)) if ids.numel() else (0, 0)
     if least < 0 or most >= symbols:
         raise IndexError(f"ids from {least} to {most} where there are {symbols} symbols")
-
-    def rows(which: Tensor | None) -> Tensor:
-        if embedding is None:
-            columns = weights.weight_ih.t() if which is None else weights.weight_ih.t()[which]
-        else:
-            columns = F.linear(embedding if which is None else F.embedding(which, embedding), weights.weight_ih)
-        return (columns + weights.bias).float()
-
     if not training and symbols * weights.bias.numel() * 4 <= _TABLE_BYTES:
-        of = () if embedding is None else (embedding,)
-        return _once(layer, f"table {_operands()}", of, lambda: rows(None).contiguous()), ids
+        return table_of(layer, weights, embedding), ids
     if ids.numel() < symbols:
-        return rows(ids.flatten()), torch.arange(ids.numel()).view(ids.shape)
-    return rows(None), ids
+        return _rows(weights, ids.flatten(), embedding), torch.arange(ids.numel()).view(ids.shape)
+    return _rows(weights, None, embedding), ids
+
+
+def table_of(layer: RecurrentLayer, weights: Weights, embedding: Tensor | None) -> Tensor:
+    """What each symbol contributes to the gates, ``(V, G·H)``, made once for many calls."""
+    of = () if embedding is None else (embedding,)
+    return _once(layer, f"table {_operands()}", of, lambda: _rows(weights, None, embedding).contiguous())
+
+
+def _rows(weights: Weights, symbols: Tensor | None, embedding: Tensor | None) -> Tensor:
+    """W_ih·input + biases of these symbols, or of all, in fp32."""
+    if embedding is None:
+        columns = weights.weight_ih.t() if symbols is None else weights.weight_ih.t()[symbols]
+    else:
+        columns = F.linear(embedding if symbols is None else F.embedding(symbols, embedding), weights.weight_ih)
+    return (columns + weights.bias).float()
 
 
 def _once(layer: RecurrentLayer, what: str, of: tuple[Tensor, ...], make: Callable[[], Made]) -> Made:

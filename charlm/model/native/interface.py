@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -63,6 +64,25 @@ class Generation(ctypes.Structure):
         ("h", _P), ("carried", _P), ("logits", _P), ("temperature", _D), ("top_p", _D), ("top_k", _N), ("banned", _P),
         ("uniforms", _P), ("drawn", _P),
     ]  # fmt: skip
+
+
+class Update(ctypes.Structure):
+    """An optimiser's step (``optimiser.h``)."""
+
+    _fields_ = [
+        ("rule", _N), ("threads", _N), ("count", _N), ("sizes", _P), ("weights", _P), ("gradients", _P), ("first", _P),
+        ("second", _P), ("decay", _P), ("factor", _D), ("rate", _D), ("momentum", _D), ("beta1", _D), ("beta2", _D),
+        ("epsilon", _D), ("step", _N), ("norm", _D),
+    ]  # fmt: skip
+
+
+RULES = {torch.optim.SGD: 0, torch.optim.Adam: 1, torch.optim.AdamW: 2, torch.optim.RMSprop: 3}
+"""``enum Rule`` of ``optimiser.h``."""
+
+
+def addresses(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:
+    """An array of their addresses; it must live as long as whoever reads it."""
+    return (ctypes.c_void_p * len(tensors))(*(address(tensor) for tensor in tensors))
 
 
 def address(tensor: Tensor | None) -> int | None:

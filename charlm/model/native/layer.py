@@ -31,8 +31,8 @@ PANEL = 32
 CACHE_BYTES = 1 << 20
 """What recurrent weights may take of a core's own cache before columns are divided instead of streams."""
 
-_GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3, "gru_reset_before": 3}
-_SLOTS = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 4, "gru_reset_before": 3}
+GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3, "gru_reset_before": 3}
+SLOTS = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 4, "gru_reset_before": 3}
 _INPUT_SLOTS = {"gru": (0, 1, 3)}  # elsewhere input and hidden side share their gradients
 
 
@@ -87,7 +87,7 @@ class Recurrence(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Outputs ``(T, B, H)``, the last h and c."""
         T, B = shape
-        H, G, S = weight_hh.shape[1], _GATES[kind], _SLOTS[kind]
+        H, G, S = weight_hh.shape[1], GATES[kind], SLOTS[kind]
         if packed is None:
             packed = pack(weight_hh, dtype, gates=G, backward=training)
         steps = T if training else 1
@@ -121,7 +121,7 @@ class Recurrence(torch.autograd.Function):
         outputs, _, kept, rh, weights, ids, call = ctx.kept
         ctx.kept = None
         kind, (T, B, _) = ctx.kind, kept.shape
-        H, G, S = outputs.shape[2], _GATES[kind], _SLOTS[kind]
+        H, G, S = outputs.shape[2], GATES[kind], SLOTS[kind]
         dtype = outputs.dtype
         d_outputs = d_outputs.to(dtype).contiguous() if d_outputs is not None else None
         dh = torch.zeros(B, H) if d_h is None else d_h.float().clone(memory_format=torch.contiguous_format)

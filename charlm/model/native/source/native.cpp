@@ -3,6 +3,7 @@
 
 #include "layer.h"
 #include "loss.h"
+#include "optimiser.h"
 #include "sampling.h"
 
 #if defined(__linux__) && defined(__x86_64__)
@@ -60,3 +61,7 @@ PUBLIC void charlm_sum_by_id(const SumById* p) { p->bf16 ? sum_by_id<bf16>(*p) :
 PUBLIC void charlm_cross_entropy(const CrossEntropy* p) { p->bf16 ? cross_entropy<bf16>(*p) : cross_entropy<float>(*p); }
 
 PUBLIC void charlm_generate(const Generation* p) { p->bf16 ? generate<bf16>(*p) : generate<float>(*p); }
+
+PUBLIC void charlm_gradient_norm(Update* p) { gradient_norm(*p); }
+
+PUBLIC void charlm_update(const Update* p) { update(*p); }

@@ -1,0 +1,98 @@
+"""Writes characters in C++: all layers, output layer and draw for a block of characters in one call.
+
+N streams side by side    L layers    H hidden units    G gates    V symbols
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from charlm.model.cells import State
+from charlm.model.native import library
+from charlm.model.native.engine import kind, table_of, weights_of
+from charlm.model.native.interface import KINDS, Generation, address, addresses, is_bf16
+from charlm.model.native.layer import SLOTS, pack, rounded_up
+
+if TYPE_CHECKING:
+    from charlm.model.language_model import LanguageModel
+
+
+class Writer:
+    """Goes on writing N streams from where a prompt has left them.
+
+    Args:
+        model: on a CPU.
+        logits: ``(N, V)`` of the next character.
+        state: each ``(L, N, H)``.
+        temperature, top_k, top_p: see :class:`charlm.sampling.Taste`.
+        banned: ids that are never drawn.
+        dtype: of the products' operands.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        logits: Tensor,
+        state: State,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        banned: frozenset[int],
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        layers = list(model.layers)
+        N, V = logits.shape
+        missing = rounded_up(model.section.hidden) - model.section.hidden
+        H, padded = model.section.hidden + missing, rounded_up(V)
+        which = kind(layers[0])
+        with torch.no_grad():
+            weights = [weights_of(layer, dtype, training=False) for layer in layers]
+            inputs = [
+                pack(F.pad(w.weight_ih, (0, missing)), dtype, gates=layers[0].cell.gates, backward=False) for w in weights[1:]
+            ]
+            output = pack(F.pad(model.output_matrix(), (0, missing)), dtype, backward=False)
+            self._logits = F.pad(logits.float(), (0, padded - V)).contiguous()
+            bias = F.pad(model.output_bias, (0, padded - V))
+            table = table_of(layers[0], weights[0], model.embedding)
+            self._h = torch.zeros(len(layers) * 2 + 1 + SLOTS[which], N, H, dtype=dtype)  # and a step's r∘h and gates
+            self._h[: 2 * len(layers) : 2] = F.pad(state[0], (0, missing))
+            self._carried = F.pad(state[-1].float(), (0, missing)).contiguous()
+        forbidden = np.zeros(V, dtype=np.uint8)
+        forbidden[list(banned)] = 1
+
+        recurrent = addresses([w.packed.forward for w in weights if w.packed is not None])
+        below = addresses([None, *(packed.forward for packed in inputs)])
+        biases = addresses([w.bias for w in weights])
+        b_n = addresses([w.b_n for w in weights])
+        self._keep = (weights, inputs, output, bias, table, forbidden, recurrent, below, biases, b_n)  # as long as the call
+        self._call = Generation(
+            bf16=is_bf16(dtype), kind=KINDS[which], layers=len(layers), V=padded, H=H, N=N, symbols=V,
+            weights=ctypes.addressof(recurrent), weights_ih=ctypes.addressof(below), bias=ctypes.addressof(biases),
+            b_n=ctypes.addressof(b_n), table=address(table), output=address(output.forward), output_bias=address(bias),
+            h=address(self._h), carried=address(self._carried), logits=address(self._logits),
+            temperature=temperature, top_p=top_p, top_k=top_k, banned=forbidden.ctypes.data,
+        )  # fmt: skip
+
+    def write(self, uniforms: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+        """Draw the next characters.
+
+        Args:
+            uniforms: ``(count, N)`` numbers in [0, 1), one for each draw.
+
+        Returns:
+            Their ids, ``(count, N)``.
+        """
+        uniforms = np.ascontiguousarray(uniforms, dtype=np.float64)
+        drawn = np.empty(uniforms.shape, dtype=np.int64)
+        self._call.threads = torch.get_num_threads()
+        self._call.count = len(uniforms)
+        self._call.uniforms, self._call.drawn = uniforms.ctypes.data, drawn.ctypes.data
+        library.current().charlm_generate(ctypes.byref(self._call))
+        return drawn
