@@ -43,6 +43,12 @@ struct Step {
     E *kept, *rh;
 };
 
+// Where a cell has no such thing, there is nothing to be pointed at.
+template <class P>
+static inline P* at_offset(P* base, long offset) {
+    return base ? base + offset : nullptr;
+}
+
 constexpr long ROWS = 32;      // streams whose sums are held at a time
 
 template <class Cell, class E, class X>
@@ -69,8 +75,9 @@ static void forward_step(const Layer& layer, const Step<E, X>& s, const Share& s
                         const long at = (row + r) * H + (p + block) * PANEL, j = (p + block) * PANEL;
                         const X* x = s.x + (s.ids ? s.ids[row + r] : row + r) * G * H + j;
                         Forward<E, X> place = {sums + (block * gates * ROWS + r) * PANEL, ROWS * PANEL, x, H,
-                                               layer.b_n + j, s.h + at, s.before + at, s.after + at,
-                                               s.kept + (row + r) * Cell::slots * H + j, s.rh + at, s.h_next + at};
+                                               at_offset(layer.b_n, j), s.h + at, at_offset(s.before, at),
+                                               at_offset(s.after, at),
+                                               s.kept + (row + r) * Cell::slots * H + j, at_offset(s.rh, at), s.h_next + at};
                         if constexpr (two_halves) {
                             if (!second) {
                                 Cell::forward_gates(place);
@@ -94,10 +101,10 @@ static void forward_layer(const Layer& layer, const Share& share) {
         step.ids = layer.ids ? layer.ids + t * layer.B : nullptr;
         step.h = (const E*)layer.h + t * BH;
         step.h_next = (E*)layer.h + (t + 1) * BH;
-        step.before = layer.carried + t * layer.carried_step;
-        step.after = layer.carried + (t + 1) * layer.carried_step;
+        step.before = at_offset(layer.carried, t * layer.carried_step);
+        step.after = at_offset(layer.carried, (t + 1) * layer.carried_step);
         step.kept = (E*)layer.kept + t * layer.kept_step;
-        step.rh = (E*)layer.rh + t * layer.rh_step;
+        step.rh = at_offset((E*)layer.rh, t * layer.rh_step);
         forward_step<Cell>(layer, step, share);
     }
 }
@@ -108,13 +115,14 @@ static void backward_layer(const Layer& layer, const Share& share) {
     constexpr bool two_halves = std::is_same_v<Cell, GruResetBefore>;
     const long H = layer.H, BH = layer.B * H, first = share.rows.first, rows = share.rows.end - first;
     const E* W = (const E*)layer.weights;
+    const float* c = layer.kind == LSTM ? layer.carried : nullptr;
     for (long t = layer.T - 1; t >= 0; t--) {
         E* d = (E*)layer.kept + t * layer.B * S * H;
         auto place = [&](long row, long j) {
             const long at = row * H + j;
-            return Backward<E>{layer.d_outputs ? (const E*)layer.d_outputs + t * BH + at : nullptr, H,
+            return Backward<E>{at_offset((const E*)layer.d_outputs, t * BH + at), H,
                                (const E*)layer.h + t * BH + at, (const E*)layer.h + (t + 1) * BH + at,
-                               layer.carried + t * BH + at, layer.carried + (t + 1) * BH + at,
+                               at_offset(c, t * BH + at), at_offset(c, (t + 1) * BH + at),
                                d + row * S * H + j, layer.dh + at, layer.dc + at};
         };
         for (long row = first; row < share.rows.end; row++)

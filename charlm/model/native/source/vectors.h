@@ -84,7 +84,7 @@ struct Exponential {
 static inline Exponential exponential(Vector x) {
     const Vector magic = splat(12582912.0f);  // 1.5 · 2^23: adding it rounds to an integer, which then stands in the low bits
     x = x < splat(-87) ? splat(-87) : x;      // comparisons with NaN are false, so NaN passes
-    x = x > splat(88) ? splat(88) : x;
+    x = x > splat(87) ? splat(87) : x;        // 1 / e^87 is not yet denormal
     Vector shifted = x * splat(1.44269504f) + magic;
     Vector n = shifted - magic;
     Vector r = (x - n * splat(0.693359375f)) + n * splat(2.12194440e-4f);  // ln 2 in two parts
