@@ -18,7 +18,7 @@ class Layer(ctypes.Structure):
     """A recurrent layer over T steps (``layer.h``)."""
 
     _fields_ = [
-        ("kind", _N), ("bf16", _N), ("threads", _N), ("rows_split", _N), ("cache_bytes", _N),
+        ("kind", _N), ("bf16", _N), ("threads", _N), ("rows_split", _N),
         ("T", _N), ("B", _N), ("H", _N),
         ("weights", _P), ("b_n", _P), ("x", _P), ("ids", _P),
         ("h", _P), ("carried", _P), ("carried_step", _N), ("kept", _P), ("kept_step", _N), ("rh", _P), ("rh_step", _N),
@@ -89,7 +89,7 @@ def address(tensor: Tensor | None) -> int | None:
     """Where a tensor's numbers lie; they must lie in one block, in order."""
     if tensor is None:
         return None
-    assert tensor.is_contiguous() and tensor.device.type == "cpu"
+    assert tensor.is_contiguous()
     return tensor.data_ptr()
 
 

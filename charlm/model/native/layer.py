@@ -28,9 +28,6 @@ from charlm.model.native.memory import POOL
 PANEL = 32
 """Hidden units are counted in panels of so many (``products.h``)."""
 
-CACHE_BYTES = 1 << 20
-"""What recurrent weights may take of a core's own cache before columns are divided instead of streams."""
-
 GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3, "gru_reset_before": 3}
 SLOTS = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 4, "gru_reset_before": 3}
 _INPUT_SLOTS = {"gru": (0, 1, 3)}  # elsewhere input and hidden side share their gradients
@@ -101,7 +98,7 @@ class Recurrence(torch.autograd.Function):
         kept = POOL.take((steps, B, S * H), dtype)
         rh = POOL.take((steps, B, H), dtype) if kind == "gru_reset_before" else None
         call = Layer(
-            kind=KINDS[kind], bf16=is_bf16(dtype), threads=torch.get_num_threads(), cache_bytes=CACHE_BYTES,
+            kind=KINDS[kind], bf16=is_bf16(dtype), threads=torch.get_num_threads(),
             T=T, B=B, H=H, weights=address(packed.forward), b_n=address(b_n), x=address(x), ids=address(ids),
             h=address(outputs), carried=address(carried), carried_step=B * H if keeps_carried else 0,
             kept=address(kept), kept_step=B * S * H if training else 0, rh=address(rh), rh_step=B * H if training else 0,

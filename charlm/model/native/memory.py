@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import weakref
 
@@ -14,6 +13,9 @@ ALIGNMENT = 64
 """Bytes: a cache line, and the widest vector."""
 
 
+Block = np.ndarray[tuple[int], np.dtype[np.uint8]]
+
+
 class Pool:
     """Hands out tensors and takes their memory back when the last of them, or of their views, is gone.
 
@@ -21,22 +23,34 @@ class Pool:
     """
 
     def __init__(self) -> None:
-        self._free: dict[int, list[np.ndarray[tuple[int], np.dtype[np.uint8]]]] = {}
+        self._free: dict[int, list[Block]] = {}
+        self._lent: dict[int, tuple[weakref.ref[memoryview], Block]] = {}
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A tensor with whatever its memory last held."""
-        size = max(1, math.prod(shape)) * dtype.itemsize
-        waiting = self._free.setdefault(size, [])
-        block = waiting.pop() if waiting else np.empty(size + ALIGNMENT, dtype=np.uint8)
-        # PyTorch keeps `view` as long as it keeps the memory; when `view` goes, the block waits for its next user.
-        view = (ctypes.c_char * size).from_buffer(block.data, -block.ctypes.data % ALIGNMENT)
-        weakref.finalize(view, waiting.append, block).atexit = False
-        return torch.frombuffer(view, dtype=dtype, count=math.prod(shape)).view(shape)
+        count = math.prod(shape)
+        size = max(1, count) * dtype.itemsize
+        waiting = self._free.get(size)
+        block = waiting.pop() if waiting else _aligned(size)
+        # PyTorch holds `view` for as long as it holds the memory; when `view` goes, the block waits for its next user.
+        view = memoryview(block.data)
+        lent = weakref.ref(view, self._back)
+        self._lent[id(lent)] = (lent, block)
+        return torch.frombuffer(view, dtype=dtype, count=count).view(shape) if count else torch.empty(shape, dtype=dtype)
+
+    def _back(self, lent: weakref.ref[memoryview]) -> None:
+        _, block = self._lent.pop(id(lent))
+        self._free.setdefault(block.size, []).append(block)
 
     def clear(self) -> None:
         """Give back to the system what nobody uses."""
-        for waiting in self._free.values():
-            waiting.clear()
+        self._free.clear()
+
+
+def _aligned(size: int) -> Block:
+    block = np.empty(size + ALIGNMENT, dtype=np.uint8)
+    start = -block.ctypes.data % ALIGNMENT
+    return block[start : start + size]
 
 
 POOL = Pool()

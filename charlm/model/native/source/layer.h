@@ -13,7 +13,7 @@
 enum Kind : int64_t { RNN_TANH, RNN_RELU, LSTM, GRU, GRU_RESET_BEFORE };
 
 struct Layer {
-    int64_t kind, bf16, threads, rows_split, cache_bytes;
+    int64_t kind, bf16, threads, rows_split;
     int64_t T, B, H;
     const void* weights;       // packed W_hh: forward [H/32][gates][H][32], backward [H/32][gates·H][32]
     const float* b_n;          // (H,), GRU with reset after
@@ -173,8 +173,7 @@ static void run_layer(const Layer& layer, bool forward) {
 #pragma omp parallel num_threads(layer.threads) if (layer.threads > 1)
     {
         Worker worker;
-        const Share share = share_of(thread_number(), thread_count(), layer.B, layer.H, bytes, layer.rows_split,
-                                     layer.cache_bytes);
+        const Share share = share_of(thread_number(), thread_count(), layer.B, layer.H, bytes, layer.rows_split);
         if (layer.bf16)
             run_share<bf16>(layer, share, forward);
         else

@@ -87,9 +87,8 @@ static void generate(const Generation& g, int number, int threads, float* x) {
     const long H = g.H, N = g.N, G = Cell::gates, layer_size = N * H;
     Layer layer = {};
     layer.H = H;
-    std::vector<E> kept_memory;  // a step's gates, of which nobody needs to know
     Drawer drawer(g);
-    const Share share = share_of(number, threads, N, H, 0, 1, 0);
+    const Share share = share_of(number, threads, N, H, 0, 1);
     const Range vocabulary = part(g.V / PANEL, number, threads), streams = part(N, number, threads);
     E* rh = (E*)g.h + g.layers * 2 * layer_size;
     E* kept = rh + layer_size;

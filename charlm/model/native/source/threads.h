@@ -73,15 +73,26 @@ struct Share {
     bool meet;  // whether others work on the same streams, so that all must meet after each step
 };
 
-// Rows are divided first if each thread then still has enough of them to use a weight often between two reads; else columns.
-// `rows_split`: into how many parts the rows go; 0: decide here.
-static inline Share share_of(int number, int threads, long B, long H, long weight_bytes, long rows_split, long cache_bytes) {
+// Streams that a thread must have for its own, so that it uses a weight often enough between two reads of it.
+#if defined(__AMX_BF16__) || defined(CHARLM_EMULATE_AMX)
+constexpr long ENOUGH_ROWS = 32;
+#else
+constexpr long ENOUGH_ROWS = 16;
+#endif
+
+// Weights that are read whole by every thread at every step may take so much: four times a core's own cache, measured in
+// docs/performance.md. Where they take more, each thread has its own columns of them.
+constexpr long SHARED_WEIGHTS = 4 << 20;
+
+// Streams are divided if that leaves each thread enough of them, for then nobody waits; else columns.
+// `rows_split`: into how many parts the streams go; 0: decide here.
+static inline Share share_of(int number, int threads, long B, long H, long weight_bytes, long rows_split) {
     const long panels = H / PANEL;
     long parts = rows_split;
     if (parts == 0) {
         parts = 1;
         for (long p = threads; p > 1; p--)
-            if (threads % p == 0 && B / p >= 16 && weight_bytes / (threads / p) <= cache_bytes) {
+            if (threads % p == 0 && B / p >= ENOUGH_ROWS && weight_bytes / (threads / p) <= SHARED_WEIGHTS) {
                 parts = p;
                 break;
             }
