@@ -88,7 +88,7 @@ static void forward_step(const Layer& layer, const Step<E, X>& s, const Share& s
                     }
             }
         }
-        if (share.meet) wait_for_all();
+        share.meet();
     }
 }
 
@@ -127,7 +127,7 @@ static void backward_layer(const Layer& layer, const Share& share) {
         };
         for (long row = first; row < share.rows.end; row++)
             for (long p = share.panels.first; p < share.panels.end; p++) Cell::backward(place(row, p * PANEL));
-        if (share.meet) wait_for_all();
+        share.meet();
         if constexpr (two_halves) {
             alignas(64) float d_rh[ROWS * PANEL];
             for (long p = share.panels.first; p < share.panels.end; p++)
@@ -136,7 +136,7 @@ static void backward_layer(const Layer& layer, const Share& share) {
                     product<E>(count, d + row * S * H + 2 * H, S * H, W + (p * G + 2) * H * PANEL, 1, H, d_rh, PANEL, 0, false);
                     for (long r = 0; r < count; r++) Cell::backward_reset(place(row + r, p * PANEL), d_rh + r * PANEL);
                 }
-            if (share.meet) wait_for_all();
+            share.meet();
         }
         const long K = (two_halves ? 2 : G) * H;
         for (long p = share.panels.first; p < share.panels.end; p++)
@@ -170,10 +170,12 @@ static inline long gates_of(int64_t kind) { return kind == LSTM ? 4 : kind == GR
 
 static void run_layer(const Layer& layer, bool forward) {
     const long bytes = gates_of(layer.kind) * layer.H * layer.H * (layer.bf16 ? 2 : 4);
+    Meeting meeting;
 #pragma omp parallel num_threads(layer.threads) if (layer.threads > 1)
     {
         Worker worker;
-        const Share share = share_of(thread_number(), thread_count(), layer.B, layer.H, bytes, layer.rows_split);
+        const Share share = share_of(thread_number(), thread_count(), layer.B, layer.H, bytes, layer.rows_split,
+                                     &meeting);
         if (layer.bf16)
             run_share<bf16>(layer, share, forward);
         else

@@ -83,12 +83,12 @@ struct Drawer {
 };
 
 template <class Cell, class E>
-static void generate(const Generation& g, int number, int threads, float* x) {
+static void generate(const Generation& g, int number, int threads, float* x, Meeting& meeting) {
     const long H = g.H, N = g.N, G = Cell::gates, layer_size = N * H;
     Layer layer = {};
     layer.H = H;
     Drawer drawer(g);
-    const Share share = share_of(number, threads, N, H, 0, 1);
+    const Share share = share_of(number, threads, N, H, 0, 1, &meeting);
     const Range vocabulary = part(g.V / PANEL, number, threads), streams = part(N, number, threads);
     E* rh = (E*)g.h + g.layers * 2 * layer_size;
     E* kept = rh + layer_size;
@@ -96,7 +96,7 @@ static void generate(const Generation& g, int number, int threads, float* x) {
         int64_t* drawn = g.drawn + n * N;
         for (long row = streams.first; row < streams.end; row++)
             drawn[row] = drawer.draw(g.logits + row * g.V, g.uniforms[n * N + row]);
-        if (threads > 1) wait_for_all();
+        meeting.wait(threads);
         for (long l = 0; l < g.layers; l++) {
             E* h = (E*)g.h + l * 2 * layer_size;
             E *before = h + n % 2 * layer_size, *after = h + (n + 1) % 2 * layer_size;
@@ -116,7 +116,7 @@ static void generate(const Generation& g, int number, int threads, float* x) {
                 step.ids = nullptr;
             }
             forward_step<Cell>(layer, step, share);
-            if (threads > 1 && !share.meet) wait_for_all();
+            if (!share.meeting) meeting.wait(threads);
         }
         const E* top = (const E*)g.h + (g.layers - 1) * 2 * layer_size + (n + 1) % 2 * layer_size;
         for (long p = vocabulary.first; p < vocabulary.end; p++) {
@@ -124,7 +124,7 @@ static void generate(const Generation& g, int number, int threads, float* x) {
             for (long row = 0; row < N; row++)
                 for (long v = p * PANEL; v < (p + 1) * PANEL; v++) g.logits[row * g.V + v] += g.output_bias[v];
         }
-        if (threads > 1) wait_for_all();
+        meeting.wait(threads);
     }
     if (g.count % 2)  // the state belongs at [:, 0]
         for (long l = number; l < g.layers; l += threads) {
@@ -136,16 +136,17 @@ static void generate(const Generation& g, int number, int threads, float* x) {
 template <class E>
 static void generate(const Generation& g) {
     std::vector<float> x(g.N * gates_of(g.kind) * g.H);
+    Meeting meeting;
 #pragma omp parallel num_threads(g.threads) if (g.threads > 1)
     {
         Worker worker;
         const int number = thread_number(), threads = thread_count();
         switch (g.kind) {
-            case RNN_TANH: generate<RnnTanh, E>(g, number, threads, x.data()); break;
-            case RNN_RELU: generate<RnnRelu, E>(g, number, threads, x.data()); break;
-            case LSTM: generate<Lstm, E>(g, number, threads, x.data()); break;
-            case GRU: generate<GruResetAfter, E>(g, number, threads, x.data()); break;
-            case GRU_RESET_BEFORE: generate<GruResetBefore, E>(g, number, threads, x.data()); break;
+            case RNN_TANH: generate<RnnTanh, E>(g, number, threads, x.data(), meeting); break;
+            case RNN_RELU: generate<RnnRelu, E>(g, number, threads, x.data(), meeting); break;
+            case LSTM: generate<Lstm, E>(g, number, threads, x.data(), meeting); break;
+            case GRU: generate<GruResetAfter, E>(g, number, threads, x.data(), meeting); break;
+            case GRU_RESET_BEFORE: generate<GruResetBefore, E>(g, number, threads, x.data(), meeting); break;
         }
     }
 }

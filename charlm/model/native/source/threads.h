@@ -5,6 +5,9 @@
 
 #pragma once
 
+#include <atomic>
+#include <thread>
+
 #include "products.h"
 
 #if defined(_OPENMP)
@@ -27,9 +30,28 @@ static inline int thread_count() {
 #endif
 }
 
-static inline void wait_for_all() {
-#pragma omp barrier
-}
+// Where the threads of a region meet. OpenMP's own barrier makes a system call each time, which costs as much as the step of
+// a small layer; this one looks at a number until it changes, and lets others run if that takes long.
+class Meeting {
+    alignas(64) std::atomic<int> arrived{0};
+    alignas(64) std::atomic<int> round{0};
+
+  public:
+    void wait(int threads) {
+        const int now = round.load(std::memory_order_relaxed);
+        if (arrived.fetch_add(1, std::memory_order_acq_rel) == threads - 1) {
+            arrived.store(0, std::memory_order_relaxed);
+            round.store(now + 1, std::memory_order_release);
+            return;
+        }
+        for (int looks = 0; round.load(std::memory_order_acquire) == now; looks++) {
+            if (looks > 20000) std::this_thread::yield();
+#if defined(__x86_64__)
+            _mm_pause();
+#endif
+        }
+    }
+};
 
 // Denormal numbers are taken as zero while this exists: the tails of saturated gates make them, and they slow arithmetic.
 struct FlushDenormals {
@@ -70,7 +92,12 @@ static inline Range part(long all, long number, long parts) { return {all * numb
 // One thread's share of a layer: some streams, some hidden units (counted in panels of 32).
 struct Share {
     Range rows, panels;
-    bool meet;  // whether others work on the same streams, so that all must meet after each step
+    Meeting* meeting;  // of those who work on the same streams and must wait for each other after each step; or null
+    int threads;
+
+    void meet() const {
+        if (meeting) meeting->wait(threads);
+    }
 };
 
 // Streams that a thread must have for its own, so that it uses a weight often enough between two reads of it.
@@ -86,7 +113,7 @@ constexpr long SHARED_WEIGHTS = 4 << 20;
 
 // Streams are divided if that leaves each thread enough of them, for then nobody waits; else columns.
 // `rows_split`: into how many parts the streams go; 0: decide here.
-static inline Share share_of(int number, int threads, long B, long H, long weight_bytes, long rows_split) {
+static inline Share share_of(int number, int threads, long B, long H, long weight_bytes, long rows_split, Meeting* meeting) {
     const long panels = H / PANEL;
     long parts = rows_split;
     if (parts == 0) {
@@ -101,6 +128,7 @@ static inline Share share_of(int number, int threads, long B, long H, long weigh
     if (parts > B) parts = B;
     long columns = threads / parts;
     if (columns > panels) columns = panels;
-    if (number >= parts * columns) return {{0, 0}, {0, 0}, columns > 1};
-    return {part(B, number / columns, parts), part(panels, number % columns, columns), columns > 1};
+    if (columns == 1) meeting = nullptr;
+    if (number >= parts * columns) return {{0, 0}, {0, 0}, meeting, threads};
+    return {part(B, number / columns, parts), part(panels, number % columns, columns), meeting, threads};
 }
