@@ -4,7 +4,7 @@ Three kinds of work are timed:
 
     train       whole optimiser steps: forward, loss, backward, clip, SGD; state carried, one-hot input, no dropout
     evaluate    exact evaluation of one stream, fp32
-    sample      writing one stream, character by character, fp32
+    sample      writing one stream, character by character
 
 A shared machine's speed drifts, so nothing is timed in one piece: all cases of a kind are built and warmed up first, then
 timed for a moment each, in turns, several times over. A figure is the median of its turns; lowest and highest stand beside
@@ -36,6 +36,7 @@ from charlm.evaluation.perplexity import CHUNK, carried
 from charlm.model.cells import cell_of
 from charlm.model.engines import ENGINES
 from charlm.model.language_model import LanguageModel
+from charlm.model.native import library
 from charlm.runtime import arithmetic, cpu_name, prepare, resolve_precision
 from charlm.sampling import Taste, generate
 from charlm.training.update import Updater
@@ -87,7 +88,8 @@ class Sweep:
     Attributes:
         shape: of every network.
         kinds, cells, engines: from ``KINDS``, ``CELLS`` and ``ENGINES``.
-        precisions: of training; ``None``: fp32, and bf16 where ``precision: auto`` would choose it.
+        precisions: of training, and of sampling with the native engine; ``None``: fp32, and bf16 where ``precision: auto``
+            would choose it.
         repetitions: turns of each case.
         seconds: how long a turn lasts, at least.
     """
@@ -157,6 +159,7 @@ class Report:
 
     Attributes:
         machine: the processor's or GPU's name.
+        native: the instruction set that the native engine uses here, or why it cannot be used.
         gemm_gflops: precision → 10⁹ operations per second of the best matrix product; ``None``: not measured.
     """
 
@@ -164,6 +167,7 @@ class Report:
     device: str
     threads: int
     torch: str
+    native: str
     gemm_gflops: dict[str, float | None]
     shape: Shape
     rows: list[Row]
@@ -178,14 +182,16 @@ def plan(sweep: Sweep, device: torch.device) -> tuple[list[Configuration], list[
     planned: list[Configuration] = []
     left_out: dict[NotRun, None] = {}  # in order, each once
     for kind, cell in itertools.product(sweep.kinds, sweep.cells):
-        precisions = (sweep.precisions or PRECISIONS) if kind == "train" else ("fp32",)
+        precisions = ("fp32",) if kind == "evaluate" else sweep.precisions or PRECISIONS
         for engine, precision in itertools.product(sweep.engines, precisions):
+            if kind == "sample" and precision == "bf16" and engine != "native":
+                continue  # only the native engine samples in bf16
             if reason := _why_not(sweep, cell, engine, precision, device):
                 left_out[NotRun(cell, engine, precision, reason)] = None
             else:
                 planned.append(Configuration(kind, cell, engine, precision))
         for precision in PRECISIONS:
-            wanted = precision in precisions and not _why_not(sweep, cell, TORCH_NN, precision, device)
+            wanted = kind == "train" and precision in precisions and not _why_not(sweep, cell, TORCH_NN, precision, device)
             if wanted or precision == "fp32":
                 planned.append(Configuration(kind, cell, TORCH_NN, precision))
     return planned, list(left_out)
@@ -238,6 +244,7 @@ def bench(sweep: Sweep, device: torch.device, *, memory: bool = False) -> Report
         device=str(device),
         threads=threads,
         torch=str(torch.__version__),
+        native=library.reason() or library.choose(),
         gemm_gflops={precision: ceilings[precision] / 1e9 if precision in ceilings else None for precision in PRECISIONS},
         shape=sweep.shape,
         rows=[row(configuration) for configuration in planned],
@@ -383,7 +390,7 @@ def _evaluation_with_torch_nn(about: Configuration, shape: Shape, device: torch.
 def _sampling(about: Configuration, shape: Shape, device: torch.device) -> Iterator[int]:
     model = _model(about, shape, device)
     vocabulary = Vocabulary("char", tuple(range(shape.symbols - 1)))  # and <unk>
-    drawn = generate(model, vocabulary, [], Taste(), seed=1)
+    drawn = generate(model, vocabulary, [], Taste(), seed=1, precision=about.precision)
     while True:
         for _ in range(_DRAWN_AT_ONCE):
             next(drawn)

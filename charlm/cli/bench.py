@@ -102,6 +102,7 @@ def _print(report: Report, memory: bool) -> None:
     shape = report.shape
     ceilings = [f"{precision} {gflops:,.0f}" for precision, gflops in report.gemm_gflops.items() if gflops is not None]
     out(f"{report.machine}, {report.threads} thread{'s' if report.threads > 1 else ''}, torch {report.torch}")
+    out(f"native engine: {report.native}")
     out(f"matrix products: {', '.join(ceilings)} GFLOP/s")
     out(f"H = {shape.hidden}, V = {shape.symbols}, T = {shape.steps}, B = {shape.batch}, L = {shape.layers}")
     for kind in dict.fromkeys(row.kind for row in report.rows):

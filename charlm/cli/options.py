@@ -11,6 +11,13 @@ class Unknown(StrEnum):
     map = "map"
 
 
+class Precision(StrEnum):
+    """The operands of matrix products."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
 class Split(StrEnum):
     """The parts of a corpus."""
 

@@ -25,7 +25,7 @@ def test_json_holds_everything(charlm: Callable[..., Any]) -> None:
     ended = charlm(*QUICK, "--json")
     assert ended.code == 0 and ended.err == "" and len(ended.text.splitlines()) == 1
     record = ended.record
-    assert {"machine", "device", "threads", "torch", "gemm_gflops", "shape", "rows", "not_run"} == record.keys()
+    assert {"machine", "device", "threads", "torch", "native", "gemm_gflops", "shape", "rows", "not_run"} == record.keys()
     assert record["threads"] == 1 and record["gemm_gflops"]["fp32"] > 0 and record["gemm_gflops"]["bf16"] is None
     assert record["shape"] == {"hidden": 4, "symbols": 5, "steps": 3, "batch": 2, "layers": 1}
     for row in record["rows"]:
@@ -47,7 +47,8 @@ def test_the_table_says_what_did_not_run(charlm: Callable[..., Any], monkeypatch
     ended = charlm(*QUICK, "--cells", "gru,lstm", "--only", "train,sample", "--engines", "torch", "--engines", "reference")
     assert ended.code == 0
     lines = ended.text.splitlines()
-    assert "1 thread," in lines[0] and lines[1].startswith("matrix products: fp32 ") and "H = 4, V = 5" in lines[2]
+    assert "1 thread," in lines[0] and "H = 4, V = 5" in lines[3]
+    assert lines[1].startswith("native engine: ") and lines[2].startswith("matrix products: fp32 ")
     assert [line.split(":")[0] for line in lines if line.startswith(("train", "evaluate", "sample"))] == ["train", "sample"]
     rows = [tuple(line.split()[:3]) for line in lines if line.split()[:1] in (["gru"], ["lstm"])]
     assert rows == [(cell, engine, "fp32") for cell in ("gru", "lstm") for engine in ("reference", "torch.nn")] * 2
