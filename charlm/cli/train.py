@@ -178,7 +178,7 @@ def _introduce(loaded: LoadedRecipe, begun: Started) -> None:
     parameters = trainer.model.parameter_count()
     slots = {"sgd": 1 if train_.momentum else 0, "rmsprop": 1 + bool(train_.momentum)}.get(train_.optimizer, 2)
     memory = parameters * 4 * (2 + slots) + activation_bytes(
-        model, len(dataset.vocabulary), shape.batch, shape.steps, resolved.precision
+        model, len(dataset.vocabulary), shape.batch, shape.steps, resolved.precision, resolved.engine
     )
     identity = f", {dataset.identity}" if dataset.identity else ""
     length = f"{plan.steps:,} steps" if plan.steps is not None else f"until {duration(train_.time or 0)} have passed"

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from charlm.config import ModelSection
 from charlm.model.cells import Cell, State, cell_of
 from charlm.model.engines import ENGINES, Engine
+from charlm.model.native.layer import bytes_kept as native_bytes
 from charlm.runtime import generator
 
 EMBEDDING = -1
@@ -39,7 +40,7 @@ class RecurrentLayer(nn.Module):
     def __init__(self, model: ModelSection, width: int) -> None:
         super().__init__()
         self.cell: Cell = cell_of(model.cell, model.nonlinearity, model.reset_after)
-        self.kernel = f"rnn_{model.nonlinearity}" if model.cell == "rnn" else model.cell
+        self.kernel = kernel_of(model)
         rows = self.cell.gates * model.hidden
         self.weight_ih = nn.Parameter(torch.empty(rows, width))
         self.weight_hh = nn.Parameter(torch.empty(rows, model.hidden))
@@ -177,6 +178,17 @@ class LanguageModel(nn.Module):
         return sum(weight.numel() for weight in self.parameters())
 
 
+def kernel_of(model: ModelSection) -> str:
+    """Which recurrence it is: ``rnn_tanh``, ``rnn_relu``, ``lstm``, ``gru`` or ``gru_reset_before``."""
+    match model.cell:
+        case "rnn":
+            return f"rnn_{model.nonlinearity}"
+        case "gru":
+            return "gru" if model.reset_after else "gru_reset_before"
+        case "lstm":
+            return "lstm"
+
+
 def embedding_width(model: ModelSection) -> int | None:
     """D of the embedding, or ``None`` for one-hot input."""
     return None if model.input == "one-hot" else model.embedding or model.hidden
@@ -188,15 +200,20 @@ def count_parameters(model: ModelSection, vocabulary_size: int) -> int:
         return LanguageModel(model, vocabulary_size, "reference").parameter_count()
 
 
-def activation_bytes(model: ModelSection, vocabulary_size: int, streams: int, steps: int, precision: str) -> int:
+def activation_bytes(model: ModelSection, vocabulary_size: int, streams: int, steps: int, precision: str, engine: str) -> int:
     """What one training step keeps for its backward pass, in bytes.
 
-    Per character and layer: G·H gates, their pre-activations, the states and the dropped-out output, about (2G + 4)·H
-    numbers in the precision of the run; plus logits, their gradient and the log-softmax, 3·V numbers in fp32.
+    The native engine counts exactly what it keeps (:mod:`charlm.model.native.layer`). For the others, per character and
+    layer: G·H gates, their pre-activations, the states and the dropped-out output, about (2G + 4)·H numbers in the
+    precision of the run; plus logits, their gradient and the log-softmax, 3·V numbers in fp32.
     """
-    G = cell_of(model.cell).gates
     size = 4 if precision == "fp32" else 2
-    per_character = model.layers * (2 * G + 4) * model.hidden * size + 3 * vocabulary_size * 4
+    if engine == "native":
+        per_character = native_bytes(kernel_of(model), model.hidden, model.layers, vocabulary_size, size)
+        per_character += model.layers * 3 * model.hidden * size if model.dropout else 0  # masks, and what they leave
+    else:
+        G = cell_of(model.cell).gates
+        per_character = model.layers * (2 * G + 4) * model.hidden * size + 3 * vocabulary_size * 4
     return streams * steps * per_character
 
 

@@ -51,7 +51,7 @@ class NativeEngine:
         h, c = (F.pad(part.float(), (0, missing)) if missing else part.float() for part in (state[0], state[-1]))
         outputs, *carried = Recurrence.apply(  # type: ignore[no-untyped-call]
             x.contiguous(), ids, weights.weight_hh, weights.b_n, h, c if len(state) == 2 else None,
-            kind(layer), dtype, weights.packed, training, inputs.shape[:2],
+            layer.kernel, dtype, weights.packed, training, inputs.shape[:2],
         )  # fmt: skip
         if missing:
             outputs = outputs[..., :H]
@@ -80,11 +80,6 @@ class Weights(NamedTuple):
     packed: Packed | None
 
 
-def kind(layer: RecurrentLayer) -> str:
-    """Which of the kernels' recurrences it is."""
-    return "gru_reset_before" if layer.cell.step.__name__ == "gru_reset_before" else layer.kernel
-
-
 def _operands() -> torch.dtype:
     """The type of the products' operands: bf16 inside autocast, else fp32."""
     return torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
@@ -109,7 +104,7 @@ def weights_of(layer: RecurrentLayer, dtype: torch.dtype, training: bool) -> Wei
             weight_hh = F.pad(_with_zero_units(weight_hh, G, missing), (0, missing))
             H += missing
         b_n = None
-        if kind(layer) == "gru":
+        if layer.kernel == "gru":
             b_n = bias_hh[2 * H :].contiguous()
             bias_hh = torch.cat([bias_hh[: 2 * H], torch.zeros_like(b_n)])
         packed = None if training else pack(weight_hh, dtype, gates=G, backward=False)

@@ -38,6 +38,19 @@ def rounded_up(size: int) -> int:
     return -(-size // PANEL) * PANEL
 
 
+def bytes_kept(kind: str, H: int, layers: int, V: int, size: int) -> int:
+    """What a training step keeps per character, in bytes: the formula at the top of this page, and the output layer's part.
+
+    Args:
+        size: of an operand, 4 (fp32) or 2 (bf16) bytes.
+    """
+    H, G = rounded_up(H), GATES[kind]
+    numbers = {"rnn_tanh": 2, "rnn_relu": 2}.get(kind, 5) * H
+    recurrent = layers * (numbers * size + (4 * H if kind == "lstm" else 0))
+    inputs = (layers - 1) * G * H * size
+    return recurrent + inputs + (rounded_up(V) + H) * size
+
+
 class Packed(NamedTuple):
     """Recurrent weights in the order in which the products read them."""
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from charlm.model.cells import State
 from charlm.model.native import library
-from charlm.model.native.engine import kind, table_of, weights_of
+from charlm.model.native.engine import table_of, weights_of
 from charlm.model.native.interface import KINDS, Generation, address, addresses, is_bf16
 from charlm.model.native.layer import SLOTS, pack, rounded_up
 
@@ -51,7 +51,7 @@ class Writer:
         N, V = logits.shape
         missing = rounded_up(model.section.hidden) - model.section.hidden
         H, padded = model.section.hidden + missing, rounded_up(V)
-        which = kind(layers[0])
+        which = layers[0].kernel
         with torch.no_grad():
             weights = [weights_of(layer, dtype, training=False) for layer in layers]
             inputs = [
