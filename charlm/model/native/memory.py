@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from bisect import bisect_left, insort
 
 import numpy as np
 import torch
@@ -23,15 +24,16 @@ class Pool:
     """
 
     def __init__(self) -> None:
-        self._free: dict[int, list[Block]] = {}
+        self._free: list[Block] = []  # by size
         self._lent: dict[int, tuple[weakref.ref[memoryview], Block]] = {}
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A tensor with whatever its memory last held."""
         count = math.prod(shape)
         size = max(1, count) * dtype.itemsize
-        waiting = self._free.get(size)
-        block = waiting.pop() if waiting else _aligned(size)
+        fits = bisect_left(self._free, size, key=len)
+        # Steps of another length take what there is, if that is not much too large.
+        block = self._free.pop(fits) if fits < len(self._free) and len(self._free[fits]) <= 2 * size else _aligned(size)
         # PyTorch holds `view` for as long as it holds the memory; when `view` goes, the block waits for its next user.
         view = memoryview(block.data)
         lent = weakref.ref(view, self._back)
@@ -40,11 +42,7 @@ class Pool:
 
     def _back(self, lent: weakref.ref[memoryview]) -> None:
         _, block = self._lent.pop(id(lent))
-        self._free.setdefault(block.size, []).append(block)
-
-    def clear(self) -> None:
-        """Give back to the system what nobody uses."""
-        self._free.clear()
+        insort(self._free, block, key=len)
 
 
 def _aligned(size: int) -> Block:
