@@ -35,7 +35,7 @@ _SECONDS_FOR_LITTLE = 30.0
 
 COMPILERS = ("c++", "g++", "clang++")
 COMMON = (
-    "-std=c++17",
+    "-std=c++20",
     "-O3",
     "-fPIC",
     "-shared",

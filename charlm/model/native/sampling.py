@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from charlm.model.language_model import LanguageModel
 
 
+_ALONE = 1 << 22
+"""Bytes of weights up to which one thread writes one stream alone: a character takes it microseconds, and threads that must meet
+for each character lose far more than they gain as soon as anything else runs on the machine."""
+
+
 class Writer:
     """Goes on writing N streams from where a prompt has left them.
 
@@ -72,6 +77,9 @@ class Writer:
         biases = addresses([w.bias for w in weights])
         b_n = addresses([w.b_n for w in weights])
         self._keep = (weights, inputs, output, bias, table, forbidden, recurrent, below, biases, b_n)  # as long as the call
+        matrices = [*(w.packed for w in weights if w.packed is not None), *inputs]
+        read_per_step = sum(matrix.forward.numel() for matrix in matrices) * dtype.itemsize
+        self._threads = 1 if N == 1 and read_per_step <= _ALONE else torch.get_num_threads()
         self._call = Generation(
             bf16=is_bf16(dtype), kind=KINDS[which], layers=len(layers), V=padded, H=H, N=N, symbols=V,
             weights=ctypes.addressof(recurrent), weights_ih=ctypes.addressof(below), bias=ctypes.addressof(biases),
@@ -91,7 +99,7 @@ class Writer:
         """
         uniforms = np.ascontiguousarray(uniforms, dtype=np.float64)
         drawn = np.empty(uniforms.shape, dtype=np.int64)
-        self._call.threads = torch.get_num_threads()
+        self._call.threads = self._threads
         self._call.count = len(uniforms)
         self._call.uniforms, self._call.drawn = uniforms.ctypes.data, drawn.ctypes.data
         library.current().charlm_generate(ctypes.byref(self._call))

@@ -6,7 +6,6 @@
 #pragma once
 
 #include <atomic>
-#include <thread>
 
 #include "products.h"
 
@@ -31,7 +30,8 @@ static inline int thread_count() {
 }
 
 // Where the threads of a region meet. OpenMP's own barrier makes a system call each time, which costs as much as the step of
-// a small layer; this one looks at a number until it changes, and lets others run if that takes long.
+// a small layer. This one looks at a number until it changes, and goes to sleep if that takes long: the others may be waiting
+// for this very core.
 class Meeting {
     alignas(64) std::atomic<int> arrived{0};
     alignas(64) std::atomic<int> round{0};
@@ -42,10 +42,11 @@ class Meeting {
         if (arrived.fetch_add(1, std::memory_order_acq_rel) == threads - 1) {
             arrived.store(0, std::memory_order_relaxed);
             round.store(now + 1, std::memory_order_release);
+            round.notify_all();  // no system call where nobody sleeps
             return;
         }
         for (int looks = 0; round.load(std::memory_order_acquire) == now; looks++) {
-            if (looks > 20000) std::this_thread::yield();
+            if (looks > 500) round.wait(now, std::memory_order_acquire);
 #if defined(__x86_64__)
             _mm_pause();
 #endif
