@@ -12,6 +12,7 @@ from torch import nn
 from charlm.config import ModelSection
 from charlm.errors import UsageError
 from charlm.model.engines import ENGINES, resolve_engine
+from charlm.model.native import library
 from charlm.runtime import arithmetic, resolve_precision
 
 CPU = torch.device("cpu")
@@ -62,6 +63,8 @@ def test_an_engine_gives_what_the_reference_gives(
 ) -> None:
     """If this fails, a model means something else under another engine (1e-5 of the largest value, fp32)."""
     section = {"hidden": H, "layers": layers, **CELLS[cell], **INPUTS[inputs]}
+    if why_not := ENGINES[engine].why_not(ModelSection(**section), CPU):
+        pytest.skip(why_not)
     mine = _results(network(V, engine, **section))
     truth = _results(network(V, "reference", **section))
     assert mine.keys() == truth.keys()
@@ -75,6 +78,8 @@ def test_an_engine_gives_what_the_reference_gives(
 def test_weights_move_to_torch_nn_unchanged(network: Callable[..., Any], cell: str, engine: str) -> None:
     """If this fails, names, shapes or gate order are not PyTorch's, and checkpoints cannot be used there."""
     section: dict[str, Any] = {"hidden": H, "layers": 2, "input": "embedding", "embedding": 5, **CELLS[cell]}
+    if why_not := ENGINES[engine].why_not(ModelSection(**section), CPU):
+        pytest.skip(why_not)
     model = network(V, engine, **section)
     kind = {"lstm": nn.LSTM, "gru": nn.GRU}.get(section["cell"], nn.RNN)
     options = {"nonlinearity": section.get("nonlinearity", "tanh")} if kind is nn.RNN else {}
@@ -97,8 +102,8 @@ def test_weights_move_to_torch_nn_unchanged(network: Callable[..., Any], cell: s
 def test_bf16_is_close_to_fp32(network: Callable[..., Any], cell: str, engine: str) -> None:
     """If this fails, training in bf16 follows other gradients, or the carried state is not kept in fp32."""
     section: dict[str, Any] = {"hidden": 32, **CELLS.get(cell, {"cell": "gru", "reset_after": False})}
-    if ENGINES[engine].why_not(ModelSection(**section), CPU):
-        pytest.skip("this engine does not run this cell")
+    if why_not := ENGINES[engine].why_not(ModelSection(**section), CPU):
+        pytest.skip(why_not)
     exact = _results(network(V, engine, **section))
     rough = _results(network(V, engine, **section), "bf16")
     for name, expected in exact.items():
@@ -113,6 +118,10 @@ def test_bf16_is_close_to_fp32(network: Callable[..., Any], cell: str, engine: s
 def test_double_precision_stays_double(network: Callable[..., Any], engine: str) -> None:
     """If this fails, an engine silently rounds to fp32, and numeric gradients cannot be checked through it."""
     model = network(V, engine, hidden=H, layers=2).double()
+    if engine == "native":  # it has kernels for fp32 only, and says so
+        with pytest.raises(TypeError, match=r"weights are fp32, not torch\.float64; use the reference engine"):
+            model(_ids(), model.zero_state(B))
+        return
     logits, state = model(_ids(), model.zero_state(B))
     assert {logits.dtype, *(part.dtype for part in state)} == {torch.float64}
 
@@ -127,16 +136,36 @@ def test_a_named_engine_that_cannot_run_is_an_error() -> None:
         resolve_engine(impossible, CPU)
 
 
-def test_auto_takes_an_engine_that_runs_and_says_why() -> None:
+NOT_BUILT = "the native engine has not been built on this computer"
+
+
+def test_auto_takes_an_engine_that_runs_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     """If this fails, `engine: auto` picks one that cannot run, or does not explain itself."""
-    name, why = resolve_engine(GRU_BEFORE, CPU)
-    assert ENGINES[name].why_not(GRU_BEFORE, CPU) is None
-    assert "reset_after: false" in why
-    for cell in CELLS.values():
-        name, why = resolve_engine(ModelSection(**cell), CPU)
-        assert name != "reference", "auto takes the slowest engine where a faster one runs"
-        assert why
+    sections = [*(ModelSection(**cell) for cell in CELLS.values()), GRU_BEFORE]
+    for section in sections:
+        monkeypatch.setattr(library, "reason", lambda: None)
+        assert resolve_engine(section, CPU) == ("native", "the fastest that runs this model here")
+        monkeypatch.setattr(library, "reason", lambda: NOT_BUILT)
+        name, why = resolve_engine(section, CPU)
+        assert ENGINES[name].why_not(section, CPU) is None
+        assert NOT_BUILT in why, "nobody learns why a slower engine was taken"
+        assert name == ("reference" if section is GRU_BEFORE else "torch")
+        assert ("reset_after: false" in why) == (section is GRU_BEFORE)
     assert resolve_engine(ModelSection(engine="reference"), CPU) == ("reference", "as the recipe says")
+
+
+def test_the_native_engine_is_refused_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If this fails, a run that asks for the native engine silently takes another one, or does not learn why it cannot."""
+    named = ModelSection(engine="native")
+    monkeypatch.setattr(library, "reason", lambda: None)
+    assert resolve_engine(named, CPU) == ("native", "as the recipe says")
+    gpu = torch.device("cuda", 0)
+    with pytest.raises(UsageError, match=r"engine: native cannot run .* is for CPUs; use engine: auto"):
+        resolve_engine(named, gpu)
+    assert resolve_engine(ModelSection(), gpu)[0] == "torch"
+    monkeypatch.setattr(library, "reason", lambda: NOT_BUILT)
+    with pytest.raises(UsageError, match=rf"model\.engine: native cannot run this recipe: {NOT_BUILT}; use engine: auto"):
+        resolve_engine(named, CPU)
 
 
 def test_precision_is_chosen_by_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:

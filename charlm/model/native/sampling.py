@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 _ALONE = 1 << 22
-"""Bytes of weights up to which one thread writes one stream alone: a character takes it microseconds, and threads that must meet
+"""Bytes of weights up to which one thread writes one stream alone: a character takes it microseconds, and threads that meet
 for each character lose far more than they gain as soon as anything else runs on the machine."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -88,11 +89,16 @@ class Case:
 
 
 def distances(mine: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, float]:
-    """Per name the norm of the difference over the norm, or over a thousandth of the largest gradient's norm."""
+    """Per name the norm of the difference over the norm. A gradient's norm counts as a twentieth of the largest at least.
+
+    A gradient that is much smaller than the others is what is left of terms that cancelled, and their rounding stays.
+    """
     assert mine.keys() == truth.keys()
-    floor = 1e-3 * max((float(part.norm()) for name, part in truth.items() if name.startswith("gradient")), default=0.0)
+    gradients = [float(part.norm()) for name, part in truth.items() if name.startswith("gradient")]
+    places = math.prod(truth["outputs"].shape[:2]) if "outputs" in truth else 1
+    least = max(0.05 * max(gradients, default=0.0), 0.03 / math.sqrt(places))
     return {
-        name: float((mine[name] - part).norm()) / max(float(part.norm()), floor if name.startswith("gradient") else 1e-3)
+        name: float((mine[name] - part).norm()) / max(float(part.norm()), least if name.startswith("gradient") else 1e-3)
         for name, part in truth.items()
     }
 

@@ -46,7 +46,7 @@ class Meeting {
             return;
         }
         for (int looks = 0; round.load(std::memory_order_acquire) == now; looks++) {
-            if (looks > 500) round.wait(now, std::memory_order_acquire);
+            if (looks > 1000000) round.wait(now, std::memory_order_acquire);
 #if defined(__x86_64__)
             _mm_pause();
 #endif
