@@ -6,6 +6,7 @@
 #pragma once
 
 #include <atomic>
+#include <thread>
 
 #include "products.h"
 
@@ -30,8 +31,8 @@ static inline int thread_count() {
 }
 
 // Where the threads of a region meet. OpenMP's own barrier makes a system call each time, which costs as much as the step of
-// a small layer. This one looks at a number until it changes, and goes to sleep if that takes long: the others may be waiting
-// for this very core.
+// a small layer. This one looks at a number until it changes, for a millisecond or two, since another program may have taken
+// the other's core for a moment; then, or at once where there are more threads than cores, it sleeps.
 class Meeting {
     alignas(64) std::atomic<int> arrived{0};
     alignas(64) std::atomic<int> round{0};
@@ -45,8 +46,9 @@ class Meeting {
             round.notify_all();  // no system call where nobody sleeps
             return;
         }
-        for (int looks = 0; round.load(std::memory_order_acquire) == now; looks++) {
-            if (looks > 1000000) round.wait(now, std::memory_order_acquire);
+        static const int patience = 20000, cores = (int)std::thread::hardware_concurrency();
+        for (int looks = threads > cores ? patience : 0; round.load(std::memory_order_acquire) == now; looks++) {
+            if (looks > patience) round.wait(now, std::memory_order_acquire);
 #if defined(__x86_64__)
             _mm_pause();
 #endif
