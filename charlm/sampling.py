@@ -57,6 +57,8 @@ def distribution(logits: npt.ArrayLike, taste: Taste) -> Probabilities:
     Ties at the border of top-k go to the smaller id, so that exactly k remain.
     """
     scores = np.array(logits, dtype=np.float64)
+    if not np.isfinite(scores).all():
+        raise UsageError("the model's scores are not numbers: its weights are spoilt, or have grown beyond all bounds")
     if taste.banned:
         scores[list(taste.banned)] = -np.inf
     if not np.isfinite(scores.max()):

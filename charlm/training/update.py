@@ -86,6 +86,8 @@ class Updater:
             # As torch.nn.utils.clip_grad_norm_ does, with its 1e-6.
             clipped = 1.0 if self._clip is None else min(1.0, self._clip / (norm + 1e-6))
             self._step(clipped / self.scale.scale)
+            # Fused optimisers do not count their changes; whoever has prepared something of the weights must notice them.
+            torch.autograd.graph.increment_version(self._weights)
             self.scale.succeeded()
         left_out = not finite and math.isfinite(nats) and self.scale.overflowed()
         return Outcome(nats, norm, tuple(part.detach() for part in state), diverged=not finite and not left_out)

@@ -128,9 +128,9 @@ class Recurrence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_outputs: Tensor | None, d_h: Tensor | None, d_c: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients of x, weight_hh, b_n, h and c."""
-        outputs, _, kept, rh, weights, ids, call = ctx.kept
+        outputs, _carried, kept, rh, weights, ids, call = ctx.kept  # all that the call points at
         ctx.kept = None
-        kind, (T, B, _) = ctx.kind, kept.shape
+        kind, (T, B) = ctx.kind, kept.shape[:2]
         H, G, S = outputs.shape[2], GATES[kind], SLOTS[kind]
         dtype = outputs.dtype
         d_outputs = d_outputs.to(dtype).contiguous() if d_outputs is not None else None

@@ -76,6 +76,7 @@ static inline void write_sums(long rows, const float* sums, float* y, long y_ste
 
 // One panel of products.h's product; K is a multiple of 32.
 static void product(long rows, const bf16* a, long a_step, const bf16* w, long K, float* y, long y_step, bool add) {
+    __asm__ volatile("" ::: "memory");  // GCC 12's headers do not say that loading a tile reads memory: no store may wait
     const long blocks = (rows + 31) / 32;
     for (long block = 0; block < blocks; block++) {
         const long first = rows * block / blocks, count = rows * (block + 1) / blocks - first;
