@@ -36,7 +36,7 @@ FORMAT = 1
 RUNS = Path("checkpoints")
 """Where runs are written and looked for by name, from the current folder."""
 
-_WEIGHTS, _OPTIMIZER, _STATE = "model.", "optimizer.", "state."
+_WEIGHTS, _OPTIMIZER, _STATE, _AVERAGE = "model.", "optimizer.", "state.", "average."
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Checkpoint:
         weights: parameter name → tensor.
         optimizer: ``parameter/slot`` → tensor; empty where the file is only to be used, not gone on from.
         state: the carried state of all B streams; empty likewise.
+        average: the weights' moving average, parameter name → tensor; empty likewise, and where the recipe has none.
     """
 
     recipe: Recipe
@@ -62,6 +63,7 @@ class Checkpoint:
     weights: dict[str, Tensor] = field(repr=False)
     optimizer: dict[str, Tensor] = field(default_factory=dict, repr=False)
     state: State = field(default=(), repr=False)
+    average: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def model(self, device: torch.device, engine: str | None = None) -> LanguageModel:
         """Build the network with these weights, on a device.
@@ -106,6 +108,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     """
     tensors = {_WEIGHTS + name: tensor for name, tensor in checkpoint.weights.items()}
     tensors |= {_OPTIMIZER + name: tensor for name, tensor in checkpoint.optimizer.items()}
+    tensors |= {_AVERAGE + name: tensor for name, tensor in checkpoint.average.items()}
     tensors |= {f"{_STATE}{index}": tensor for index, tensor in enumerate(checkpoint.state)}
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     described = {
@@ -180,6 +183,7 @@ def load(path: Path) -> Checkpoint:
             weights=part(_WEIGHTS),
             optimizer=part(_OPTIMIZER),
             state=tuple(tensor for _, tensor in sorted(part(_STATE).items())),
+            average=part(_AVERAGE),
         )
     except (KeyError, CharlmError) as error:
         raise CheckpointError(f"{path} was written by another version of charlm: {error}") from None

@@ -124,6 +124,12 @@ class ModelSection(Section):
     """Probability of zeroing a layer's output on its way to the next layer or to the output layer, in training."""
     input_dropout: Probability = 0.0
     """Probability of zeroing each number of the embedding for a whole training step (Gal & Ghahramani 2016)."""
+    locked_dropout: bool = False
+    """`dropout` zeroes the same units at all steps of a stream (Gal & Ghahramani 2016), not new ones at each step."""
+    weight_drop: Probability = 0.0
+    """Probability of zeroing each recurrent weight for a whole training step (Wan et al. 2013; Merity et al. 2018)."""
+    residual: Annotated[bool, Field(json_schema_extra=FIXED)] = False
+    """Each layer but the first adds its input to its output (He et al. 2016)."""
     engine: Literal["auto", "reference", "torch", "native"] = "auto"
     """What executes the cell: `reference` (readable), `torch` (PyTorch's fused kernels), `native` (ours, CPU), or `auto`."""
     nonlinearity: Annotated[Literal["tanh", "relu"], Field(json_schema_extra=FIXED)] = "tanh"
@@ -189,6 +195,9 @@ class TrainSection(Section):
     """Of `step` and `exponential`: the factor."""
     gamma_every: Annotated[float, Field(gt=0)] = 1.0
     """Of `step` and `exponential`: the factor is applied once per this many epochs."""
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay per step of a moving average of the weights (0.999: about a thousand steps; 0: none). It is validated too, and is
+    the run's `best` when it is better than the weights themselves."""
     epochs: Annotated[float | None, Field(gt=0)] = None
     """Planned passes over the training text. Without `updates` and `time` too: 8 million characters, at most 50 passes."""
     updates: Annotated[int | None, Field(ge=1)] = None

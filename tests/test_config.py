@@ -286,10 +286,12 @@ def test_everything_that_makes_another_model_or_order_is_fixed() -> None:
     free = {name for name, info in fields() if info.json_schema_extra != config.FIXED}
     sections = ("evaluate.", "checkpoint.", "sample.")
     assert {name for name in free if not name.startswith(sections)} == {
-        "model.dropout", "model.input_dropout", "model.engine", "model.forget_bias", "model.init",
+        "model.dropout", "model.input_dropout", "model.locked_dropout", "model.weight_drop", "model.engine",
+        "model.forget_bias", "model.init",
         "figure.metric", "figure.value", "figure.note",
         "train.lr", "train.betas", "train.weight_decay", "train.clip", "train.schedule", "train.warmup",
-        "train.lr_final", "train.gamma", "train.gamma_every", "train.epochs", "train.updates", "train.time", "train.threads",
+        "train.lr_final", "train.gamma", "train.gamma_every", "train.average", "train.epochs",
+        "train.updates", "train.time", "train.threads",
     }  # fmt: skip
 
 

@@ -36,13 +36,16 @@ class Engine(Protocol):
     def why_not(self, model: ModelSection, device: torch.device) -> str | None:
         """Say why this engine cannot run such a model here; ``None``: it can."""
 
-    def run(self, layer: RecurrentLayer, inputs: Tensor, state: State, embedding: Tensor | None) -> tuple[Tensor, State]:
+    def run(
+        self, layer: RecurrentLayer, inputs: Tensor, state: State, embedding: Tensor | None, weight_hh: Tensor | None = None
+    ) -> tuple[Tensor, State]:
         """Read T steps.
 
         Args:
             inputs: ``(T, B, D)`` numbers, or ``(T, B)`` ids that stand for rows of ``embedding``.
             state: each ``(B, H)``.
             embedding: ``(V, D)``; ``None`` with ids: the ids stand for one-hot vectors, and D = V.
+            weight_hh: in place of the layer's own, when training.
 
         Returns:
             The outputs h of every step, ``(T, B, H)``, and the state after the last.
@@ -68,12 +71,15 @@ class ReferenceEngine:
         """It runs everything, everywhere."""
         return None
 
-    def run(self, layer: RecurrentLayer, inputs: Tensor, state: State, embedding: Tensor | None) -> tuple[Tensor, State]:
+    def run(
+        self, layer: RecurrentLayer, inputs: Tensor, state: State, embedding: Tensor | None, weight_hh: Tensor | None = None
+    ) -> tuple[Tensor, State]:
         """See :class:`Engine`."""
         x = self._input_gates(layer, inputs, embedding).to(state[0].dtype)
+        weight_hh = layer.weight_hh if weight_hh is None else weight_hh
         outputs = []
         for x_t in x.unbind(0):
-            state = layer.cell.step(x_t, state, layer.weight_hh, layer.bias_hh)
+            state = layer.cell.step(x_t, state, weight_hh, layer.bias_hh)
             outputs.append(state[0])
         return torch.stack(outputs), state
 
@@ -108,10 +114,13 @@ class TorchEngine(ReferenceEngine):
             return "PyTorch has no GRU with reset_after: false"
         return None
 
-    def run(self, layer: RecurrentLayer, inputs: Tensor, state: State, embedding: Tensor | None) -> tuple[Tensor, State]:
+    def run(
+        self, layer: RecurrentLayer, inputs: Tensor, state: State, embedding: Tensor | None, weight_hh: Tensor | None = None
+    ) -> tuple[Tensor, State]:
         """See :class:`Engine`."""
         weight_ih, inputs = self._input_product(layer.weight_ih, inputs, embedding, state[0].dtype)
-        weights: list[Tensor] = [weight_ih, layer.weight_hh, layer.bias_ih, layer.bias_hh]
+        weight_hh = layer.weight_hh if weight_hh is None else weight_hh
+        weights: list[Tensor] = [weight_ih, weight_hh, layer.bias_ih, layer.bias_hh]
         carried = tuple(part.unsqueeze(0) for part in state)  # PyTorch counts layers in front; here is one
         # In PyTorch's order: has biases, layers, dropout, training, bidirectional, batch first.
         options = (True, 1, 0.0, torch.is_grad_enabled(), False, False)

@@ -2,6 +2,9 @@
 
     ids (T, B) → [embedding] → recurrent layer 1 … L, dropout after each → output layer → logits (T, B, V)
 
+With ``residual``, each layer but the first adds its input to its output, so that gradients reach the lower layers directly
+(He et al. 2016; in stacked LSTMs: Wu et al. 2016).
+
 State is a value: ``model(ids, state)`` returns the next state and keeps none, so evaluating or sampling can never disturb
 training. Its parts are ``(L, B, H)`` in fp32: ``(h,)``, or ``(h, c)`` for the LSTM.
 
@@ -12,7 +15,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -20,15 +22,10 @@ from torch import Tensor, nn
 
 from charlm.config import ModelSection
 from charlm.model.cells import Cell, State, cell_of
+from charlm.model.dropout import Dropout
 from charlm.model.engines import ENGINES, Engine
 from charlm.model.native.layer import bytes_kept as native_bytes
 from charlm.runtime import generator
-
-EMBEDDING = -1
-"""The embedding's number among the places where dropout acts; layers count from 0."""
-
-Dropout = Callable[[Tensor, int], Tensor]
-"""(values, the number of the place they come from) → the same with some of them zeroed, the others scaled up."""
 
 
 class RecurrentLayer(nn.Module):
@@ -96,55 +93,45 @@ class LanguageModel(nn.Module):
         shape = (len(self.layers), streams, self.section.hidden)
         return tuple(torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in self.layers[0].cell.state_names)
 
-    def forward(
-        self, ids: Tensor, state: State, dropout: Dropout | None = None, input_dropout: Dropout | None = None
-    ) -> tuple[Tensor, State]:
+    def forward(self, ids: Tensor, state: State, dropout: Dropout | None = None) -> tuple[Tensor, State]:
         """Read T steps of B streams.
 
         Args:
             ids: ``(T, B)`` integers below V.
             state: see :meth:`zero_state`.
-            dropout: applied to each layer's outputs ``(T, B, H)``; ``None``: none (evaluation, sampling).
-            input_dropout: applied to the embedding ``(V, D)``, so that all T·B look-ups see the same zeros.
+            dropout: ``None``: none (evaluation, sampling).
 
         Returns:
             Logits of the next symbol ``(T, B, V)``, and the state after the last step.
         """
-        features, state = self.features(ids, state, dropout, input_dropout)
+        features, state = self.features(ids, state, dropout)
         return self.logits(features), state
 
-    def features(
-        self, ids: Tensor, state: State, dropout: Dropout | None = None, input_dropout: Dropout | None = None
-    ) -> tuple[Tensor, State]:
+    def features(self, ids: Tensor, state: State, dropout: Dropout | None = None) -> tuple[Tensor, State]:
         """The last layer's outputs ``(T, B, H)``, before the output layer, and the next state."""
         inputs: Tensor = ids
         embedding: Tensor | None = self.embedding
-        if embedding is not None and input_dropout is not None:
-            embedding = input_dropout(embedding, EMBEDDING)
+        if embedding is not None and dropout is not None:
+            embedding = dropout.embedding(embedding)
         carried: list[State] = []
         for number, layer in enumerate(self.layers):
-            inputs, carried_on = self.engine.run(layer, inputs, tuple(part[number] for part in state), embedding)
+            weight_hh = dropout.recurrent(layer.weight_hh, number) if dropout is not None else None
+            outputs, carried_on = self.engine.run(layer, inputs, tuple(part[number] for part in state), embedding, weight_hh)
             carried.append(carried_on)
             embedding = None
-            if dropout is not None:
-                inputs = dropout(inputs, number)
+            if self.section.residual and number > 0:
+                outputs = outputs + inputs
+            inputs = dropout.outputs(outputs, number) if dropout is not None else outputs
         return inputs, tuple(torch.stack(parts) for parts in zip(*carried, strict=True))
 
-    def nats(
-        self,
-        ids: Tensor,
-        targets: Tensor,
-        state: State,
-        dropout: Dropout | None = None,
-        input_dropout: Dropout | None = None,
-    ) -> tuple[Tensor, State]:
+    def nats(self, ids: Tensor, targets: Tensor, state: State, dropout: Dropout | None = None) -> tuple[Tensor, State]:
         """What the targets cost, for training: Σ −ln p(target), a scalar, and the next state.
 
         Args:
             targets: ``(T, B)`` ids; ``IGNORED`` ones cost nothing.
-            ids, state, dropout, input_dropout: see :meth:`forward`.
+            ids, state, dropout: see :meth:`forward`.
         """
-        features, state = self.features(ids, state, dropout, input_dropout)
+        features, state = self.features(ids, state, dropout)
         weight = self.output_matrix()
         return self.engine.cross_entropy(features.flatten(0, 1), weight, self.output_bias, targets.flatten()), state
 
@@ -215,26 +202,3 @@ def activation_bytes(model: ModelSection, vocabulary_size: int, streams: int, st
         G = cell_of(model.cell).gates
         per_character = model.layers * (2 * G + 4) * model.hidden * size + 3 * vocabulary_size * 4
     return streams * steps * per_character
-
-
-def hashed_dropout(probability: float, seed: int, step: int) -> Dropout | None:
-    """Dropout whose masks follow from (seed, step, place) alone, so that a resumed run draws the same ones.
-
-    On a CPU the masks are cut from 64-bit random numbers, four decisions each: the probability is rounded to a multiple
-    of 2⁻¹⁶, and the scale 1/(1 − p) uses the rounded one.
-    """
-    if probability == 0:
-        return None
-
-    def drop(values: Tensor, place: int) -> Tensor:
-        rng = generator(values.device, seed, "dropout", step, place)
-        if values.device.type != "cpu":
-            keep = torch.rand(values.shape, device=values.device, generator=rng) >= probability
-            return values * keep / (1 - probability)
-        threshold = min(65535, round(probability * 65536))
-        words = torch.empty(-(-values.numel() // 4), dtype=torch.int64)
-        words.random_(-(2**63), None, generator=rng)
-        keep = words.view(torch.int16)[: values.numel()].view(values.shape) >= threshold - 32768
-        return values * keep.to(values.dtype).mul_(65536 / (65536 - threshold))
-
-    return drop

@@ -6,6 +6,7 @@ asks the same function.
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -35,6 +36,33 @@ def make_optimizer(model: LanguageModel, section: TrainSection) -> torch.optim.O
             return torch.optim.AdamW(groups, lr=section.lr, betas=betas, fused=True)
         case "rmsprop":
             return torch.optim.RMSprop(groups, lr=section.lr, momentum=section.momentum)
+
+
+class WeightAverage:
+    """An exponential moving average of the weights, which is often better than the last of them (Polyak & Juditsky 1992).
+
+    It is taken every ``EVERY`` steps, which costs nothing noticeable. At first it covers the last nine tenths of the steps
+    so far, until that is longer than ``decay`` remembers.
+
+    Args:
+        model: whose weights are averaged.
+        decay: per step, such as 0.999: about the last thousand steps count.
+    """
+
+    EVERY = 10
+
+    def __init__(self, model: LanguageModel, decay: float) -> None:
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self._weights: list[Tensor] = list(model.parameters())
+        self._averages: list[Tensor] = list(self.model.parameters())
+        self._decay = decay**self.EVERY
+
+    def update(self, step: int) -> None:
+        """Take in the weights after ``step`` steps."""
+        if step % self.EVERY == 0:
+            taken = step // self.EVERY
+            with torch.no_grad():
+                torch._foreach_lerp_(self._averages, self._weights, 1 - min(self._decay, taken / (9 + taken)))
 
 
 def learning_rate(section: TrainSection, step: int, planned_steps: int | None, epoch_length: int) -> float:

@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from charlm import checkpoint, sampling
 from charlm.checkpoint import Checkpoint
@@ -27,9 +28,10 @@ from charlm.data.streams import Batches
 from charlm.errors import DivergedError
 from charlm.evaluation import perplexity
 from charlm.model.cells import State
-from charlm.model.language_model import LanguageModel, hashed_dropout
+from charlm.model.dropout import Dropout
+from charlm.model.language_model import LanguageModel
 from charlm.training.events import Evaluated, Event, Finished, Sampled, Saved, StepDone
-from charlm.training.optimisation import LossScale, learning_rate, optimizer_tensors, restore_optimizer
+from charlm.training.optimisation import LossScale, WeightAverage, learning_rate, optimizer_tensors, restore_optimizer
 from charlm.training.plan import Limits, Plan, Resolved
 from charlm.training.run_folder import BEST, LAST, RunFolder
 from charlm.training.update import Updater
@@ -82,6 +84,8 @@ class Trainer:
         self._state: State = model.zero_state(self.batches.shape.batch)
         self._recent: deque[tuple[float, int]] = deque(maxlen=min(RECENT_STEPS, self.batches.epoch_length(0)))
         self._speeds: deque[tuple[int, float]] = deque(maxlen=50)
+        self._average = WeightAverage(model, recipe.train.average) if recipe.train.average else None
+        self._candidate = model  # to become best: the weights, or their average if that was better when last validated
         self._best: dict[str, Any] = {"nats": None, "step": None}
         self._worse_in_a_row = 0
         self._validation_nats: float | None = None
@@ -123,12 +127,9 @@ class Trainer:
         batch = self.batches.batch(self.epoch, self._index)
         state = self.model.zero_state(batch.inputs.shape[1]) if batch.fresh else self._state
         inputs, targets = batch.inputs.to(device), batch.targets.to(device)
-        dropout, input_dropout = (
-            hashed_dropout(probability, train.seed, self.step)
-            for probability in (self.recipe.model.dropout, self.recipe.model.input_dropout)
-        )
+        dropout = Dropout(self.recipe.model, train.seed, self.step)
         rate = learning_rate(train, self.step, self.plan.steps, self.batches.epoch_length(0))
-        outcome = self._update(inputs, targets, batch.scored, state, rate, dropout, input_dropout)
+        outcome = self._update(inputs, targets, batch.scored, state, rate, dropout)
         nats, norm = outcome.nats, outcome.norm
         if outcome.diverged:
             self._diverged(nats, norm)
@@ -138,6 +139,8 @@ class Trainer:
         self._recent.append((nats * batch.scored, batch.scored))
         self.step += 1
         self._index += 1
+        if self._average is not None:
+            self._average.update(self.step)
         if self._index == self.batches.epoch_length(self.epoch):
             self.epoch, self._index = self.epoch + 1, 0
         seconds = time.perf_counter() - began
@@ -183,11 +186,14 @@ class Trainer:
 
     def _evaluate(self, regular: bool) -> Evaluated:
         """The cheap validation. Only a regular one can change ``best`` and early stopping; any fills a missing ``best``."""
-        assert self.validation is not None
-        options = self.recipe.evaluate
-        score = perplexity.segments(
-            self.model, self.validation, pieces=options.segments, warm=options.warm, characters=options.characters
-        )
+        score = self._validate(self.model)
+        self._candidate = self.model
+        figures = {"nats": score.nats_per_character}
+        if self._average is not None:
+            averaged = self._validate(self._average.model)
+            figures["average_nats"] = averaged.nats_per_character
+            if averaged.nats_per_character < score.nats_per_character:
+                self._candidate, score = self._average.model, averaged
         nats = score.nats_per_character
         self._validation_nats, self._validation_characters = nats, score.characters
         is_best = math.isfinite(nats) and (self._best["nats"] is None or nats < self._best["nats"])
@@ -195,18 +201,25 @@ class Trainer:
             "kind": "evaluation",
             "step": self.step,
             "epoch": self._epochs_done(),
-            "nats": nats,
+            **figures,
             "regular": regular,
         }
         self.folder.record(entry | {"characters": score.characters})
         if regular:
             self._worse_in_a_row = 0 if is_best else self._worse_in_a_row + 1
             if is_best:
-                self._best = {"nats": nats, "step": self.step}
+                self._best = {"nats": nats, "step": self.step, "averaged": self._candidate is not self.model}
                 self._save()  # `last` first, so that `best` never comes from a future that a resumed run does not have
         if is_best and (regular or self._best["nats"] is None):  # until a regular one there is no best that could be spoilt
             self._save_best()
         return Evaluated(self.step, nats, is_best and regular, regular)
+
+    def _validate(self, model: LanguageModel) -> perplexity.Score:
+        assert self.validation is not None
+        options = self.recipe.evaluate
+        return perplexity.segments(
+            model, self.validation, pieces=options.segments, warm=options.warm, characters=options.characters
+        )
 
     def _sample(self, model: LanguageModel, prompt: str) -> Sampled:
         options = self.recipe.sample
@@ -270,7 +283,7 @@ class Trainer:
     def _best_model(self) -> LanguageModel:
         """The model that the run hands over: ``best``, which without validation is ``last``."""
         if self.validation is None or self._best["step"] in (None, self.step):
-            return self.model
+            return self._candidate
         stored = checkpoint.load(self.folder.path / BEST)
         return stored.model(self.resolved.device, self.resolved.engine)
 
@@ -343,8 +356,8 @@ class Trainer:
 
     # -- saving and going on --
 
-    def _checkpoint(self, whole: bool) -> Checkpoint:
-        weights = {name: weight.detach() for name, weight in self.model.named_parameters()}
+    def _checkpoint(self, model: LanguageModel, whole: bool) -> Checkpoint:
+        weights = _weights(model)
         progress: dict[str, Any] = {
             "step": self.step,
             "epoch": self._epochs_done(),
@@ -379,6 +392,7 @@ class Trainer:
             progress=progress | going_on,
             optimizer=optimizer_tensors(self._update.optimizer, self.model),
             state=self._state,
+            average=_weights(self._average.model) if self._average is not None else {},
         )
 
     def _save(self) -> None:
@@ -388,17 +402,20 @@ class Trainer:
                 f"learning rate (--set train.lr={self.recipe.train.lr / 3:.2g} --resume auto)"
             )
         keep = self.recipe.checkpoint.keep_every
-        self.folder.save(self._checkpoint(whole=True), keep_step=bool(keep and self.step and self.step % keep == 0))
+        self.folder.save(self._checkpoint(self.model, whole=True), keep_step=bool(keep and self.step and self.step % keep == 0))
         self._last_saved = self.step
         if self.validation is None:
             self._save_best()
 
     def _save_best(self) -> None:
-        self.folder.save_best(self._checkpoint(whole=False))
+        self.folder.save_best(self._checkpoint(self._candidate, whole=False))
 
     def _restore(self, stored: Checkpoint) -> None:
         progress = stored.progress
         restore_optimizer(self._update.optimizer, self.model, stored.optimizer)
+        if self._average is not None and stored.average:  # else it begins with the weights of now
+            checkpoint.fill(self._average.model, stored.average)
+            self._candidate = self._average.model if progress["best"].get("averaged") else self.model
         self._state = tuple(part.to(self.resolved.device, copy=True) for part in stored.state)
         self.step = self.resumed_from = progress["step"]
         self.epoch, self._index = progress["position"]
@@ -415,3 +432,7 @@ class Trainer:
                 self._save_best()
             else:  # lost, or from a future that this run does not have: the next evaluation fills it
                 self._best = {"nats": None, "step": None}
+
+
+def _weights(model: LanguageModel) -> dict[str, Tensor]:
+    return {name: weight.detach() for name, weight in model.named_parameters()}

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from charlm.config import TrainSection
 from charlm.model.cells import State
-from charlm.model.language_model import Dropout, LanguageModel
+from charlm.model.dropout import Dropout
+from charlm.model.language_model import LanguageModel
 from charlm.model.native.optimiser import Optimiser as NativeOptimiser
 from charlm.runtime import arithmetic
 from charlm.training.optimisation import LossScale, make_optimizer
@@ -60,7 +61,6 @@ class Updater:
         state: State,
         rate: float,
         dropout: Dropout | None = None,
-        input_dropout: Dropout | None = None,
     ) -> Outcome:
         """Learn from one batch.
 
@@ -70,10 +70,10 @@ class Updater:
             scored: how many targets are not ignored.
             state: that the batch starts from.
             rate: the learning rate.
-            dropout, input_dropout: see :meth:`LanguageModel.forward`.
+            dropout: see :meth:`LanguageModel.forward`.
         """
         with arithmetic(self._precision, self._device):
-            total, state = self.model.nats(inputs, targets, state, dropout, input_dropout)
+            total, state = self.model.nats(inputs, targets, state, dropout)
         gradients = torch.autograd.grad(total * (self.scale.scale / scored), self._weights)
         for weight, gradient in zip(self._weights, gradients, strict=True):
             weight.grad = gradient

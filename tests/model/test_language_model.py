@@ -11,8 +11,9 @@ import torch
 from pydantic import ValidationError
 
 from charlm.config import ModelSection
+from charlm.model.dropout import Dropout, mask
 from charlm.model.engines import ENGINES
-from charlm.model.language_model import LanguageModel, count_parameters, embedding_width, hashed_dropout
+from charlm.model.language_model import LanguageModel, count_parameters, embedding_width
 
 BLOCKS = {"rnn": 1, "gru": 3, "lstm": 4}
 
@@ -73,15 +74,15 @@ def test_what_needs_an_embedding_is_refused_without_one(keys: dict[str, Any]) ->
 
 def test_input_dropout_acts_on_whole_rows_of_the_embedding_and_only_in_training() -> None:
     """If this fails, input dropout does nothing, or differs between engines, or touches evaluation."""
-    section = ModelSection(cell="gru", hidden=8, embedding=6)
+    section = ModelSection(cell="gru", hidden=8, embedding=6, dropout=0, input_dropout=0.5)
     ids = torch.arange(12).view(6, 2) % 5
-    drop = hashed_dropout(0.5, seed=1, step=3)
+    drop = Dropout(section, seed=1, step=3)
     found = {}
     for engine in ENGINES:
         model = LanguageModel(section, 5, engine)
         model.initialise(1)
         state = model.zero_state(2)
-        found[engine] = model(ids, state, None, drop)[0]
+        found[engine] = model(ids, state, drop)[0]
         assert not torch.allclose(found[engine], model(ids, state)[0], atol=1e-3)
     torch.testing.assert_close(found["torch"], found["reference"], rtol=0, atol=1e-5)
 
@@ -135,7 +136,7 @@ def test_evaluating_does_not_disturb_training(network: Callable[..., Any], text_
         optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
         state = model.zero_state(3)
         for step in range(4):
-            logits, state = model(ids, state, hashed_dropout(0.3, 1, step))
+            logits, state = model(ids, state, Dropout(ModelSection(dropout=0.3), 1, step))
             state = tuple(part.detach() for part in state)
             if evaluating:
                 carried(model, text), segments(model, text, warm=20)
@@ -214,17 +215,16 @@ def test_initial_weights_follow_from_the_seed(network: Callable[..., Any]) -> No
 
 
 def _mask(probability: float, seed: int, step: int, layer: int, shape: tuple[int, ...] = (50, 8, 100)) -> torch.Tensor:
-    drop = hashed_dropout(probability, seed, step)
-    assert drop is not None
-    return drop(torch.ones(shape), layer)
+    """What outputs of 1 become."""
+    return Dropout(ModelSection(dropout=probability), seed, step).outputs(torch.ones(shape), layer)
 
 
 def test_dropout_follows_from_seed_step_and_layer() -> None:
     """If this fails, a resumed run drops other units, or two layers or steps drop the same ones."""
     masks = [_mask(0.5, seed, step, layer) for seed in (1, 2) for step in (0, 1) for layer in (0, 1)]
-    for number, mask in enumerate(masks):
+    for number, one in enumerate(masks):
         for other in masks[:number]:
-            same = ((mask == 0) == (other == 0)).float().mean()
+            same = ((one == 0) == (other == 0)).float().mean()
             assert float(same) == pytest.approx(0.5, abs=0.02)
     torch.manual_seed(99)
     assert torch.equal(_mask(0.5, 2, 1, 1), masks[-1]), "the process's own random state is used"
@@ -257,28 +257,77 @@ def test_neighbouring_dropout_decisions_are_independent() -> None:
         assert float(both) == pytest.approx(0.25, abs=0.015)
 
 
-def test_no_dropout_at_zero(network: Callable[..., Any]) -> None:
+def test_no_dropout_at_zero() -> None:
     """If this fails, dropout: 0 still costs time or changes values."""
-    assert hashed_dropout(0.0, 1, 1) is None
+    nothing = Dropout(ModelSection(dropout=0), 1, 1)
+    values = torch.ones(4, 3, 2)
+    assert nothing.outputs(values, 0) is values
+    assert nothing.recurrent(values[0], 0) is not None and torch.equal(nothing.recurrent(values[0], 0), values[0])
+    assert nothing.embedding(values[0]).equal(values[0])
+
+
+def test_locked_dropout_zeroes_the_same_units_at_all_steps() -> None:
+    """If this fails, locked_dropout does nothing, or drops the same units in all streams or steps of training."""
+    values = torch.ones(20, 3, 200)
+    first, later = (Dropout(ModelSection(dropout=0.4, locked_dropout=True), 1, step).outputs(values, 0) for step in (0, 1))
+    assert torch.equal(first, first[:1].expand_as(first))
+    assert not torch.equal(first[0, 0], first[0, 1]) and not torch.equal(first, later)
+    assert float((first[0] == 0).float().mean()) == pytest.approx(0.4, abs=0.06)
+
+
+@pytest.mark.parametrize("cell", BLOCKS)
+def test_every_engine_drops_the_same_weights(network: Callable[..., Any], cell: str) -> None:
+    """If this fails, weight_drop reaches another engine's weights, or none, or its gradient ignores the zeros."""
+    dropout = Dropout(ModelSection(dropout=0, weight_drop=0.5), 1, 3)
+    ids = torch.randint(9, (6, 3), generator=torch.Generator().manual_seed(3))
+    found = {}
+    for engine in ENGINES:
+        model = network(9, engine, cell=cell, hidden=12, layers=2, residual=True)
+        logits, _ = model(ids, model.zero_state(3), dropout)
+        logits.square().mean().backward()
+        found[engine] = [logits, *(weight.grad for weight in model.parameters())]
+        assert not torch.allclose(logits, model(ids, model.zero_state(3))[0], atol=1e-4), "nothing was dropped"
+        for number, layer in enumerate(model.layers):
+            dropped = dropout.recurrent(torch.ones_like(layer.weight_hh), number) == 0
+            assert 0.3 < float(dropped.float().mean()) < 0.7
+            assert layer.weight_hh.grad is not None and not layer.weight_hh.grad[dropped].any()
+    for engine, results in found.items():
+        for mine, expected in zip(results, found["reference"], strict=True):
+            torch.testing.assert_close(
+                mine, expected, rtol=1e-4, atol=1e-5, msg=lambda text, engine=engine: f"{engine}: {text}"
+            )
 
 
 def test_dropout_acts_on_every_layer(network: Callable[..., Any]) -> None:
     """If this fails, dropout reaches only some layers' outputs, or the recurrent path."""
     seen: list[tuple[int, tuple[int, ...]]] = []
 
-    def record(values: torch.Tensor, layer: int) -> torch.Tensor:
-        seen.append((layer, tuple(values.shape)))
-        return values * 0
+    class Recorder(Dropout):
+        def outputs(self, values: torch.Tensor, layer: int) -> torch.Tensor:
+            seen.append((layer, tuple(values.shape)))
+            return values * 0
 
     model = network(9, hidden=6, layers=3)
-    features, state = model.features(torch.zeros(4, 2, dtype=torch.int64), model.zero_state(2), record)
+    dropout = Recorder(ModelSection(), 1, 1)
+    features, state = model.features(torch.zeros(4, 2, dtype=torch.int64), model.zero_state(2), dropout)
     assert seen == [(0, (4, 2, 6)), (1, (4, 2, 6)), (2, (4, 2, 6))]
     assert not features.any()
     assert state[0].detach().abs().min() > 0, "the carried state was dropped"
 
 
+def test_residual_layers_add_their_input(network: Callable[..., Any]) -> None:
+    """If this fails, residual: true adds nothing, or something at the first layer."""
+    ids = torch.randint(9, (5, 2), generator=torch.Generator().manual_seed(3))
+    model = network(9, hidden=6, layers=2, residual=True)
+    plain = network(9, hidden=6, layers=2)
+    first = network(9, hidden=6, layers=1)
+    below, _ = first.features(ids, first.zero_state(2))
+    top, _ = plain.features(ids, plain.zero_state(2))
+    features, _ = model.features(ids, model.zero_state(2))
+    torch.testing.assert_close(features, top + below, rtol=0, atol=1e-6)
+
+
 def test_almost_certain_dropout_still_keeps_something() -> None:
     """If this fails, a probability that rounds to one divides by zero."""
-    drop = hashed_dropout(0.999999, 1, 1)
-    assert drop is not None
-    assert bool(torch.isfinite(drop(torch.ones(1000), 0)).all())
+    rng = torch.Generator().manual_seed(1)
+    assert bool(torch.isfinite(mask((1000,), 0.999999, rng, torch.float32)).all())

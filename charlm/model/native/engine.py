@@ -36,13 +36,15 @@ class NativeEngine:
         """It needs a CPU, and a library that was built for it."""
         return library.reason() if device.type == "cpu" else "the native engine is for CPUs"
 
-    def run(self, layer: RecurrentLayer, inputs: Tensor, state: State, embedding: Tensor | None) -> tuple[Tensor, State]:
+    def run(
+        self, layer: RecurrentLayer, inputs: Tensor, state: State, embedding: Tensor | None, weight_hh: Tensor | None = None
+    ) -> tuple[Tensor, State]:
         """See :class:`charlm.model.engines.Engine`. Outputs are in the precision of the products' operands."""
         if layer.weight_hh.dtype != torch.float32:
             raise TypeError(f"the native engine's weights are fp32, not {layer.weight_hh.dtype}; use the reference engine")
         H = layer.weight_hh.shape[1]
         dtype, training = _operands(), torch.is_grad_enabled()
-        weights = weights_of(layer, dtype, training)
+        weights = weights_of(layer, dtype, training, weight_hh)
         if inputs.is_floating_point():
             x, ids = F.linear(inputs.to(dtype), weights.weight_ih.to(dtype), weights.bias.to(dtype)), None
         else:
@@ -90,13 +92,17 @@ def _operands() -> torch.dtype:
 _prepared: WeakKeyDictionary[RecurrentLayer, dict[str, tuple[object, object]]] = WeakKeyDictionary()
 
 
-def weights_of(layer: RecurrentLayer, dtype: torch.dtype, training: bool) -> Weights:
-    """A layer's weights prepared for the kernels: for one training step, or once for as long as they stay the same."""
+def weights_of(layer: RecurrentLayer, dtype: torch.dtype, training: bool, recurrent: Tensor | None = None) -> Weights:
+    """A layer's weights prepared for the kernels: for one training step, or once for as long as they stay the same.
+
+    Args:
+        recurrent: in place of ``weight_hh``, in training only.
+    """
 
     def prepare() -> Weights:
         G, H = layer.cell.gates, layer.weight_hh.shape[1]
         weight_ih: Tensor = layer.weight_ih
-        weight_hh: Tensor = layer.weight_hh
+        weight_hh: Tensor = layer.weight_hh if recurrent is None else recurrent
         bias_ih: Tensor = layer.bias_ih
         bias_hh: Tensor = layer.bias_hh
         if missing := rounded_up(H) - H:
