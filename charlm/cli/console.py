@@ -80,7 +80,7 @@ def _escaped(character: str) -> str:
 
 
 def table(title: str | None, headers: Sequence[str], rows: Sequence[Sequence[str]], to_stderr: bool = False) -> None:
-    """Print a table; columns that hold only numbers are aligned to the right."""
+    """Print a table; columns that hold only numbers (and ``–`` for none) are aligned to the right."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -88,7 +88,7 @@ def table(title: str | None, headers: Sequence[str], rows: Sequence[Sequence[str
     console = _console(to_stderr)
     drawn = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_header=any(headers))
     for index, header in enumerate(headers):
-        cells = [row[index] for row in rows if row[index]]
+        cells = [row[index] for row in rows if row[index] not in ("", "–")]
         numeric = bool(cells) and all(cell[0].isdigit() for cell in cells)
         drawn.add_column(header, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
