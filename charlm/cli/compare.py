@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from charlm.cli.console import Live, duration, json_line, notice, out, progress_bar, table, visible_word
+from charlm.cli.console import Live, columns, duration, json_line, notice, out, progress_bar, table, visible_word
 from charlm.cli.options import ResumeChoice, parse_limit
 from charlm.cli.watch import follow, stop_on_signals
 from charlm.errors import DivergedError, UsageError
@@ -21,6 +21,9 @@ from charlm.errors import DivergedError, UsageError
 if TYPE_CHECKING:
     from charlm.comparison import Candidate, Comparison, EqualTime, Row, Run
     from charlm.config import LoadedRecipe
+
+
+_WIDE = 120  # columns, for the whole table
 
 
 class Equal(StrEnum):
@@ -283,9 +286,7 @@ def _conclude(found: Comparison, work: _Work, equal: Equal, as_json: bool) -> No
              "measured_on": found.measured_on, "notices": notices, "picture": str(picture) if drawn else None}
         )  # fmt: skip
         return
-    headers = ["candidate", "parameters", "characters/s", "characters", f"{found.measured_on} nats", "bits", "perplexity",
-               f"s to {found.to_perplexity:.4g}", "s"]  # fmt: skip
-    table(None, headers, [_cells(row) for row in found.rows])
+    _print(found)
     seeds = max(len(row.runs) for row in found.rows)
     exact = (
         "nats are exact, with carried state" if found.measured_on == "validation" else "nats are the last epoch's or 100 steps'"
@@ -299,19 +300,35 @@ def _conclude(found: Comparison, work: _Work, equal: Equal, as_json: bool) -> No
     work.say(f"runs: {work.folder}; charlm info, sample and eval take their folders")
 
 
+def _print(found: Comparison) -> None:
+    """One table; on a narrow terminal its left and its right half, one below the other."""
+    names = [row.name for row in found.rows]
+    recipes = {row.recipe for row in found.rows}
+    title = None
+    if len(recipes) == 1 and len(names) > 1:
+        (title,) = recipes
+        names = [name.removeprefix(f"{title}-") for name in names]
+    good = ["parameters", f"{found.measured_on} nats", "bits", "perplexity"]
+    fast = ["char/s", "characters", f"s to {found.to_perplexity:.4g}", "s"]
+    cells = [_cells(row) for row in found.rows]
+    if columns() >= _WIDE:
+        table(title, ["candidate", *good, *fast], [[name, *row] for name, row in zip(names, cells, strict=True)])
+        return
+    table(title, ["candidate", *good], [[name, *row[: len(good)]] for name, row in zip(names, cells, strict=True)])
+    table(None, ["candidate", *fast], [[name, *row[len(good) :]] for name, row in zip(names, cells, strict=True)])
+
+
 def _cells(row: Row) -> list[str]:
-    nats = row.validation_nats_by_seed or row.train_nats_by_seed
-    times = [run["seconds_to"] for run in row.runs]
+    reached = [run["seconds_to"] for run in row.runs]
     return [
-        row.name,
         f"{row.parameters:,}",
-        f"{row.characters_per_second:,.0f}",
-        f"{row.training_characters:,.0f}",
-        _spread(nats, 4),
+        _spread(row.validation_nats_by_seed or row.train_nats_by_seed, 4),
         f"{row.bits_per_character:.3f}",
         f"{row.perplexity:.3f}",
-        "–" if row.seconds_to is None else _spread(times, 1),
-        _spread([run["training_seconds"] for run in row.runs], 1),
+        f"{row.characters_per_second:,.0f}",
+        f"{row.training_characters:,.0f}",
+        "–" if row.seconds_to is None else _spread(reached, 1),
+        f"{row.seconds:,.1f}",
     ]
 
 

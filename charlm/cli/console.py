@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
+_COLUMNS = 160  # of a table in a file or pipe
+
 
 def utf8_streams() -> None:
     """Make the standard streams UTF-8, whatever the locale says."""
@@ -94,7 +96,7 @@ def table(title: str | None, headers: Sequence[str], rows: Sequence[Sequence[str
     for row in rows:
         drawn.add_row(*(Text(visible_word(cell)) for cell in row))
     if not console.is_terminal:
-        console.width = 160
+        console.width = _COLUMNS
     console.print(drawn)
 
 
@@ -111,6 +113,12 @@ def facts(pairs: Sequence[tuple[str, str]]) -> None:
 def is_terminal(to_stderr: bool = True) -> bool:
     """Whether live drawing makes sense."""
     return _console(to_stderr).is_terminal
+
+
+def columns() -> int:
+    """Columns of the terminal on stdout; where there is none, as many as a table may have."""
+    console = _console(False)
+    return console.width if console.is_terminal else _COLUMNS
 
 
 Advance = Callable[[int, int | None], None]

@@ -19,6 +19,13 @@ KEYS = {
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def _without_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than training here; one test draws."""
+    if "picture" not in request.node.name:
+        monkeypatch.setattr("charlm.cli.curve.write_comparison_png", lambda curves, measured_on, path: False)
+
+
 def test_json_has_every_key_and_a_second_call_trains_nothing(
     charlm: Callable[..., Any], desk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -53,11 +60,23 @@ def test_the_table_has_a_row_per_candidate_and_one_picture(charlm: Callable[...,
     done = charlm("compare", "recipe.yaml", "--vary", "model.hidden=4,8", "--out", "both", "--set", "train.updates=10")
     assert done.code == 0, done.err
     lines = [line.split() for line in done.text.splitlines() if line.strip()]
-    assert lines[0][:3] == ["candidate", "parameters", "characters/s"] and "validation" in lines[0]
-    assert [line[0] for line in lines[2:4]] == ["recipe-hidden=4", "recipe-hidden=8"]
+    assert lines[0] == ["recipe"] and lines[1][:4] == ["candidate", "parameters", "validation", "nats"]
+    assert [line[0] for line in lines[3:5]] == ["hidden=4", "hidden=8"] and all(len(line) == 9 for line in lines[3:5])
     assert "equal characters" in done.text and "without evaluations" in done.text
     assert "run 2 of 2: recipe-hidden=8-seed1" in done.err and "\x1b" not in done.text
     assert (desk / "both" / "compare.png").stat().st_size > 10_000
+
+
+def test_a_narrow_terminal_gets_the_table_in_two_halves(
+    charlm: Callable[..., Any], desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Failing would mean that figures are broken over several lines in a common terminal."""
+    monkeypatch.setattr("charlm.cli.compare.columns", lambda: 80)
+    done = charlm("compare", "recipe.yaml", "--cells", "gru,rnn", "--seeds", "2", "--set", "train.updates=2")
+    lines = [line.rstrip() for line in done.text.splitlines()]
+    table, below = lines[: (end := next(n for n, line in enumerate(lines) if line.startswith("equal")))], lines[end:]
+    assert max(map(len, table)) <= 80 and "means of 2 seeds (lowest–highest)" in below[0]
+    assert [line.split()[0] for line in table if line.split()[:1] in (["gru"], ["rnn"])] == ["gru", "rnn", "gru", "rnn"]
 
 
 def test_equal_parameters_changes_widths_and_says_so(charlm: Callable[..., Any], desk: Path) -> None:
