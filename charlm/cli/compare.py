@@ -117,10 +117,10 @@ class _Given:
 
 def _default_folder(recipes: Sequence[str], equal: Equal) -> Path:
     from charlm.checkpoint import RUNS
-    from charlm.config import load_recipe
+    from charlm.config import find_recipe
 
     suffix = [] if equal is Equal.characters else [f"equal-{equal.value}"]
-    return RUNS / "-".join(["compare", *(load_recipe(recipe).name for recipe in recipes), *suffix])
+    return RUNS / "-".join(["compare", *(find_recipe(recipe).stem for recipe in recipes), *suffix])
 
 
 def _again(given: _Given, max_time: str | None, to: float | None, out_dir: Path | None, device: str) -> str:
@@ -150,11 +150,11 @@ def _results(
         for candidate in planned:
             work.restore_threads()
             sets_the_time = given.equal is Equal.time and seconds is None and candidate is planned[0]
-            more = [] if lengths is None or sets_the_time else lengths.overrides(candidate)
             seed = candidate.load().recipe.train.seed + number
             name = f"{candidate.name}-seed{seed}"
             about = f"run {number * len(planned) + planned.index(candidate) + 1} of {len(planned) * given.seeds}: {name}"
             try:
+                more = [] if lengths is None or sets_the_time else lengths.overrides(candidate)
                 record = work.run(name, candidate.load(*more, f"train.seed={seed}"), about)
             except DivergedError as error:
                 if sets_the_time and lengths is None:
@@ -163,9 +163,6 @@ def _results(
                 continue
             if record is None:
                 return None
-            if record["train_nats"] is None or record["nats_per_character"] is None:
-                work.problems.append(f"{name} is left out: it made no step, or its figures are not finite")
-                continue
             results[candidate].append(Run(work.folder / name, record))
             if sets_the_time and lengths is None:
                 lengths = work.lengths(record["training_seconds"])
@@ -230,21 +227,25 @@ class _Work:
 
         Returns:
             Its final record; ``None``: it was interrupted, and saved.
+
+        Raises:
+            DivergedError: it has no figures.
         """
         from charlm.comparison import final_record
 
-        if self._resume is not ResumeChoice.never and (record := final_record(self.folder / name, loaded)):
-            self.say(f"{about}: trained already")
-            return record
-        self.say(about)
-        if self._train(self.folder / name, loaded) == "interrupted":
-            return None
-        record = final_record(self.folder / name, loaded)
-        assert record is not None
-        self.say(
-            f"{name}: {record['measured_on']} perplexity {record['perplexity']:.3f} after "
-            f"{duration(record['training_seconds'])} of training"
-        )
+        record = final_record(self.folder / name, loaded) if self._resume is not ResumeChoice.never else None
+        already = record is not None
+        self.say(f"{about}: trained already" if already else about)
+        if record is None:
+            if self._train(self.folder / name, loaded) == "interrupted":
+                return None
+            record = final_record(self.folder / name, loaded)
+            assert record is not None
+        if record["train_nats"] is None or record["nats_per_character"] is None:
+            raise DivergedError("it made no step, or its figures are not finite")
+        if not already:
+            reached = f"{record['measured_on']} perplexity {record['perplexity']:.3f}"
+            self.say(f"{name}: {reached} after {duration(record['training_seconds'])} of training")
         return record
 
     def _train(self, folder: Path, loaded: LoadedRecipe) -> str:
@@ -288,11 +289,12 @@ def _conclude(found: Comparison, work: _Work, equal: Equal, as_json: bool) -> No
         return
     _print(found)
     seeds = max(len(row.runs) for row in found.rows)
-    exact = (
-        "nats are exact, with carried state" if found.measured_on == "validation" else "nats are the last epoch's or 100 steps'"
-    )
+    read = [row.training_characters for row in found.rows]
+    as_they_are = equal is Equal.characters and max(read) > 1.01 * min(read)
+    same = "each recipe as it is" if as_they_are else f"equal {equal.value}"
+    exact = "exact, with carried state" if found.measured_on == "validation" else "of the last epoch or 100 steps"
     mean = f"; means of {seeds} seeds (lowest–highest)" if seeds > 1 else ""
-    out(f"equal {equal.value}; {exact}; seconds (s) are of training, without evaluations{mean}")
+    out(f"{same}; nats are {exact}; seconds (s) are of training, without evaluations{mean}")
     for text in notices:
         out(f"note: {visible_word(text)}")
     if drawn:

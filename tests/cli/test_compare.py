@@ -74,9 +74,18 @@ def test_a_narrow_terminal_gets_the_table_in_two_halves(
     monkeypatch.setattr("charlm.cli.compare.columns", lambda: 80)
     done = charlm("compare", "recipe.yaml", "--cells", "gru,rnn", "--seeds", "2", "--set", "train.updates=2")
     lines = [line.rstrip() for line in done.text.splitlines()]
-    table, below = lines[: (end := next(n for n, line in enumerate(lines) if line.startswith("equal")))], lines[end:]
+    table, below = (
+        lines[: (end := next(n for n, line in enumerate(lines) if line.startswith("equal characters;")))],
+        lines[end:],
+    )
     assert max(map(len, table)) <= 80 and "means of 2 seeds (lowest–highest)" in below[0]
     assert [line.split()[0] for line in table if line.split()[:1] in (["gru"], ["rnn"])] == ["gru", "rnn", "gru", "rnn"]
+
+
+def test_characters_that_are_not_equal_are_not_called_so(charlm: Callable[..., Any], desk: Path) -> None:
+    """Failing would mean that a longer training is taken for a better cell."""
+    done = charlm("compare", "recipe.yaml", "--vary", "train.updates=2,4")
+    assert "each recipe as it is; nats" in done.text and "equal characters" not in done.text
 
 
 def test_equal_parameters_changes_widths_and_says_so(charlm: Callable[..., Any], desk: Path) -> None:
@@ -169,6 +178,10 @@ def test_a_run_that_diverges_does_not_end_the_others(charlm: Callable[..., Any],
     assert done.code == 0, done.err
     assert [row["name"] for row in done.record["candidates"]] == ["recipe-rnn-lr=0.01"]
     assert any("recipe-rnn-lr=1000000.0-seed1 is left out" in text for text in done.record["notices"])
+    nothing = charlm("compare", "recipe.yaml", "--set", "train.time=0.01s", "--json")
+    assert nothing.code == 2 and "recipe-seed1 is left out: it made no step" in nothing.err
+    first = charlm("compare", "recipe.yaml", "--set", "train.time=0.01s", "--equal", "time", "--cells", "rnn,gru")
+    assert first.code == 1 and "it made no step" in first.err
 
 
 @pytest.mark.parametrize(
