@@ -10,21 +10,9 @@ from typing import Any
 
 import pytest
 
-from charlm.comparison import (
-    Candidate,
-    EqualTime,
-    Point,
-    Run,
-    candidates,
-    closest_width,
-    compare,
-    equal_parameters,
-    final_record,
-    learning_curve,
-    seconds_per_update,
-    seconds_to,
-    variations,
-)
+from charlm.comparison.candidates import Candidate, candidates, variations
+from charlm.comparison.equal import EqualTime, closest_width, equal_parameters, seconds_per_update
+from charlm.comparison.figures import Point, Run, compare, final_record, learning_curve, seconds_to
 from charlm.config import ModelSection
 from charlm.errors import RecipeError, UsageError
 from charlm.model.language_model import count_parameters
@@ -171,12 +159,12 @@ def test_the_first_candidate_sets_the_number_of_parameters(recipe: str) -> None:
 
 def test_lengths_for_equal_time_follow_from_the_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Failing would mean that a schedule ends at another moment than the time does, or moves when a comparison goes on."""
-    monkeypatch.setattr("charlm.comparison.seconds_per_update", lambda candidate, device, seconds: 0.25)
+    monkeypatch.setattr("charlm.comparison.equal.seconds_per_update", lambda candidate, device, seconds: 0.25)
     plans = EqualTime(tmp_path / "new" / "plan.json", 10.0)
     candidate = Candidate("a", "shakespeare")
     recipe = candidate.load(*plans.overrides(candidate)).recipe
     assert (recipe.train.updates, recipe.train.epochs, recipe.train.time) == (40, None, None)
-    monkeypatch.setattr("charlm.comparison.seconds_per_update", lambda candidate, device, seconds: 0.5)
+    monkeypatch.setattr("charlm.comparison.equal.seconds_per_update", lambda candidate, device, seconds: 0.5)
     again = EqualTime(tmp_path / "new" / "plan.json", 10.0)
     assert again.overrides(candidate)[0] == "train.updates=40", "a plan that was made stands"
     assert again.overrides(Candidate("b", "shakespeare"))[0] == "train.updates=20"

@@ -19,7 +19,9 @@ from charlm.cli.watch import follow, stop_on_signals
 from charlm.errors import DivergedError, UsageError
 
 if TYPE_CHECKING:
-    from charlm.comparison import Candidate, Comparison, EqualTime, Row, Run
+    from charlm.comparison.candidates import Candidate
+    from charlm.comparison.equal import EqualTime
+    from charlm.comparison.figures import Comparison, Row, Run
     from charlm.config import LoadedRecipe
 
 
@@ -81,15 +83,17 @@ def compare(
     names = cells.split(",") if cells is not None else []
     given = _Given(recipes, [name.strip() for name in names], vary or [], seeds, equal, set_ or [])
 
-    from charlm import comparison
+    from charlm.comparison import figures
+    from charlm.comparison.candidates import candidates
+    from charlm.comparison.equal import equal_parameters
 
-    planned = comparison.candidates(recipes, given.cells, given.vary, given.overrides)
+    planned = candidates(recipes, given.cells, given.vary, given.overrides)
     folder = out_dir or _default_folder(recipes, equal)
     work = _Work(folder, ResumeChoice.never if overwrite else resume, overwrite, device, quiet)
     if equal is Equal.parameters:
         if any(text.partition("=")[0].strip() == "model.hidden" for text in given.vary):
             raise UsageError("--equal parameters chooses model.hidden; it cannot be varied too")
-        planned, sentences = comparison.equal_parameters(planned, [work.symbols(candidate) for candidate in planned])
+        planned, sentences = equal_parameters(planned, [work.symbols(candidate) for candidate in planned])
         work.say(*sentences)
     again = _again(given, max_time, to, out_dir, device)
     try:
@@ -100,7 +104,7 @@ def compare(
     if results is None:
         notice(f"go on: {again}")
         raise typer.Exit(130)
-    _conclude(comparison.compare(results, to), work, equal, as_json)
+    _conclude(figures.compare(results, to), work, equal, as_json)
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,7 @@ def _results(
     planned: Sequence[Candidate], given: _Given, seconds: float | None, work: _Work
 ) -> dict[Candidate, list[Run]] | None:
     """Train what is not yet trained: the first seed of every candidate, then the second, … ``None``: interrupted."""
-    from charlm.comparison import Run
+    from charlm.comparison.figures import Run
 
     results: dict[Candidate, list[Run]] = {candidate: [] for candidate in planned}
     lengths = work.lengths(seconds) if seconds is not None else None
@@ -209,7 +213,7 @@ class _Work:
 
     def lengths(self, seconds: float) -> EqualTime:
         """Plans for so many seconds of training."""
-        from charlm.comparison import EqualTime
+        from charlm.comparison.equal import EqualTime
 
         path = self.folder / "equal-time.json"
         if self._overwrite:
@@ -231,7 +235,7 @@ class _Work:
         Raises:
             DivergedError: it has no figures.
         """
-        from charlm.comparison import final_record
+        from charlm.comparison.figures import final_record
 
         record = final_record(self.folder / name, loaded) if self._resume is not ResumeChoice.never else None
         already = record is not None

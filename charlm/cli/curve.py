@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from charlm.comparison import Point
+    from charlm.comparison.figures import Point
 
 Points = list[tuple[float, float]]
 

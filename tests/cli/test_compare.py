@@ -109,7 +109,7 @@ def test_equal_time_plans_the_others_from_the_first(
         asked.append((candidate.name, seconds))
         return seconds / 12
 
-    monkeypatch.setattr("charlm.comparison.seconds_per_update", measure)
+    monkeypatch.setattr("charlm.comparison.equal.seconds_per_update", measure)
     command = ("compare", "recipe.yaml", "--cells", "lstm,gru", "--seeds", "2", "--equal", "time", "--json")
     done = charlm(*command)
     assert done.code == 0, done.err
