@@ -380,16 +380,12 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Iterable[str]) -> dict[st
         RecipeError: an override without ``=``, or with a key that no recipe has.
     """
     result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in raw.items()}
-    known = list(field_names())
     for override in overrides:
         key, equals, value = override.partition("=")
         key = key.strip()
         if not equals:
             raise RecipeError(f"--set {override}: expected KEY=VALUE, such as train.lr=1e-3")
-        if key in _SECTIONS:
-            raise RecipeError(f"--set {override}: {key} is a section; set a key of it, such as {_example(key)}")
-        if key not in known:
-            raise RecipeError(f"--set {override}: no key {key!r}{_did_you_mean(_closest(key, known))}")
+        check_key(key, f"--set {override}")
         section, _, name = key.rpartition(".")
         other = _ALTERNATIVES.get(key)
         if other and isinstance(result.get(section), dict):
@@ -400,6 +396,23 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Iterable[str]) -> dict[st
         if isinstance(target, dict):  # a wrong type is left for the schema to report
             target[name] = parse_yaml(value, f"--set {override}")
     return result
+
+
+def check_key(key: str, given: str) -> None:
+    """Refuse a key that no recipe has.
+
+    Args:
+        key: a dotted name.
+        given: what the user wrote, such as ``--set model.hiden=64``.
+
+    Raises:
+        RecipeError: names the closest key.
+    """
+    if key in _SECTIONS:
+        raise RecipeError(f"{given}: {key} is a section; set a key of it, such as {_example(key)}")
+    known = list(field_names())
+    if key not in known:
+        raise RecipeError(f"{given}: no key {key!r}{_did_you_mean(_closest(key, known))}")
 
 
 def validate_recipe(raw: Mapping[str, Any], origin: str) -> Recipe:

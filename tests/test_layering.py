@@ -21,7 +21,7 @@ STAGES = [
     {"checkpoint"},
     {"evaluation", "sampling"},
     {"training"},
-    {"bench"},
+    {"bench", "comparison"},
     {"cli"},
 ]
 """From the first to the last: a module may import from its own stage and from those before it."""

@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from charlm.cli.bench import bench
+from charlm.cli.compare import compare
 from charlm.cli.console import complain, notice, utf8_streams
 from charlm.cli.corpus import corpus_app
 from charlm.cli.evaluate import evaluate_app
@@ -52,6 +53,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(train)
+app.command()(compare)
 app.command()(sample)
 app.add_typer(evaluate_app, name="eval")
 app.add_typer(corpus_app, name="corpus")

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
+_COLUMNS = 160  # of a table in a file or pipe
+
 
 def utf8_streams() -> None:
     """Make the standard streams UTF-8, whatever the locale says."""
@@ -80,7 +82,7 @@ def _escaped(character: str) -> str:
 
 
 def table(title: str | None, headers: Sequence[str], rows: Sequence[Sequence[str]], to_stderr: bool = False) -> None:
-    """Print a table; columns that hold only numbers are aligned to the right."""
+    """Print a table; columns that hold only numbers (and ``–`` for none) are aligned to the right."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -88,13 +90,13 @@ def table(title: str | None, headers: Sequence[str], rows: Sequence[Sequence[str
     console = _console(to_stderr)
     drawn = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_header=any(headers))
     for index, header in enumerate(headers):
-        cells = [row[index] for row in rows if row[index]]
+        cells = [row[index] for row in rows if row[index] not in ("", "–")]
         numeric = bool(cells) and all(cell[0].isdigit() for cell in cells)
         drawn.add_column(header, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         drawn.add_row(*(Text(visible_word(cell)) for cell in row))
     if not console.is_terminal:
-        console.width = 160
+        console.width = _COLUMNS
     console.print(drawn)
 
 
@@ -111,6 +113,12 @@ def facts(pairs: Sequence[tuple[str, str]]) -> None:
 def is_terminal(to_stderr: bool = True) -> bool:
     """Whether live drawing makes sense."""
     return _console(to_stderr).is_terminal
+
+
+def columns() -> int:
+    """Columns of the terminal on stdout; where there is none, as many as a table may have."""
+    console = _console(False)
+    return console.width if console.is_terminal else _COLUMNS
 
 
 Advance = Callable[[int, int | None], None]

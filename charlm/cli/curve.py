@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from charlm.comparison.figures import Point
 
 Points = list[tuple[float, float]]
 
@@ -82,5 +87,39 @@ def write_png(curve: Curve, path: Path) -> bool:
     axes.set_ylabel("nats per character")
     axes.grid(alpha=0.3)
     axes.legend()
+    figure.savefig(path, dpi=120)
+    return True
+
+
+def write_comparison_png(curves: Mapping[str, Sequence[Sequence[Point]]], measured_on: str, path: Path) -> bool:
+    """Draw the learning curves of several runs against characters and, side by side, against seconds of training.
+
+    Args:
+        curves: candidate → the curve of each of its runs, which share a colour.
+        measured_on: ``training`` or ``validation``.
+
+    Returns:
+        Whether matplotlib (the ``plot`` extra) was there to do it.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        return False
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, sharey=True)
+    for number, (name, runs) in enumerate(curves.items()):
+        for index, run in enumerate(runs):
+            nats = [point.nats for point in run]
+            look = {"color": f"C{number}", "marker": "o", "markersize": 3, "linewidth": 1, "label": "" if index else name}
+            left.plot([point.characters for point in run], nats, **look)
+            right.plot([point.seconds for point in run], nats, **look)
+    left.set_xlabel("characters seen")
+    right.set_xlabel("seconds of training")
+    left.set_ylabel(f"{measured_on} nats per character")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    right.legend()
     figure.savefig(path, dpi=120)
     return True

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,21 +23,14 @@ from charlm.cli.console import (
     visible,
     visible_word,
 )
-from charlm.errors import UsageError
+from charlm.cli.options import ResumeChoice, parse_limit
+from charlm.cli.watch import follow, stop_on_signals
 
 if TYPE_CHECKING:
     from charlm.config import LoadedRecipe
-    from charlm.training.events import Evaluated, Event, Finished, StepDone
+    from charlm.training.events import Finished
     from charlm.training.start import Started
     from charlm.training.trainer import Trainer
-
-
-class ResumeChoice(StrEnum):
-    """Values of ``--resume``."""
-
-    never = "never"
-    auto = "auto"
-    must = "must"
 
 
 def train(
@@ -82,7 +70,7 @@ def train(
         overrides.append(f"train.seed={seed}")
     loaded = load_recipe(recipe, overrides)
     started_at = context.obj if isinstance(context.obj, float) else time.monotonic()
-    seconds = _time_limit(loaded, max_time)
+    seconds = min((limit for limit in (loaded.recipe.train.time, parse_limit(max_time)) if limit is not None), default=None)
 
     from charlm.checkpoint import RUNS
     from charlm.training.plan import Limits
@@ -108,28 +96,14 @@ def train(
     live = Live(trainer.plan.steps, quiet)
     finished: Finished | None = None
     try:
-        with _signals(trainer, live):
-            finished = _follow(trainer.run(), trainer, live)
+        with stop_on_signals(trainer, live):
+            finished = follow(trainer.run(), trainer, live)
     finally:
         live.close()
         trainer.folder.close()
     _conclude(finished, trainer, loaded, quiet, as_json, again)
     if finished.record["stopped_because"] == "interrupted":
         raise typer.Exit(130)
-
-
-def _time_limit(loaded: LoadedRecipe, max_time: str | None) -> float | None:
-    from charlm.config import parse_duration
-
-    limits = [loaded.recipe.train.time]
-    if max_time is not None:
-        try:
-            limits.append(float(parse_duration(max_time)))  # type: ignore[arg-type]
-        except ValueError as error:
-            raise UsageError(f"--max-time: {error}") from None
-        if limits[-1] == 0:
-            raise UsageError("--max-time: expected more than no time at all, such as 90s")
-    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _resume_command(recipe: str, overrides: list[str], seed: int | None, out_dir: Path | None) -> str:
@@ -139,30 +113,6 @@ def _resume_command(recipe: str, overrides: list[str], seed: int | None, out_dir
     words += ["--seed", str(seed)] if seed is not None else []
     words += ["--out", str(out_dir)] if out_dir is not None else []
     return shlex.join([*words, "--resume", "auto"])
-
-
-@contextmanager
-def _signals(trainer: Trainer, live: Live) -> Iterator[None]:
-    """Ctrl-C and SIGTERM ask the trainer to stop; a second one stops at once, and the checkpoint on disk is whole."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    asked = False
-
-    def ask(number: int, frame: Any) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        trainer.request_stop("interrupted")
-        live.say("finishing this step and saving; once more to stop at once")
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _introduce(loaded: LoadedRecipe, begun: Started) -> None:
@@ -207,74 +157,6 @@ def _introduce(loaded: LoadedRecipe, begun: Started) -> None:
     facts(lines)
     for text in begun.notices:
         notice(f"note: {visible_word(text)}")
-
-
-def _follow(events: Iterator[Event], trainer: Trainer, live: Live) -> Finished:
-    """Draw events as they come; returns the last one."""
-    from charlm.training.events import Evaluated, Finished, Sampled, StepDone
-
-    said_at = time.monotonic()
-    last: StepDone | None = None
-    sample_shown = 0.0
-    for event in events:
-        match event:
-            case StepDone():
-                last = event
-                status, left = _status(event, trainer, live.is_wide)
-                live.update(event.step, status, left)
-                if not live.is_drawn and time.monotonic() - said_at > 10:
-                    said_at = time.monotonic()
-                    live.say(f"{status}  {left}")
-                if event.step - (trainer.resumed_from or 0) == 20 and left and not live.is_drawn:
-                    live.say(f"time foreseen: {left.removesuffix(' left')}")
-            case Evaluated():
-                live.say(_evaluation(event, trainer.train_nats() if last else None, live.is_wide))
-            case Sampled() if live.is_drawn and time.monotonic() - sample_shown > 15:
-                sample_shown = time.monotonic()
-                live.say(f"{event.prompt}{event.text}", style="dim")
-            case Finished():
-                return event
-            case _:
-                pass
-    raise AssertionError("a run ends with Finished")
-
-
-def _evaluation(event: Evaluated, train_nats: float | None, wide: bool) -> str:
-    """One line about a validation; the narrow form fits 80 columns."""
-    training = f"training {train_nats:.4f}, " if train_nats is not None else ""
-    bits = f", {_bits(event.nats):.3f} bits per character" if wide else ""
-    mark = ", best so far" if event.is_best and wide else ", best" if event.is_best else ""
-    return (
-        f"step {event.step:,}: {training}validation {event.nats:.4f} nats{bits}, perplexity {_perplexity(event.nats):.3f}{mark}"
-    )
-
-
-def _status(event: StepDone, trainer: Trainer, wide: bool) -> tuple[str, str]:
-    """Where the run is, and how long it still takes; the narrow form fits 80 columns."""
-    of = f"/{trainer.plan.steps:,}" if trainer.plan.steps is not None else ""
-    perplexity, bits, speed = _perplexity(event.nats), _bits(event.nats), event.characters_per_second
-    if wide:
-        status = (
-            f"step {event.step:,}{of}  epoch {event.epoch:.2f}  loss {event.nats:.4f}  perplexity {perplexity:.2f}  "
-            f"{bits:.2f} bits/char  {speed:,.0f} char/s"
-        )
-    else:
-        status = f"{event.step:,}{of}  loss {event.nats:.3f}  ppl {perplexity:.2f}  bits {bits:.2f}  {speed:,.0f} char/s"
-    if trainer.plan.steps is None:
-        return status, ""
-    per_step = trainer.batches.shape.batch * trainer.batches.shape.steps
-    left = (trainer.plan.steps - event.step) * per_step / event.characters_per_second
-    return status, f"{duration(left)} left"
-
-
-def _perplexity(nats: float) -> float:
-    from charlm.evaluation.perplexity import perplexity
-
-    return perplexity(nats)
-
-
-def _bits(nats: float) -> float:
-    return nats / math.log(2)
 
 
 def _conclude(finished: Finished, trainer: Trainer, loaded: LoadedRecipe, quiet: bool, as_json: bool, again: str) -> None:

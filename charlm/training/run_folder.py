@@ -24,7 +24,7 @@ from charlm.errors import CheckpointError, RunFolderError, UsageError
 from charlm.yaml_text import dump_yaml
 
 LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safetensors"
-_LOGS = ("metrics.jsonl", "samples.txt")
+METRICS, SAMPLES = "metrics.jsonl", "samples.txt"
 
 
 class RunFolder:
@@ -139,22 +139,22 @@ class RunFolder:
         """Bytes in each log, to be stored with a checkpoint."""
         for log in self._logs.values():
             log.flush()
-        return {name: (self.path / name).stat().st_size if (self.path / name).exists() else 0 for name in _LOGS}
+        return {name: (self.path / name).stat().st_size if (self.path / name).exists() else 0 for name in (METRICS, SAMPLES)}
 
     def cut_logs(self, sizes: dict[str, int]) -> None:
         """Cut the logs back to what they held when a checkpoint was written."""
-        for name in _LOGS:
+        for name in (METRICS, SAMPLES):
             if (self.path / name).exists():
                 os.truncate(self.path / name, min(sizes.get(name, 0), (self.path / name).stat().st_size))
 
     def record(self, entry: dict[str, Any]) -> None:
         """Append a line to ``metrics.jsonl``. It reaches the disk at the next checkpoint at the latest."""
         plain = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in entry.items()}
-        self._log("metrics.jsonl").write(json.dumps(plain, ensure_ascii=False) + "\n")
+        self._log(METRICS).write(json.dumps(plain, ensure_ascii=False) + "\n")
 
     def record_sample(self, heading: str, text: str) -> None:
         """Append a text to ``samples.txt``, at once, so that one can watch."""
-        log = self._log("samples.txt")
+        log = self._log(SAMPLES)
         log.write(f"━━━ {heading} ━━━\n{text}\n\n")
         log.flush()
 

@@ -188,11 +188,11 @@ def test_lines_of_the_live_display_fit_the_terminal(terminal_columns):
     """Failing would mean that evaluations wrap and that numbers are cut off in a common terminal."""
     from types import SimpleNamespace as Thing
 
-    from charlm.cli.train import _evaluation, _status
+    from charlm.cli.watch import evaluation_line, status_line
     from charlm.training.events import Evaluated, StepDone
 
     wide = terminal_columns >= 110
     trainer = Thing(plan=Thing(steps=100_000), batches=Thing(shape=Thing(batch=32, steps=64)))
-    status, left = _status(StepDone(12_345, 17.25, 1.2345, 2e-3, 0.5, 123_456.0), trainer, wide)
+    status, left = status_line(StepDone(12_345, 17.25, 1.2345, 2e-3, 0.5, 123_456.0), trainer, wide)
     assert len(f"{status} {left}") <= terminal_columns
-    assert len(_evaluation(Evaluated(12_345, 1.2345, True, True), 1.2345, wide)) <= terminal_columns
+    assert len(evaluation_line(Evaluated(12_345, 1.2345, True, True), 1.2345, wide)) <= terminal_columns

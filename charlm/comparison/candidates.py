@@ -1,0 +1,95 @@
+"""The rows of a comparison: recipes × cells × varied values."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from charlm.config import LoadedRecipe, check_key, load_recipe
+from charlm.errors import RecipeError, UsageError
+from charlm.yaml_text import parse_yaml
+
+CELL = "model.cell"
+_OF_ONE_CELL = {"rnn": "model.nonlinearity=tanh", "gru": "model.reset_after=true"}
+"""Cell → its own option at its default: what the other cells get instead of what the recipe says for that cell."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One row of a comparison: ``charlm train SOURCE --set …`` trains it.
+
+    Attributes:
+        name: of its row and, with the seed, of its runs' folders.
+        source: a recipe's name or path.
+        overrides: ``section.key=value``.
+    """
+
+    name: str
+    source: str
+    overrides: tuple[str, ...] = ()
+
+    def load(self, *more: str) -> LoadedRecipe:
+        """The recipe, with further overrides."""
+        return load_recipe(self.source, (*self.overrides, *more))
+
+
+def candidates(
+    recipes: Sequence[str], cells: Sequence[str] = (), vary: Sequence[str] = (), overrides: Sequence[str] = ()
+) -> list[Candidate]:
+    """Every recipe with every cell and every varied value, in this order; the first is what others are held against.
+
+    Args:
+        recipes: names or paths.
+        cells: ``rnn``, ``gru``, ``lstm``; none: each recipe's own.
+        vary: ``KEY=V1,V2,…``; each multiplies the candidates.
+        overrides: ``KEY=VALUE``, of all candidates.
+
+    Raises:
+        RecipeError: a recipe, cell, key or value that cannot be.
+        UsageError: two candidates that could not be told apart.
+    """
+    choices = [[f"{CELL}={cell}" for cell in cells]] if cells else []
+    choices += [variations(text) for text in vary]
+    keys = [choice[0].partition("=")[0] for choice in choices]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise RecipeError(f"{key} is varied twice; give all its values at once, with commas between")
+    found = [_candidate(source, chosen, overrides) for source in recipes for chosen in itertools.product(*choices)]
+    names = [candidate.name for candidate in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"two candidates are called {name}: give each recipe and value once, and files different names")
+    return found
+
+
+def variations(text: str) -> list[str]:
+    """``model.hidden=64,256`` → the overrides ``model.hidden=64`` and ``model.hidden=256``. Values are YAML.
+
+    Raises:
+        RecipeError: no values, or a key that no recipe has.
+    """
+    key, equals, values = text.partition("=")
+    key = key.strip()
+    if not equals or not values.strip():
+        raise RecipeError(f"--vary {text}: expected KEY=VALUE,VALUE,… such as model.hidden=64,256,512")
+    check_key(key, f"--vary {text}")
+    found = parse_yaml(f"[{values}]", f"--vary {text}")
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for value in found]
+
+
+def _candidate(source: str, chosen: Sequence[str], overrides: Sequence[str]) -> Candidate:
+    cell = next((override.partition("=")[2].strip('"') for override in chosen if override.startswith(f"{CELL}=")), None)
+    foreign = [default for owner, default in _OF_ONE_CELL.items() if cell not in (None, owner)]
+    candidate = Candidate("", source, (*overrides, *foreign, *chosen))
+    name = "-".join([candidate.load().name, *map(_label, chosen)])
+    return Candidate(name, source, candidate.overrides)
+
+
+def _label(override: str) -> str:
+    """What a choice adds to a candidate's name, which is also a folder's: ``gru``, ``hidden=256``."""
+    key, _, value = override.partition("=")
+    value = re.sub(r"[^\w.+-]+", "-", value.strip('"'))
+    return value if key == CELL else f"{key.rpartition('.')[2]}={value}"

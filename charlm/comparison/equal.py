@@ -1,0 +1,140 @@
+"""What is held equal: the number of parameters, by the hidden width, or the training time, by the length."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from charlm.comparison.candidates import Candidate
+from charlm.config import ModelSection
+from charlm.errors import UsageError
+from charlm.model.language_model import count_parameters
+from charlm.training.plan import Limits
+from charlm.training.start import Options, start
+
+_MULTIPLE, _TOLERANCE = 8, 0.01
+"""A hidden width is a multiple of 8 where the number of parameters is then within 1 % of the wanted one."""
+
+_NEVER = 10**9  # updates
+_WARM_UP = 5  # updates, which are not timed
+_TIMED = 20  # updates at least
+
+
+def closest_width(model: ModelSection, symbols: int, parameters: int) -> int:
+    """The hidden width H with which a model has about so many parameters.
+
+    Args:
+        model: the network; its own width does not matter.
+        symbols: V.
+        parameters: how many are wanted.
+
+    Returns:
+        The multiple of 8 that comes closest, if its number of parameters is within 1 %; otherwise the closest integer.
+    """
+
+    def missed_by(hidden: int) -> int:
+        return count_parameters(_with_width(model, hidden), symbols) - parameters
+
+    below, above = 1, 2
+    while missed_by(above) < 0:
+        below, above = above, 2 * above
+    while above - below > 1:
+        middle = (below + above) // 2
+        below, above = (middle, above) if missed_by(middle) < 0 else (below, middle)
+    exact = min(below, above, key=lambda hidden: abs(missed_by(hidden)))
+    down = exact // _MULTIPLE * _MULTIPLE
+    even = min(max(down, _MULTIPLE), down + _MULTIPLE, key=lambda hidden: abs(missed_by(hidden)))
+    return even if abs(missed_by(even)) <= _TOLERANCE * parameters else exact
+
+
+def _with_width(model: ModelSection, hidden: int) -> ModelSection:
+    embedding = hidden if model.tied and model.embedding else model.embedding
+    return ModelSection.model_validate(model.model_dump() | {"hidden": hidden, "embedding": embedding})
+
+
+def equal_parameters(planned: Sequence[Candidate], symbols: Sequence[int]) -> tuple[list[Candidate], list[str]]:
+    """Adapt the hidden widths so that every candidate has about as many parameters as the first.
+
+    Args:
+        symbols: V of each candidate.
+
+    Returns:
+        The candidates, and a sentence for each that says which width it got.
+    """
+    models = [candidate.load().recipe.model for candidate in planned]
+    wanted = count_parameters(models[0], symbols[0])
+    adapted, sentences = [planned[0]], [f"{planned[0].name}: hidden {models[0].hidden}, {wanted:,} parameters"]
+    for candidate, model, V in zip(planned[1:], models[1:], symbols[1:], strict=True):
+        new = _with_width(model, closest_width(model, V, wanted))
+        overrides = [f"model.hidden={new.hidden}"]
+        if new.embedding != model.embedding:
+            overrides.append(f"model.embedding={new.embedding}")
+        adapted.append(Candidate(candidate.name, candidate.source, (*candidate.overrides, *overrides)))
+        count = count_parameters(new, V)
+        sentences.append(
+            f"{candidate.name}: hidden {model.hidden} becomes {new.hidden}, {count:,} parameters ({count / wanted - 1:+.2%})"
+        )
+    return adapted, sentences
+
+
+class EqualTime:
+    """Plans lengths so that every candidate trains for the same time, from its speed over a few updates.
+
+    A plan is remembered in a file, so that a repeated comparison goes on with the same lengths.
+
+    Args:
+        path: of the file.
+        seconds: of training, for each run.
+        device: where the speed is measured.
+
+    Raises:
+        UsageError: the file was made for another time.
+    """
+
+    def __init__(self, path: Path, seconds: float, device: str = "auto") -> None:
+        self._path, self._seconds, self._device = path, seconds, device
+        self._updates: dict[str, int] = {}
+        if path.exists():
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            if stored["seconds"] != seconds:
+                raise UsageError(
+                    f"{path.parent} holds runs planned for {stored['seconds']:.1f} s of training, and now {seconds:.1f} s are "
+                    "asked for; --overwrite starts them anew, --out DIR goes elsewhere"
+                )
+            self._updates = stored["updates"]
+
+    def overrides(self, candidate: Candidate) -> list[str]:
+        """What gives a candidate its length."""
+        if candidate.name not in self._updates:
+            per_update = seconds_per_update(candidate, self._device, self._seconds)
+            self._updates[candidate.name] = max(1, round(self._seconds / per_update))
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.write_text(json.dumps({"seconds": self._seconds, "updates": self._updates}), encoding="utf-8")
+        return [f"train.updates={self._updates[candidate.name]}", "train.time=null"]
+
+
+def seconds_per_update(candidate: Candidate, device: str, seconds: float) -> float:
+    """Train a candidate for a moment, in a folder that is thrown away.
+
+    Args:
+        seconds: how long a run is to take; a twentieth of it is timed, 5 s at most, but at least 20 updates.
+    """
+    never = [f"{section}.every={_NEVER}" for section in ("evaluate", "checkpoint", "sample")]
+    loaded = candidate.load(f"train.updates={_NEVER}", "train.time=null", *never)
+    with tempfile.TemporaryDirectory(prefix="charlm-") as folder:
+        options = Options(Path(folder), Limits(time.monotonic()), device=device)
+        trainer = start(loaded, options).trainer
+        try:
+            updates = trainer.run()
+            for _ in range(_WARM_UP):
+                next(updates)
+            began, done = time.perf_counter(), 0
+            while done < _TIMED or time.perf_counter() - began < min(5.0, seconds / 20):
+                next(updates)
+                done += 1
+            return (time.perf_counter() - began) / done
+        finally:
+            trainer.folder.close()
