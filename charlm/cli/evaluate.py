@@ -33,6 +33,12 @@ def perplexity(
     context: Annotated[
         str, typer.Option(help="carried: one stream from the first character to the last; reset:N: windows of N.")
     ] = "carried",
+    dynamic: Annotated[
+        bool, typer.Option("--dynamic", help="Go on learning from what has been scored; the checkpoint does not change.")
+    ] = False,
+    dynamic_rate: Annotated[
+        float | None, typer.Option(min=0, help="Its learning rate.", show_default="0.1, after every 32 characters")
+    ] = None,
     chunk: Annotated[int, typer.Option(min=0, help="Characters per call, 0: all. Changes speed, not the figure.")] = 1024,
     engine: Annotated[str | None, typer.Option(help="native, torch or reference.", show_default="the fastest here")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -40,9 +46,15 @@ def perplexity(
 ) -> None:
     """Measure perplexity exactly: fp32, every character but the first scored once, sums in float64."""
     window = _window(context)
+    if dynamic_rate is not None and not dynamic:
+        raise UsageError("--dynamic-rate belongs to --dynamic")
+    if dynamic and window is not None:
+        raise UsageError("--dynamic reads the text as one stream; remove --context reset")
 
     from charlm.checkpoint import find_checkpoint, load
     from charlm.evaluation import perplexity as measure
+    from charlm.evaluation.dynamic import RATE, SEGMENT
+    from charlm.evaluation.dynamic import dynamic as learning
     from charlm.model.engines import ENGINES, resolve_engine
     from charlm.runtime import prepare, resolve_device
 
@@ -62,7 +74,10 @@ def perplexity(
     unknown_id = stored.vocabulary.unknown_id
     began = time.perf_counter()
     with progress_bar("evaluating", unit="characters") as advance:
-        if window is None:
+        if dynamic:
+            rate = RATE if dynamic_rate is None else dynamic_rate
+            score = learning(model, text, rate=rate, unknown_id=unknown_id, progress=advance)
+        elif window is None:
             score = measure.carried(model, text, chunk=chunk, unknown_id=unknown_id, progress=advance)
         else:
             score = measure.reset(model, text, window=window, unknown_id=unknown_id, progress=advance)
@@ -75,6 +90,7 @@ def perplexity(
         "unknown_characters": score.unknown_characters,
         "unknown_nats": score.unknown_characters * stored.vocabulary.unknown_nats,
         "context": context,
+        "dynamic": {"rate": rate, "segment": SEGMENT} if dynamic else None,
         **about,
         "characters_per_second": score.characters / seconds,
         "seconds": seconds,
@@ -151,6 +167,9 @@ def _print(record: dict[str, Any], unit: str) -> None:
         f"scored                {record['characters']:,} of {visible_word(where)}, {start:,}–{stop:,}, "
         f"context {record['context']}"
     )
+    if record["dynamic"]:
+        rate, segment = record["dynamic"]["rate"], record["dynamic"]["segment"]
+        out(f"dynamic               the model went on learning: a step of rate {rate:g} after every {segment} characters")
     out(f"sha256                {record['sha256']}")
     if record["unknown_characters"]:
         nats = record["unknown_nats"]

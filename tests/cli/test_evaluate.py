@@ -161,3 +161,19 @@ def test_a_run_is_found_by_name_although_a_folder_has_that_name(charlm, desk):
     assert charlm("train", "recipe.yaml", "--out", "checkpoints/twin", "--max-steps", 2, "-q").code == 0
     (desk / "twin").mkdir()
     assert charlm("eval", "perplexity", "twin").code == 0
+
+
+def test_dynamic_evaluation_is_told_apart_and_changes_nothing(charlm, trained):
+    """If this fails, a figure of a model that went on learning is taken for a static one, or the checkpoint changes."""
+    path = trained / "run" / "best.safetensors"
+    before = path.read_bytes()
+    static = charlm("eval", "perplexity", trained / "run", "--json").record
+    learned = charlm("eval", "perplexity", trained / "run", "--dynamic", "--json").record
+    assert static["dynamic"] is None and learned["dynamic"] == {"rate": 0.1, "segment": 32}
+    assert learned["characters"] == static["characters"] and learned["nats_per_character"] != static["nats_per_character"]
+    still = charlm("eval", "perplexity", trained / "run", "--dynamic", "--dynamic-rate", "0", "--json").record
+    assert still["nats_per_character"] == pytest.approx(static["nats_per_character"], rel=1e-6)
+    assert b"went on learning" in charlm("eval", "perplexity", trained / "run", "--dynamic").out
+    assert path.read_bytes() == before
+    assert charlm("eval", "perplexity", trained / "run", "--dynamic-rate", "1").code == 2
+    assert charlm("eval", "perplexity", trained / "run", "--dynamic", "--context", "reset:9").code == 2
