@@ -47,6 +47,7 @@ def perplexity(
 
     from charlm.checkpoint import find_checkpoint, load
     from charlm.evaluation import perplexity as measure
+    from charlm.evaluation.baselines import TEXT_CHARACTERS
     from charlm.model.engines import ENGINES, resolve_engine
     from charlm.runtime import prepare, resolve_device
 
@@ -73,6 +74,8 @@ def perplexity(
     else:
         text, encoded, about = _file(stored, file)
         corpus = _training_text(stored, path) if baselines else None
+    if baselines and len(text) > TEXT_CHARACTERS:
+        raise UsageError(f"--baselines: the text has {len(text):,} characters; at most {TEXT_CHARACTERS:,} fit into memory")
     model = stored.model(on, engine)
     unknown_id = stored.vocabulary.unknown_id
     began = time.perf_counter()

@@ -20,7 +20,10 @@ ORDERS = 20
 """The longest n-gram that is tried: a character and the 19 before it."""
 
 TRAINING_CHARACTERS = 20_000_000
-"""How much of a longer training text is used, its last characters: an n-gram's counts must fit into memory."""
+"""How much of a longer training text is used, its last characters: an n-gram needs 150 bytes of memory for each."""
+
+TEXT_CHARACTERS = 20_000_000
+"""The longest text that is scored, for the same reason."""
 
 _HELD_BACK = 20  # the order is chosen on the last 1/20 of the training text
 
@@ -138,7 +141,7 @@ def _predecessors(shorter: _Grams, longer: _Grams) -> _Ids:
 
 
 def discounts_of(counts_of_counts: npt.ArrayLike) -> _Floats:
-    """D(0) = 0, D(1), D(2), D(3 and more), from how many n-grams have the count 1, 2, 3, 4 (Chen and Goodman, equation 17).
+    """D(0) = 0, D(1), D(2), D(3 and more), from how many n-grams have the count 1, 2, 3, 4 (Chen and Goodman).
 
     Where these are too few for the formula, or give no discount between 0 and the count: ½, 1, 1½.
     """

@@ -221,6 +221,14 @@ def test_baselines_of_the_training_part_are_refused(charlm, trained):
     assert "--split validation" in done.err and done.out == b""
 
 
+def test_baselines_of_a_text_that_is_too_long_are_refused(charlm, trained, monkeypatch):
+    """Failing would mean that the command fills the memory."""
+    monkeypatch.setattr("charlm.evaluation.baselines.TEXT_CHARACTERS", 100)
+    done = charlm("eval", "perplexity", trained / "run", "--baselines")
+    assert done.code == 2
+    assert "150 characters; at most 100" in done.err and done.out == b""
+
+
 def test_baselines_need_the_training_text(charlm, run_folder, desk):
     """Failing would mean that baselines of a FILE are stated although there was nothing for them to learn from."""
     other = (desk / "text.txt").rename(desk / "elsewhere.txt")

@@ -8,6 +8,7 @@ import lzma
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from functools import cache
 from itertools import islice
 
 import numpy as np
@@ -43,11 +44,15 @@ def _slow(train: list[int], text: list[int], V: int, order: int) -> list[float]:
             before[gram].add(train[start - 1] if start else None)
     predecessors = {gram: len(found) for gram, found in before.items()}
 
-    def p(context: tuple[int, ...], character: int, counts: dict[tuple[int, ...], int]) -> float:
-        k = len(context) + 1
-        D = discounts_of([sum(len(g) == k and c == n for g, c in counts.items()) for n in (1, 2, 3, 4)])
-        row = [counts.get((*context, v), 0) for v in range(V)]
-        lower = p(context[1:], character, predecessors) if context else 1 / V
+    @cache
+    def discounts(k: int, is_highest: bool) -> np.ndarray:
+        counts = [c for gram, c in (occurrences if is_highest else predecessors).items() if len(gram) == k]
+        return discounts_of([counts.count(n) for n in (1, 2, 3, 4)])
+
+    def p(context: tuple[int, ...], character: int, is_highest: bool = False) -> float:
+        D = discounts(len(context) + 1, is_highest)
+        row = [(occurrences if is_highest else predecessors).get((*context, v), 0) for v in range(V)]
+        lower = p(context[1:], character) if context else 1 / V
         if sum(row) == 0:
             return lower
         own = row[character] - D[min(row[character], 3)]
@@ -56,7 +61,7 @@ def _slow(train: list[int], text: list[int], V: int, order: int) -> list[float]:
     found = []
     for at in range(1, len(text)):
         context = tuple(text[max(0, at - order + 1) : at])
-        found.append(p(context, text[at], occurrences if len(context) == order - 1 else predecessors))
+        found.append(p(context, text[at], is_highest=len(context) == order - 1))
     return found
 
 
@@ -66,6 +71,13 @@ def test_the_ngram_is_what_its_formula_says(drawn: tuple[int, list[int], list[in
     V, train, text = drawn
     for order, found in enumerate(islice(ngram_probabilities(_array(train), _array(text), V), 6), 1):
         assert found == pytest.approx(_slow(train, text, V, order), rel=1e-12)
+
+
+def test_on_a_text_with_repetitions_too(english: Callable[..., str]) -> None:
+    """If this fails, the discounts are not those of all n-grams of the training text, also those that were left out."""
+    train, text = [list(english(n, seed=s).encode()) for n, s in ((1500, 7), (80, 8))]
+    for order, found in enumerate(islice(ngram_probabilities(_array(train), _array(text), 128), 8), 1):
+        assert found == pytest.approx(_slow(train, text, 128, order), rel=1e-12)
 
 
 @given(texts)
