@@ -11,11 +11,12 @@ import typer
 
 from charlm.cli.console import json_line, notice, out, progress_bar, visible_word
 from charlm.cli.options import Split
-from charlm.errors import CorpusError, UsageError
+from charlm.errors import CharlmError, CorpusError, UsageError
 
 if TYPE_CHECKING:
     from charlm.checkpoint import Checkpoint
-    from charlm.data.dataset import Text
+    from charlm.data.dataset import Dataset, Text
+    from charlm.data.encoding import Encoded
 
 evaluate_app = typer.Typer(help="Ask a trained model: how well does it predict a text?", no_args_is_help=True)
 
@@ -42,6 +43,9 @@ def perplexity(
     chunk: Annotated[int, typer.Option(min=0, help="Characters per call, 0: all. Changes speed, not the figure.")] = 1024,
     engine: Annotated[str | None, typer.Option(help="native, torch or reference.", show_default="the fastest here")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    baselines: Annotated[
+        bool, typer.Option("--baselines", help="What an n-gram, gzip, bz2 and xz need after the same training text.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line.")] = False,
 ) -> None:
     """Measure perplexity exactly: fp32, every character but the first scored once, sums in float64."""
@@ -53,6 +57,7 @@ def perplexity(
 
     from charlm.checkpoint import find_checkpoint, load
     from charlm.evaluation import perplexity as measure
+    from charlm.evaluation.baselines import TEXT_CHARACTERS
     from charlm.evaluation.dynamic import RATE, SEGMENT
     from charlm.evaluation.dynamic import dynamic as learning
     from charlm.model.engines import ENGINES, resolve_engine
@@ -69,7 +74,20 @@ def perplexity(
         engine, _ = resolve_engine(section, on)
     if file is not None and split is not None:
         raise UsageError("--split chooses a part of the recipe's corpus; a FILE is read whole")
-    text, about = _own_corpus(stored, path, (split or Split.validation).value) if file is None else _file(stored, file)
+    if baselines and split is Split.train:
+        raise UsageError(
+            "--baselines: after the training text an n-gram or a compressor needs next to nothing for its own text again; "
+            "choose --split validation or test, or a FILE"
+        )
+    corpus: Dataset | None
+    if file is None:
+        corpus = _own_corpus(stored, path, "name a FILE to evaluate on")
+        text, encoded, about = _part(corpus, (split or Split.validation).value)
+    else:
+        text, encoded, about = _file(stored, file)
+        corpus = _training_text(stored, path) if baselines else None
+    if baselines and len(text) > TEXT_CHARACTERS:
+        raise UsageError(f"--baselines: the text has {len(text):,} characters; at most {TEXT_CHARACTERS:,} fit into memory")
     model = stored.model(on, engine)
     unknown_id = stored.vocabulary.unknown_id
     began = time.perf_counter()
@@ -102,6 +120,8 @@ def perplexity(
         "parameters": model.parameter_count(),
         "checkpoint": str(path),
     }
+    if baselines and corpus is not None:
+        record["baselines"] = _baselines(corpus, text, encoded, about["offsets"])
     if as_json:
         json_line(record)
     else:
@@ -117,15 +137,27 @@ def _window(context: str) -> int | None:
     raise UsageError(f"--context {context}: expected carried or reset:N, such as reset:256")
 
 
-def _file(stored: Checkpoint, file: str) -> tuple[Text, dict[str, Any]]:
+def _file(stored: Checkpoint, file: str) -> tuple[Text, Encoded, dict[str, Any]]:
     from charlm.data.dataset import open_text
 
     text, encoded = open_text(file, stored.recipe.data, stored.corpus["normalise"], stored.vocabulary)
     name = "standard input" if file == "-" else Path(file).name
-    return text, {"text": name, "sha256": encoded.sha256, "offsets": [0, encoded.characters], "split": None}
+    return text, encoded, {"text": name, "sha256": encoded.sha256, "offsets": [0, encoded.characters], "split": None}
 
 
-def _own_corpus(stored: Checkpoint, path: Path, split: str) -> tuple[Text, dict[str, Any]]:
+def _part(corpus: Dataset, split: str) -> tuple[Text, Encoded, dict[str, Any]]:
+    encoded, offsets = corpus.encoded, list(corpus.splits[split])
+    return corpus.text(split), encoded, {"text": corpus.name, "sha256": encoded.sha256, "offsets": offsets, "split": split}
+
+
+def _training_text(stored: Checkpoint, path: Path) -> Dataset:
+    try:
+        return _own_corpus(stored, path, "supply it, or leave --baselines out")
+    except CharlmError as error:
+        raise UsageError(f"--baselines needs the training text: {error}") from None
+
+
+def _own_corpus(stored: Checkpoint, path: Path, advice: str) -> Dataset:
     """The text that the model was trained on, found again; used only if it is the same to the byte."""
     from charlm.config import LoadedRecipe, SplitFiles, is_path, load_recipe
     from charlm.data.dataset import open_dataset
@@ -141,19 +173,33 @@ def _own_corpus(stored: Checkpoint, path: Path, split: str) -> tuple[Text, dict[
     try:
         dataset = open_dataset(loaded, vocabulary=stored.vocabulary)
     except UsageError as error:
-        raise UsageError(f"the text this model was trained on is not at hand ({error}); name a FILE to evaluate on") from None
+        raise UsageError(f"the text this model was trained on is not at hand ({error}); {advice}") from None
     if dataset.encoded.sha256 != stored.corpus["sha256"]:
         raise CorpusError(
             f"{dataset.name} is not the text this model was trained on (sha256 {dataset.encoded.sha256[:12]}…, was "
-            f"{stored.corpus['sha256'][:12]}…); name a FILE to evaluate on it all the same"
+            f"{stored.corpus['sha256'][:12]}…); {advice}"
         )
-    about = {
-        "text": dataset.name,
-        "sha256": dataset.encoded.sha256,
-        "offsets": list(dataset.splits[split]),
-        "split": split,
-    }
-    return dataset.text(split), about
+    return dataset
+
+
+def _baselines(corpus: Dataset, text: Text, encoded: Encoded, offsets: list[int]) -> dict[str, Any]:
+    """What simple methods need for a text after the corpus's training part, in bits per scored character."""
+    from charlm.data.encoding import utf8
+    from charlm.evaluation.baselines import COMPRESSORS, TRAINING_CHARACTERS, compressor_bits, ngram_bits
+
+    unit, scored = corpus.vocabulary.unit, len(text) - 1
+    start, stop = corpus.splits["train"]
+    used = min(stop - start, TRAINING_CHARACTERS)
+    train = corpus.text("train")
+    with progress_bar("comparing", unit="methods") as advance:
+        advance(0, 1 + len(COMPRESSORS))
+        bits, order = ngram_bits(train.ids(len(train) - used, len(train)), text.ids(0, len(text)), len(corpus.vocabulary))
+        found: dict[str, Any] = {"ngram": bits / scored, "ngram_order": order}
+        before, after = utf8(corpus.encoded, stop - used, stop, unit), utf8(encoded, offsets[0], offsets[1], unit)
+        for done, name in enumerate(COMPRESSORS, 1):
+            advance(done, 1 + len(COMPRESSORS))
+            found[name] = compressor_bits(name, before, after) / scored
+    return {**found, "training_characters": used}
 
 
 def _print(record: dict[str, Any], unit: str) -> None:
@@ -177,4 +223,10 @@ def _print(record: dict[str, Any], unit: str) -> None:
             f"unknown               {record['unknown_characters']:,} scored as <unk>; naming them would cost "
             f"{nats:,.1f} nats more, {nats / math.log(2) / record['characters']:.4f} bits per {kind}"
         )
+    if "baselines" in record:
+        found = record["baselines"]
+        out(f"baselines             bits per {kind}, after {found['training_characters']:,} of training text")
+        out(f"  n-gram              {found['ngram']:.6f}, order {found['ngram_order']}")
+        for name in ("gzip", "bz2", "xz"):
+            out(f"  {name:<19} {found[name]:.6f}")
     notice(f"{record['characters_per_second']:,.0f} characters/s, engine {record['engine']}, {record['device']}")

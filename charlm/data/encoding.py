@@ -67,6 +67,14 @@ class Encoded:
         return len(self.ids)
 
 
+def utf8(encoded: Encoded, start: int, stop: int, unit: str) -> bytes:
+    """The characters start … stop − 1 as UTF-8; for the unit ``byte`` the bytes themselves."""
+    symbols = encoded.alphabet[encoded.ids[start:stop]]
+    if unit == "byte":
+        return symbols.astype(np.uint8).tobytes()
+    return symbols.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass").encode("utf-8", "surrogatepass")
+
+
 @dataclass(frozen=True)
 class _Settings:
     """What decides the result besides the bytes; a part of the cache's key."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from charlm.data.encoding import Encoded
+from charlm.data.encoding import Encoded, utf8
 
 COMPRESSED_BYTES = 50_000_000  # a compressor sees at most so much; xz -9 needs minutes for more
 
@@ -83,12 +83,8 @@ def compressed(encoded: Encoded, unit: str) -> Compressed:
 def _utf8(encoded: Encoded, unit: str) -> Iterator[tuple[bytes, int]]:
     """Yield the text's bytes in pieces, each with the number of its characters."""
     for start in range(0, encoded.characters, _BLOCK):
-        symbols = encoded.alphabet[encoded.ids[start : start + _BLOCK]]
-        if unit == "byte":
-            yield symbols.astype(np.uint8).tobytes(), len(symbols)
-        else:
-            text = symbols.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
-            yield text.encode("utf-8", "surrogatepass"), len(symbols)
+        stop = min(start + _BLOCK, encoded.characters)
+        yield utf8(encoded, start, stop, unit), stop - start
 
 
 def name_of(symbol: int, unit: str) -> str:

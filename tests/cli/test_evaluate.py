@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
 import math
 import shutil
@@ -177,3 +179,79 @@ def test_dynamic_evaluation_is_told_apart_and_changes_nothing(charlm, trained):
     assert path.read_bytes() == before
     assert charlm("eval", "perplexity", trained / "run", "--dynamic-rate", "1").code == 2
     assert charlm("eval", "perplexity", trained / "run", "--dynamic", "--context", "reset:9").code == 2
+
+
+def test_baselines_are_reported_in_json_and_in_words(charlm, trained):
+    """Failing would mean that a script misses a figure, or that the two outputs differ."""
+    record = charlm("eval", "perplexity", trained / "run", "--baselines", "--json").record
+    found = record["baselines"]
+    assert {"ngram", "ngram_order", "gzip", "bz2", "xz", "training_characters"} == found.keys()
+    assert found["training_characters"] == 2700
+    text, (start, stop) = (trained / "text.txt").read_bytes(), record["offsets"]
+    grown = len(gzip.compress(text[:stop], 9)) - len(gzip.compress(text[:2700], 9))
+    assert (start, found["gzip"]) == (2700, 8 * grown / (stop - start - 1))
+    assert 0 < found["ngram"] < record["bits_per_character"], "twenty updates of eight units know less than an n-gram"
+    lines = dict(
+        line.split(maxsplit=1) for line in charlm("eval", "perplexity", trained / "run", "--baselines").text.splitlines()
+    )
+    assert lines["n-gram"] == f"{found['ngram']:.6f}, order {found['ngram_order']}"
+    assert [lines[name] for name in ("gzip", "bz2", "xz")] == [f"{found[name]:.6f}" for name in ("gzip", "bz2", "xz")]
+    assert "baselines" not in charlm("eval", "perplexity", trained / "run", "--json").record
+
+
+def test_baselines_of_a_file_follow_the_training_part(charlm, trained, tmp_path):
+    """Failing would mean that baselines of a FILE know less, or more, than the model was trained on."""
+    text = "the king sleeps, 日本 and the queen burns " * 10
+    (tmp_path / "other.txt").write_text(text, encoding="utf-8")
+    record = charlm("eval", "perplexity", trained / "run", tmp_path / "other.txt", "--baselines", "--json").record
+    train = (trained / "text.txt").read_bytes()[:2700]
+    grown = len(bz2.compress(train + text.encode(), 9)) - len(bz2.compress(train, 9))
+    assert record["unknown_characters"] == 20
+    assert record["baselines"]["bz2"] == 8 * grown / (len(text) - 1)
+    assert math.isfinite(record["baselines"]["ngram"])
+
+
+def test_baselines_after_the_end_of_a_long_training_text(charlm, trained, monkeypatch):
+    """Failing would mean that a long training text fills the memory, or that what was used of it is not said."""
+    monkeypatch.setattr("charlm.evaluation.baselines.TRAINING_CHARACTERS", 1000)
+    found = charlm("eval", "perplexity", trained / "run", "--split", "test", "--baselines", "--json").record["baselines"]
+    text = (trained / "text.txt").read_bytes()
+    grown = len(gzip.compress(text[1700:2700] + text[2850:], 9)) - len(gzip.compress(text[1700:2700], 9))
+    assert (found["training_characters"], found["gzip"]) == (1000, 8 * grown / 149)
+
+
+def test_baselines_of_bytes(charlm, desk):
+    """Failing would mean that a model of bytes has no baselines, or those of another text."""
+    assert charlm("train", "recipe.yaml", "--out", "run", "--set", "data.unit=byte", "--max-steps", 2, "-q").code == 0
+    record = charlm("eval", "perplexity", "run", "--baselines", "--json").record
+    text = (desk / "text.txt").read_bytes()
+    grown = len(bz2.compress(text[:2850], 9)) - len(bz2.compress(text[:2700], 9))
+    assert record["baselines"]["bz2"] == 8 * grown / 149
+    assert "bits per byte" in charlm("eval", "perplexity", "run", "--baselines").text
+
+
+def test_baselines_of_the_training_part_are_refused(charlm, trained):
+    """Failing would mean that methods that have seen a text are said to predict it."""
+    done = charlm("eval", "perplexity", trained / "run", "--split", "train", "--baselines")
+    assert done.code == 2
+    assert "--split validation" in done.err and done.out == b""
+
+
+def test_baselines_of_a_text_that_is_too_long_are_refused(charlm, trained, monkeypatch):
+    """Failing would mean that the command fills the memory."""
+    monkeypatch.setattr("charlm.evaluation.baselines.TEXT_CHARACTERS", 100)
+    done = charlm("eval", "perplexity", trained / "run", "--baselines")
+    assert done.code == 2
+    assert "150 characters; at most 100" in done.err and done.out == b""
+
+
+def test_baselines_need_the_training_text(charlm, run_folder, desk):
+    """Failing would mean that baselines of a FILE are stated although there was nothing for them to learn from."""
+    other = (desk / "text.txt").rename(desk / "elsewhere.txt")
+    for found in (None, "another text\n"):
+        if found is not None:
+            (desk / "text.txt").write_text(found, encoding="utf-8")
+        done = charlm("eval", "perplexity", run_folder, other, "--baselines")
+        assert done.code == 2
+        assert "--baselines needs the training text" in done.err and done.out == b""
+    assert charlm("eval", "perplexity", run_folder, other).code == 0
