@@ -41,7 +41,7 @@ def dynamic(
         unknown_id: what to count as unknown.
     """
     learner = copy.deepcopy(model)
-    weights = list(learner.parameters())
+    weights: list[torch.Tensor] = list(learner.parameters())
     targets = len(text) - 1
     total, unknown = 0.0, 0
     state = learner.zero_state(1)
