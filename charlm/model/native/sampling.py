@@ -68,6 +68,7 @@ class Writer:
             table = table_of(layers[0], weights[0], model.embedding)
             self._h = torch.zeros(len(layers) * 2 + 1 + SLOTS[which], N, H, dtype=dtype)  # and a step's r∘h and gates
             self._h[: 2 * len(layers) : 2] = F.pad(state[0], (0, missing))
+            self._sum = torch.zeros(N, H, dtype=dtype)
             self._carried = F.pad(state[-1].float(), (0, missing)).contiguous()
         forbidden = np.zeros(V, dtype=np.uint8)
         forbidden[list(banned)] = 1
@@ -82,9 +83,10 @@ class Writer:
         self._threads = 1 if N == 1 and read_per_step <= _ALONE else torch.get_num_threads()
         self._call = Generation(
             bf16=is_bf16(dtype), kind=KINDS[which], layers=len(layers), V=padded, H=H, N=N, symbols=V,
+            residual=model.section.residual,
             weights=ctypes.addressof(recurrent), weights_ih=ctypes.addressof(below), bias=ctypes.addressof(biases),
             b_n=ctypes.addressof(b_n), table=address(table), output=address(output.forward), output_bias=address(bias),
-            h=address(self._h), carried=address(self._carried), logits=address(self._logits),
+            h=address(self._h), sum=address(self._sum), carried=address(self._carried), logits=address(self._logits),
             temperature=temperature, top_p=top_p, top_k=top_k, banned=forbidden.ctypes.data,
         )  # fmt: skip
 

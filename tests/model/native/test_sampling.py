@@ -23,6 +23,7 @@ FIXTURES: dict[str, dict[str, Any]] = {
     "gru, two layers, embedding": {"cell": "gru", "hidden": 40, "layers": 2, "embedding": 24},
     "gru as first published": {"cell": "gru", "reset_after": False, "hidden": 33, "layers": 2},
     "rnn, three layers": {"cell": "rnn", "hidden": 64, "layers": 3, "input": "one-hot"},
+    "lstm, three residual layers": {"cell": "lstm", "hidden": 48, "layers": 3, "residual": True},
     "lstm, tied": {"cell": "lstm", "hidden": 50, "layers": 2, "tied": True},
 }
 TASTES = [

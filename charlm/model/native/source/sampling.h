@@ -14,6 +14,7 @@ struct Generation {
     int64_t bf16, threads;
     int64_t kind, layers, V, H, N;   // V a multiple of 32: logits from `symbols` on are not looked at
     int64_t symbols, count;          // characters to write in each stream
+    int64_t residual;                // layers but the first add their input to their output
     const void* const* weights;      // per layer: packed W_hh
     const void* const* weights_ih;   // per layer but the first: packed W_ih
     const float* const* bias;        // per layer but the first: (gates·H), of input and hidden side
@@ -22,6 +23,7 @@ struct Generation {
     const void* output;              // packed output layer
     const float* output_bias;        // (V,)
     void* h;                         // (layers, 2, N, H) of E; the state at [:, 0]
+    void* sum;                       // (N, H) of E: with `residual`, what a layer hands up
     float* carried;                  // (layers, N, H): LSTM c, GRU h
     float* logits;                   // (N, V) of the next character, in and out
     double temperature, top_p;
@@ -92,6 +94,8 @@ static void generate(const Generation& g, int number, int threads, float* x, Mee
     const Range vocabulary = part(g.V / PANEL, number, threads), streams = part(N, number, threads);
     E* rh = (E*)g.h + g.layers * 2 * layer_size;
     E* kept = rh + layer_size;
+    E* sum = (E*)g.sum;
+    const Range units = part(layer_size / LANES, number, threads);
     for (long n = 0; n < g.count; n++) {
         int64_t* drawn = g.drawn + n * N;
         for (long row = streams.first; row < streams.end; row++)
@@ -104,7 +108,7 @@ static void generate(const Generation& g, int number, int threads, float* x, Mee
             layer.b_n = g.b_n[l];
             Step<E, float> step = {g.table, drawn, before, after, g.carried + l * layer_size, g.carried + l * layer_size, kept, rh};
             if (l > 0) {
-                const E* below = (const E*)g.h + (l - 1) * 2 * layer_size + (n + 1) % 2 * layer_size;
+                const E* below = g.residual ? sum : (const E*)g.h + (l - 1) * 2 * layer_size + (n + 1) % 2 * layer_size;
                 for (long p = share.panels.first; p < share.panels.end; p++)
                     for (long gate = 0; gate < G; gate++) {
                         const long j = gate * H + p * PANEL;
@@ -117,8 +121,13 @@ static void generate(const Generation& g, int number, int threads, float* x, Mee
             }
             forward_step<Cell>(layer, step, share);
             if (!share.meeting) meeting.wait(threads);
+            if (g.residual) {
+                for (long i = units.first * LANES; i < units.end * LANES; i += LANES)
+                    store(sum + i, l > 0 ? load(after + i) + load(sum + i) : load(after + i));
+                meeting.wait(threads);
+            }
         }
-        const E* top = (const E*)g.h + (g.layers - 1) * 2 * layer_size + (n + 1) % 2 * layer_size;
+        const E* top = g.residual ? sum : (const E*)g.h + (g.layers - 1) * 2 * layer_size + (n + 1) % 2 * layer_size;
         for (long p = vocabulary.first; p < vocabulary.end; p++) {
             product<E>(N, top, H, (const E*)g.output + p * H * PANEL, 1, H, g.logits + p * PANEL, g.V, 0, false);
             for (long row = 0; row < N; row++)
