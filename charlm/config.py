@@ -130,6 +130,8 @@ class ModelSection(Section):
     """Probability of zeroing each recurrent weight for a whole training step (Wan et al. 2013; Merity et al. 2018)."""
     residual: Annotated[bool, Field(json_schema_extra=FIXED)] = False
     """Each layer but the first adds its input to its output (He et al. 2016)."""
+    attention: Annotated[int, Field(ge=0, json_schema_extra=FIXED)] = 0
+    """How many of its own past outputs the last layer can look at, one attention head (Merity 2019); 0: none."""
     engine: Literal["auto", "reference", "torch", "native"] = "auto"
     """What executes the cell: `reference` (readable), `torch` (PyTorch's fused kernels), `native` (ours, CPU), or `auto`."""
     nonlinearity: Annotated[Literal["tanh", "relu"], Field(json_schema_extra=FIXED)] = "tanh"

@@ -142,7 +142,7 @@ def generate_together(
     logits, state = read(model, prompt or start_ids(vocabulary))
     distribution(logits, taste)  # says so if nothing is left to draw
     state = tuple(part.expand(-1, N, -1) for part in state)
-    if model.engine.name == "native":
+    if model.engine.name == "native" and model.attention is None:
         yield from _in_blocks(model, np.tile(logits, (N, 1)), state, taste, random, precision)
     if state[0].device.type == "cpu":
         # PyTorch's CPU kernels repack all weights at every call, which for one character costs more than the character.

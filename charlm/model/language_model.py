@@ -2,11 +2,12 @@
 
     ids (T, B) → [embedding] → recurrent layer 1 … L, dropout after each → output layer → logits (T, B, V)
 
+With ``attention``, the last layer also looks at its own past outputs (:mod:`charlm.model.attention`).
 With ``residual``, each layer but the first adds its input to its output, so that gradients reach the lower layers directly
 (He et al. 2016; in stacked LSTMs: Wu et al. 2016).
 
 State is a value: ``model(ids, state)`` returns the next state and keeps none, so evaluating or sampling can never disturb
-training. Its parts are ``(L, B, H)`` in fp32: ``(h,)``, or ``(h, c)`` for the LSTM.
+training. Its parts are ``(L, B, H)`` in fp32: ``(h,)``, or ``(h, c)`` for the LSTM; then attention's memory, ``(W, B, H)``.
 
     T time steps    B streams    L layers    D input width    H hidden units    G gates    V symbols
 """
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from charlm.config import ModelSection
+from charlm.model.attention import Attention
 from charlm.model.cells import Cell, State, cell_of
 from charlm.model.dropout import Dropout
 from charlm.model.engines import ENGINES, Engine
@@ -63,6 +65,7 @@ class LanguageModel(nn.Module):
         self.embedding = nn.Parameter(torch.empty(vocabulary_size, width)) if width else None
         widths = [width or vocabulary_size] + [model.hidden] * (model.layers - 1)
         self.layers: list[RecurrentLayer] = nn.ModuleList(RecurrentLayer(model, w) for w in widths)  # type: ignore[assignment]
+        self.attention = Attention(model.hidden, model.attention) if model.attention else None
         self.output_weight = None if model.tied else nn.Parameter(torch.empty(vocabulary_size, model.hidden))
         self.output_bias = nn.Parameter(torch.empty(vocabulary_size))
 
@@ -73,7 +76,9 @@ class LanguageModel(nn.Module):
         with torch.no_grad():
             for name, weight in self.named_parameters():
                 rng = generator("cpu", seed, "initial weights", name)
-                if init == "normal":
+                if name == "attention.output":
+                    weight.zero_()  # at first nothing that is looked up counts
+                elif init == "normal":
                     weight.zero_() if weight.dim() == 1 else weight.normal_(0, 0.01, generator=rng)
                 elif init == "orthogonal" and name.endswith("weight_hh"):
                     for block in torch.split(weight, H):
@@ -88,10 +93,12 @@ class LanguageModel(nn.Module):
                     layer.bias_hh[H : 2 * H] = 0
 
     def zero_state(self, streams: int) -> State:
-        """The state before the first character: zeros, each ``(L, B, H)``."""
-        like = self.output_bias
-        shape = (len(self.layers), streams, self.section.hidden)
-        return tuple(torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in self.layers[0].cell.state_names)
+        """The state before the first character: zeros, each ``(L, B, H)``; and an empty memory ``(W, B, H)``."""
+        like, H = self.output_bias, self.section.hidden
+        shapes = [(len(self.layers), streams, H)] * len(self.layers[0].cell.state_names)
+        if self.attention is not None:
+            shapes.append((self.attention.window, streams, H))
+        return tuple(torch.zeros(shape, dtype=like.dtype, device=like.device) for shape in shapes)
 
     def forward(self, ids: Tensor, state: State, dropout: Dropout | None = None) -> tuple[Tensor, State]:
         """Read T steps of B streams.
@@ -109,20 +116,26 @@ class LanguageModel(nn.Module):
 
     def features(self, ids: Tensor, state: State, dropout: Dropout | None = None) -> tuple[Tensor, State]:
         """The last layer's outputs ``(T, B, H)``, before the output layer, and the next state."""
-        inputs: Tensor = ids
+        values: Tensor = ids
         embedding: Tensor | None = self.embedding
         if embedding is not None and dropout is not None:
             embedding = dropout.embedding(embedding)
-        carried: list[State] = []
+        after: list[State] = []
         for number, layer in enumerate(self.layers):
+            before = tuple(part[number] for part in state[: len(layer.cell.state_names)])
             weight_hh = dropout.recurrent(layer.weight_hh, number) if dropout is not None else None
-            outputs, carried_on = self.engine.run(layer, inputs, tuple(part[number] for part in state), embedding, weight_hh)
-            carried.append(carried_on)
-            embedding = None
-            if self.section.residual and number > 0:
-                outputs = outputs + inputs
-            inputs = dropout.outputs(outputs, number) if dropout is not None else outputs
-        return inputs, tuple(torch.stack(parts) for parts in zip(*carried, strict=True))
+            outputs, layer_after = self.engine.run(layer, values, before, embedding if number == 0 else None, weight_hh)
+            after.append(layer_after)
+            values = outputs + values if self.section.residual and number > 0 else outputs
+            if dropout is not None and number < len(self.layers) - 1:
+                values = dropout.outputs(values, number)
+        carried = tuple(torch.stack(parts) for parts in zip(*after, strict=True))
+        if self.attention is not None:
+            values, memory = self.attention(values, state[-1])
+            carried = (*carried, memory)
+        if dropout is not None:
+            values = dropout.outputs(values, len(self.layers) - 1)
+        return values, carried
 
     def nats(self, ids: Tensor, targets: Tensor, state: State, dropout: Dropout | None = None) -> tuple[Tensor, State]:
         """What the targets cost, for training: Σ −ln p(target), a scalar, and the next state.
@@ -192,13 +205,15 @@ def activation_bytes(model: ModelSection, vocabulary_size: int, streams: int, st
 
     The native engine counts exactly what it keeps (:mod:`charlm.model.native.layer`). For the others, per character and
     layer: G·H gates, their pre-activations, the states and the dropped-out output, about (2G + 4)·H numbers in the
-    precision of the run; plus logits, their gradient and the log-softmax, 3·V numbers in fp32.
+    precision of the run; plus logits, their gradient and the log-softmax, 3·V numbers in fp32. Attention keeps W + T scores
+    and weights.
     """
     size = 4 if precision == "fp32" else 2
+    looking = (model.attention + steps) * (4 + 4 + size) + 6 * model.hidden * size if model.attention else 0
     if engine == "native":
         per_character = native_bytes(kernel_of(model), model.hidden, model.layers, vocabulary_size, size)
         per_character += model.layers * 3 * model.hidden * size if model.dropout else 0  # masks, and what they leave
     else:
         G = cell_of(model.cell).gates
         per_character = model.layers * (2 * G + 4) * model.hidden * size + 3 * vocabulary_size * 4
-    return streams * steps * per_character
+    return streams * steps * (per_character + looking)

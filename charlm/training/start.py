@@ -196,7 +196,7 @@ def transplant(model: LanguageModel, vocabulary: Vocabulary, initial: Checkpoint
     here, there = model.section, initial.recipe.model
     differing = [
         f"model.{key}: {getattr(there, key)} there, {getattr(here, key)} here"
-        for key in ("cell", "hidden", "layers", "tied", "nonlinearity", "reset_after")
+        for key in ("cell", "hidden", "layers", "tied", "nonlinearity", "reset_after", "residual", "attention")
         if getattr(here, key) != getattr(there, key)
     ]
     widths = [embedding_width(section) or "one-hot" for section in (there, here)]

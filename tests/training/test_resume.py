@@ -42,6 +42,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "input-dropout-drop-last": ("model.input_dropout=0.3", "train.drop_last=true", "train.schedule=exponential"),
     "tied-bytes": ("model.tied=true", "data.unit=byte", "train.warmup=12"),
     "regularised": ("model.locked_dropout=true", "model.weight_drop=0.2", "model.residual=true", "train.average=0.9"),
+    "attention": ("model.attention=30", "model.cell=gru"),
     "windows": ("train.sampling=windows", "train.random_offset=false", "train.schedule=step"),
 }  # fmt: skip
 
