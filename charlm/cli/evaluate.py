@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from charlm.cli.console import json_line, notice, out, progress_bar, visible_word
-from charlm.cli.options import Split
+from charlm.cli.console import json_line, notice, out, progress_bar, table, visible_word
+from charlm.cli.options import Split, read_text
 from charlm.errors import CharlmError, CorpusError, UsageError
 
 if TYPE_CHECKING:
@@ -126,6 +126,36 @@ def perplexity(
         json_line(record)
     else:
         _print(record, stored.vocabulary.unit)
+
+
+@evaluate_app.command()
+def attention(
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint's file, a run's folder (its best), or a run's name.")],
+    text: Annotated[str, typer.Argument(help="What to read; @FILE reads a file, - standard input.")],
+    top: Annotated[int, typer.Option(min=1, help="How many places to show.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line, with the weights of all places.")] = False,
+) -> None:
+    """Show where a model with attention looks at the end of a text: places in it, and their weights."""
+    given = read_text(text, "TEXT")
+
+    from charlm.checkpoint import find_checkpoint, load
+    from charlm.evaluation.attention import looks
+    from charlm.runtime import prepare, resolve_device
+
+    stored = load(find_checkpoint(checkpoint))
+    prepare(None)
+    weights = looks(stored.model(resolve_device("cpu")), stored.vocabulary.encode(given, "map"))
+    if as_json:
+        json_line({"weights": weights.tolist(), "nothing": 1 - float(weights.sum()), "characters": len(weights) + 1})
+        return
+    symbols = given.encode() if stored.vocabulary.unit == "byte" else given
+    rows = []
+    for place in sorted(range(len(weights)), key=lambda place: -weights[place])[:top]:
+        before, after = symbols[max(0, place - 24) : place + 1], symbols[place + 1 : place + 9]
+        words = [part if isinstance(part, str) else part.decode(errors="replace") for part in (before, after)]
+        rows.append([f"{weights[place]:.4f}", str(len(weights) - place), *(visible_word(word) for word in words)])
+    table(None, ["weight", "steps back", "had read …", "… and then came"], rows)
+    out(f"nothing               {1 - weights.sum():.4f}")
 
 
 def _window(context: str) -> int | None:

@@ -1,6 +1,8 @@
 """Options that several commands share."""
 
+import sys
 from enum import StrEnum
+from pathlib import Path
 
 from charlm.errors import UsageError
 
@@ -53,3 +55,21 @@ def parse_limit(max_time: str | None) -> float | None:
     if seconds == 0:
         raise UsageError("--max-time: expected more than no time at all, such as 90s")
     return seconds
+
+
+def read_text(given: str, option: str = "--prompt") -> str:
+    """What TEXT, @FILE or - (standard input) stand for.
+
+    Raises:
+        UsageError: a file that cannot be read, or is not UTF-8.
+    """
+    try:
+        if given == "-":
+            return sys.stdin.buffer.read().decode("utf-8")
+        if given.startswith("@") and len(given) > 1:
+            return Path(given[1:]).expanduser().read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"{option} {given}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{option} {given}: byte {error.start} is not UTF-8 text") from None
+    return given

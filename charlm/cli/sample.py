@@ -8,13 +8,12 @@ import secrets
 import sys
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from charlm.cli.console import notice, out, table, visible
-from charlm.cli.options import Precision, Unknown
+from charlm.cli.options import Precision, Unknown, read_text
 from charlm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def sample(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line instead of text.")] = False,
 ) -> None:
     """Write text. Only new characters go to stdout, exactly as drawn; on a terminal the prompt is shown before them."""
-    text = _read_prompt(prompt)
+    text = read_text(prompt)
     if length == 0 and (as_json or num > 1) and not probabilities:
         raise UsageError("--length 0 writes without end; it goes with one sample and without --json")
 
@@ -102,19 +101,6 @@ def sample(
         if text and sys.stdout.isatty():
             print(f"\x1b[2m{visible(text)}\x1b[0m", end="", file=sys.stderr, flush=True)
         _write(pieces(number))
-
-
-def _read_prompt(prompt: str) -> str:
-    try:
-        if prompt == "-":
-            return sys.stdin.buffer.read().decode("utf-8")
-        if prompt.startswith("@") and len(prompt) > 1:
-            return Path(prompt[1:]).expanduser().read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UsageError(f"--prompt {prompt}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"--prompt {prompt}: byte {error.start} is not UTF-8 text") from None
-    return prompt
 
 
 def _bytes_of(index: int, vocabulary: Vocabulary) -> bytes:

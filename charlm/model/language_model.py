@@ -115,7 +115,23 @@ class LanguageModel(nn.Module):
         return self.logits(features), state
 
     def features(self, ids: Tensor, state: State, dropout: Dropout | None = None) -> tuple[Tensor, State]:
-        """The last layer's outputs ``(T, B, H)``, before the output layer, and the next state."""
+        """What the output layer sees, ``(T, B, H)``, and the next state."""
+        values, carried = self._layers(ids, state, dropout)
+        if self.attention is not None:
+            values, memory = self.attention(values, state[-1])
+            carried = (*carried, memory)
+        if dropout is not None:
+            values = dropout.outputs(values, len(self.layers) - 1)
+        return values, carried
+
+    def looks(self, ids: Tensor, state: State) -> Tensor:
+        """How much the last step looks at each of the W steps before it: ``(B, W)``, oldest first. Needs attention."""
+        assert self.attention is not None
+        values, _ = self._layers(ids, state, None)
+        return self.attention.weights(values, state[-1])
+
+    def _layers(self, ids: Tensor, state: State, dropout: Dropout | None) -> tuple[Tensor, State]:
+        """The last layer's outputs ``(T, B, H)``, and each layer's next state."""
         values: Tensor = ids
         embedding: Tensor | None = self.embedding
         if embedding is not None and dropout is not None:
@@ -129,13 +145,7 @@ class LanguageModel(nn.Module):
             values = outputs + values if self.section.residual and number > 0 else outputs
             if dropout is not None and number < len(self.layers) - 1:
                 values = dropout.outputs(values, number)
-        carried = tuple(torch.stack(parts) for parts in zip(*after, strict=True))
-        if self.attention is not None:
-            values, memory = self.attention(values, state[-1])
-            carried = (*carried, memory)
-        if dropout is not None:
-            values = dropout.outputs(values, len(self.layers) - 1)
-        return values, carried
+        return values, tuple(torch.stack(parts) for parts in zip(*after, strict=True))
 
     def nats(self, ids: Tensor, targets: Tensor, state: State, dropout: Dropout | None = None) -> tuple[Tensor, State]:
         """What the targets cost, for training: Σ −ln p(target), a scalar, and the next state.
