@@ -201,11 +201,12 @@ class TrainSection(Section):
     """Decay per step of a moving average of the weights (0.999: about a thousand steps; 0: none). It is validated too, and is
     the run's `best` when it is better than the weights themselves."""
     epochs: Annotated[float | None, Field(gt=0)] = None
-    """Planned passes over the training text. Without `updates` and `time` too: 8 million characters, at most 50 passes."""
+    """Planned passes over the training text. Without `updates` too, this and more follows from the text's length (guide)."""
     updates: Annotated[int | None, Field(ge=1)] = None
     """Planned length in optimiser steps, instead of `epochs`."""
     time: Seconds | None = None
-    """Stop after this long (`90s`, `10m`), last evaluation included. Alone it is the whole budget. The schedule ignores it."""
+    """Stop after this long (`90s`, `10m`), last evaluation included. Beside `epochs` or `updates` it changes no schedule;
+    without them it is the budget that the length is planned for."""
     precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], Field(json_schema_extra=FIXED)] = "auto"
     """Arithmetic of matrix products: `auto` is bf16 where the processor multiplies it fast, else fp32. fp16: CUDA only."""
     threads: Annotated[int | None, Field(ge=1)] = None
@@ -217,8 +218,6 @@ class TrainSection(Section):
     def _consistent(self) -> TrainSection:
         if self.epochs is not None and self.updates is not None:
             raise ValueError("epochs and updates both give the planned length; keep one")
-        if self.schedule == "cosine" and self.time is not None and self.epochs is None and self.updates is None:
-            raise ValueError("schedule: cosine needs a planned length: add epochs or updates, or use schedule: constant")
         if self.sampling == "windows" and (self.random_offset or self.drop_last):
             raise ValueError("random_offset and drop_last belong to sampling: streams")
         return self
@@ -228,7 +227,7 @@ class EvaluateSection(Section):
     """The cheap validation during training; see `charlm eval perplexity` for the exact one."""
 
     every: Annotated[int | None, Field(ge=1)] = None
-    """Optimiser steps between evaluations. Unset: twenty evaluations over the planned length."""
+    """Optimiser steps between evaluations. Unset: ten evaluations over the planned length."""
     segments: Annotated[int, Field(ge=1)] = 32
     """Pieces S that the text is cut into and read side by side."""
     warm: Annotated[int, Field(ge=0)] = 1000

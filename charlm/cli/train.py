@@ -121,7 +121,7 @@ def _introduce(loaded: LoadedRecipe, begun: Started) -> None:
     from charlm.runtime import device_name
 
     trainer = begun.trainer
-    recipe, dataset, resolved, plan = loaded.recipe, trainer.dataset, trainer.resolved, trainer.plan
+    recipe, dataset, resolved, plan = trainer.recipe, trainer.dataset, trainer.resolved, trainer.plan
     model, train_, shape = recipe.model, recipe.train, trainer.batches.shape
     splits = [f"{name} {start:,}–{stop:,}" for name, (start, stop) in dataset.splits.items() if stop > start]
     unknown = {name: number for name, number in dataset.unknown.items() if number}

@@ -9,10 +9,6 @@ import torch
 from charlm.config import Recipe
 from charlm.data.streams import Batches
 
-DEFAULT_CHARACTERS = 8_000_000
-DEFAULT_EPOCHS = 50
-"""The length of a run whose recipe gives none: so many characters, but at most so many passes."""
-
 
 @dataclass(frozen=True)
 class Limits:
@@ -56,7 +52,9 @@ class Plan:
 
     @classmethod
     def of(cls, recipe: Recipe, batches: Batches) -> Plan:
-        """Fill in what the recipe leaves open."""
+        """When things happen. A recipe that gives no length has been given one (:mod:`charlm.training.defaults`), or runs until
+        its time is over.
+        """
         train, epoch = recipe.train, batches.epoch_length(0)
         steps: int | None = None
         if train.updates is not None:
@@ -64,10 +62,7 @@ class Plan:
         elif train.epochs is not None:
             whole, rest = divmod(train.epochs, 1)
             steps = sum(batches.epoch_length(number) for number in range(int(whole))) + round(rest * epoch)
-        elif train.time is None:
-            per_step = batches.shape.batch * batches.shape.steps
-            steps = max(1, min(DEFAULT_CHARACTERS // per_step, DEFAULT_EPOCHS * epoch))
         if steps is not None:
             steps = max(1, steps)
-        every = recipe.evaluate.every or max(1, -(-steps // 20) if steps is not None else 200)
+        every = recipe.evaluate.every or max(1, -(-steps // 10) if steps is not None else 200)
         return cls(steps, every, recipe.checkpoint.every or every, recipe.sample.every or every)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from charlm.errors import CheckpointError, RecipeError, UsageError
 from charlm.model.engines import ENGINES, resolve_engine
 from charlm.model.language_model import LanguageModel, embedding_width
 from charlm.runtime import prepare, resolve_device, resolve_precision
+from charlm.training import defaults
 from charlm.training.plan import Limits, Resolved
 from charlm.training.run_folder import RunFolder
 from charlm.training.trainer import Trainer
@@ -84,10 +85,12 @@ def _remove_if_empty(folder: Path) -> None:
 
 def _start(loaded: LoadedRecipe, options: Options, folder: RunFolder) -> Started:
     notices: list[str] = []
-    recipe, stored_recipe = loaded.recipe, portable(loaded.recipe)
     earlier = _earlier(options, folder, notices)
     if earlier is not None:
-        notices += [f"changed since the run began: {change}" for change in reconcile(earlier.recipe, stored_recipe)]
+        if defaults.is_open(loaded.recipe):
+            loaded = replace(loaded, recipe=defaults.as_before(loaded.recipe, earlier.recipe))
+        changes = reconcile(earlier.recipe, portable(loaded.recipe))
+        notices += [f"changed since the run began: {change}" for change in changes]
     initial = checkpoint.load(checkpoint.find_checkpoint(options.init)) if options.init else None
     source = earlier or initial
 
@@ -104,7 +107,13 @@ def _start(loaded: LoadedRecipe, options: Options, folder: RunFolder) -> Started
     if earlier is not None:
         _same_text(earlier, dataset)
 
-    resolved = _resolve(recipe, device, earlier, notices)
+    resolved = _resolve(loaded.recipe, device, earlier, notices)
+    if defaults.is_open(loaded.recipe):
+        values = _rule(loaded.recipe, dataset, resolved)
+        planned = defaults.fill(loaded.recipe, values)
+        notices.append(f"chosen for a text of this length: {defaults.chosen(loaded.recipe, planned, values)}")
+        loaded = replace(loaded, recipe=planned)
+    recipe, stored_recipe = loaded.recipe, portable(loaded.recipe)
     if initial is not None and initial.vocabulary.unit != dataset.vocabulary.unit:
         raise RecipeError(f"--init: that model reads {initial.vocabulary.unit}s, the recipe says data.unit: {recipe.data.unit}")
     model = LanguageModel(recipe.model, len(dataset.vocabulary), resolved.engine)
@@ -147,6 +156,15 @@ def _earlier(options: Options, folder: RunFolder, notices: list[str]) -> Checkpo
     earlier, problems = folder.newest()
     notices += problems
     return earlier
+
+
+def _rule(recipe: Recipe, dataset: Dataset, resolved: Resolved) -> defaults.Values:
+    """What follows from the text's length, and from the time that the recipe gives."""
+    start, stop = dataset.splits["train"]
+    budget: float = defaults.CHARACTERS
+    if recipe.train.time is not None:
+        budget = defaults.characters_in(recipe.train.time, recipe, stop - start, len(dataset.vocabulary), resolved)
+    return defaults.rule(max(1, stop - start), budget)
 
 
 def _same_text(earlier: Checkpoint, dataset: Dataset) -> None:

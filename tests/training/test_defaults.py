@@ -1,0 +1,101 @@
+"""What a recipe leaves open follows from the length of its text."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from charlm.checkpoint import load
+from charlm.config import LoadedRecipe, Recipe, apply_overrides, validate_recipe
+from charlm.training import defaults
+from charlm.training.plan import Limits
+from charlm.training.start import Options, start
+
+
+def _recipe(**sections: Any) -> Recipe:
+    return validate_recipe({"corpus": "./mine.txt"} | sections, "a test")
+
+
+@pytest.mark.parametrize("characters", [1, 20, 1_000, 20_000, 99_999, 100_000, 1_000_000, 3_000_000, 100_000_000, 10**11])
+def test_every_length_gives_a_recipe(characters: int) -> None:
+    """If this fails, some text cannot be trained on without a recipe."""
+    planned = defaults.fill(_recipe(), defaults.rule(characters))
+    checked = validate_recipe(planned.model_dump(mode="json"), "the plan")
+    assert checked.train.epochs is not None
+    assert checked.train.epochs * characters <= defaults.CHARACTERS * 1.01 + 1
+    assert checked.train.epochs <= defaults.PASSES
+
+
+def test_the_more_often_a_text_is_read_the_more_is_dropped() -> None:
+    """If this fails, a short text is learned by heart, or a long one is held back for nothing."""
+    dropouts = [defaults.rule(characters)["model"]["dropout"] for characters in (10**8, 10**7, 10**6, 10**5, 10**4)]
+    assert dropouts == sorted(dropouts)
+    assert dropouts[:2] == [0, 0] and dropouts[2] == pytest.approx(0.43, abs=0.01) and dropouts[-1] > 0.6
+
+
+def test_what_the_recipe_says_stays() -> None:
+    """If this fails, a value that a user gave is overridden by the rule."""
+    recipe = _recipe(model={"hidden": 48, "input": "one-hot"}, train={"lr": 0.01, "average": 0})
+    planned = defaults.fill(recipe, defaults.rule(10**6))
+    assert (planned.model.hidden, planned.train.lr, planned.train.average, planned.model.input_dropout) == (48, 0.01, 0, 0)
+    assert planned.model.dropout > 0.3 and planned.train.weight_decay == 0.1
+    sgd = defaults.fill(_recipe(train={"optimizer": "sgd", "lr": 1}), defaults.rule(10**6))
+    assert sgd.train.weight_decay == 0
+
+
+@pytest.mark.parametrize(
+    ("train", "is_open"),
+    [
+        ({}, True),
+        ({"time": "5m"}, True),
+        ({"time": "5m", "schedule": "constant"}, False),
+        ({"schedule": "constant"}, True),
+        ({"epochs": 3}, False),
+        ({"updates": 30}, False),
+    ],
+)
+def test_who_gives_a_length_has_a_plan(train: dict[str, Any], is_open: bool) -> None:
+    """If this fails, a full recipe is changed behind its author's back, or an empty one has no end."""
+    assert defaults.is_open(_recipe(train=train)) is is_open
+
+
+def _started(corpus: Path, out: Path, *overrides: str, max_steps: int, resume: Any = "never") -> Any:
+    """A recipe that says only its corpus, ready to run."""
+    recipe = validate_recipe(apply_overrides({"corpus": str(corpus)}, ("train.threads=1", *overrides)), "a test")
+    limits = Limits(time.monotonic(), max_steps)
+    return start(LoadedRecipe("mine", recipe, corpus.parent), Options(out, limits, resume=resume, device="cpu"))
+
+
+def test_a_run_says_and_stores_what_was_chosen_and_goes_on_with_it(tmp_path: Path, english_file: Path) -> None:
+    """If this fails, the user does not learn what trains, or a resumed run is planned anew and refused."""
+    first = _started(english_file, tmp_path, max_steps=3)
+    (said,) = [notice for notice in first.notices if "chosen" in notice]
+    assert "model.hidden=256" in said and "train.epochs=40" in said
+    list(first.trainer.run())
+    first.trainer.folder.close()
+    stored = load(tmp_path / "last.safetensors").recipe
+    assert (stored.model.hidden, stored.train.epochs, stored.train.average) == (256, 40, 0.998)
+    again = _started(english_file, tmp_path, max_steps=4, resume="must")
+    assert not [notice for notice in again.notices if "changed" in notice or "chosen" in notice]
+    list(again.trainer.run())
+    again.trainer.folder.close()
+    assert again.trainer.resumed_from == 3
+    assert again.trainer.plan == first.trainer.plan
+
+
+def test_a_time_is_a_budget(tmp_path: Path, english_file: Path) -> None:
+    """If this fails, `time` alone does not shape the schedule, or a resumed run forgets what it was planned for."""
+    overrides = ["train.time=20s", "model.hidden=8", "train.batch=2", "train.steps=4"]
+    passes = []
+    for resume in ("never", "must"):
+        begun = _started(english_file, tmp_path, *overrides, max_steps=1, resume=resume)
+        passes.append(begun.trainer.recipe.train.epochs)
+        list(begun.trainer.run())
+        begun.trainer.folder.close()
+    assert passes[0] == passes[1] > 0
+    line = json.loads((tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert line["learning_rate"] == pytest.approx(0.002)
