@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from charlm.comparison.candidates import Candidate
 from charlm.config import LoadedRecipe, reconcile, validate_recipe
 from charlm.errors import CheckpointError, RecipeError
 from charlm.evaluation.perplexity import perplexity
+from charlm.training import defaults
 from charlm.training.run_folder import BEST, LAST, METRICS
 from charlm.training.start import portable
 
@@ -34,6 +35,8 @@ def final_record(folder: Path, loaded: LoadedRecipe) -> dict[str, Any] | None:
         stored = validate_recipe(checkpoint.describe(folder / LAST)["recipe"], str(folder))
     except CheckpointError:  # absent, or damaged: there may be an older one to go on from
         return None
+    if defaults.is_open(loaded.recipe):
+        loaded = replace(loaded, recipe=defaults.as_before(loaded.recipe, stored))
     try:
         changed = reconcile(stored, portable(loaded.recipe))
     except RecipeError as error:

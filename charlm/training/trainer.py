@@ -39,6 +39,9 @@ from charlm.training.update import Updater
 RECENT_STEPS = 100
 """``train_nats`` is the mean over the last epoch or so many steps, whichever is shorter."""
 
+EXACT_CHARACTERS = 1_000_000
+"""The exact figure at the end covers at most the first so many characters of the validation text."""
+
 
 class _StopAskedError(Exception):
     """Ends an evaluation that the user does not wait for."""
@@ -96,7 +99,7 @@ class Trainer:
         self._last_saved: int | None = None
         self._closing_seconds = 0.0
         self._longest_pause = 0.0  # between two steps: samples, validation, save
-        self._exact_limit = recipe.evaluate.characters
+        self._exact_limit = EXACT_CHARACTERS
         if resume is not None:
             self._restore(resume)
 
@@ -188,10 +191,10 @@ class Trainer:
         """The cheap validation. Only a regular one can change ``best`` and early stopping; any fills a missing ``best``."""
         score = self._validate(self.model)
         self._candidate = self.model
-        figures = {"nats": score.nats_per_character}
+        figures = {}
         if self._average is not None:
             averaged = self._validate(self._average.model)
-            figures["average_nats"] = averaged.nats_per_character
+            figures = {"weights_nats": score.nats_per_character, "average_nats": averaged.nats_per_character}
             if averaged.nats_per_character < score.nats_per_character:
                 self._candidate, score = self._average.model, averaged
         nats = score.nats_per_character
@@ -201,8 +204,10 @@ class Trainer:
             "kind": "evaluation",
             "step": self.step,
             "epoch": self._epochs_done(),
+            "nats": nats,
             **figures,
             "regular": regular,
+            "wall": round(time.monotonic() - self.limits.started_at, 2),
         }
         self.folder.record(entry | {"characters": score.characters})
         if regular:
@@ -265,7 +270,7 @@ class Trainer:
         samples = per_sampled * self.recipe.sample.length * len(self.recipe.sample.prompts)
         # A fifth of the time at most: of a longer text the exact figure covers the first part, and says how much.
         affordable = max(256, int(0.2 * (self.limits.max_seconds or math.inf) / per_character))
-        self._exact_limit = min(len(self.validation) - 1, self._exact_limit or len(self.validation), affordable)
+        self._exact_limit = min(len(self.validation) - 1, self._exact_limit, affordable)
         return 1.0 + 1.4 * per_character * self._exact_limit + 1.2 * samples
 
     def _finish(self, reason: str) -> Iterator[Event]:
@@ -296,7 +301,7 @@ class Trainer:
             if self._stop is not None:
                 raise _StopAskedError
 
-        text = self.validation[slice(0, self._exact_limit + 1)] if self._exact_limit else self.validation
+        text = self.validation[slice(0, self._exact_limit + 1)]
         try:
             check(0, len(text))
             return perplexity.carried(best, text, unknown_id=self.dataset.vocabulary.unknown_id, progress=check)

@@ -58,7 +58,7 @@ def _tensors(folder: Path) -> dict[str, bytes]:
 
 def _metrics(folder: Path) -> list[dict[str, Any]]:
     """``metrics.jsonl`` without what depends on the clock or on the folder."""
-    clock = {"seconds", "characters_per_second", "training_seconds", "resumed_from", "checkpoint"}
+    clock = {"seconds", "wall", "characters_per_second", "training_seconds", "resumed_from", "checkpoint"}
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [{key: value for key, value in json.loads(line).items() if key not in clock} for line in lines]
 

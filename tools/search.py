@@ -1,0 +1,77 @@
+"""Finds a recipe by successive halving: many settings are trained briefly, the better half twice as long, and so on.
+
+    python tools/search.py shakespeare-fast --set data.split='[0.85, 0.05, 0.1]' \
+        --vary train.lr=0.002,0.003,0.004 --vary model.dropout=0.2,0.3,0.4 --rungs 3
+
+Every training of a rung is a whole one, its schedule included; the last rung has the recipe's own length. Settings are ranked by
+`best` on the validation part, so hold another part back for the figure that you state. The first setting of each `--vary` is
+what the recipe has now; it is never dropped, so that each rung shows what a change is worth. Runs lie in DIR and are not repeated.
+(Jamieson & Talwalkar 2016.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+from charlm.comparison.candidates import Candidate, candidates
+
+
+def trained(candidate: Candidate, updates: int, seed: int, folder: Path) -> float:
+    """The best validation nats of one training, from its folder if it is there already."""
+    out = folder / f"{candidate.name}-{updates}-seed{seed}"
+    result = out / "result.json"
+    if not result.exists():
+        overrides = [*candidate.overrides, f"train.updates={updates}", "train.time=null"]
+        command = [
+            sys.executable,
+            "-m",
+            "charlm",
+            "train",
+            candidate.source,
+            "--out",
+            str(out),
+            "--overwrite",
+            "--seed",
+            str(seed),
+        ]
+        command += [word for override in overrides for word in ("--set", override)]
+        done = subprocess.run([*command, "--quiet", "--json"], stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            return float("inf")  # it diverged; its message has been shown
+        result.write_text(done.stdout.splitlines()[-1], encoding="utf-8")
+    return float(json.loads(result.read_text(encoding="utf-8"))["best_validation_nats"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipe")
+    parser.add_argument("--vary", action="append", default=[], metavar="KEY=V1,V2,…")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--rungs", type=int, default=3)
+    parser.add_argument("--sample", type=int, help="try so many settings, drawn at random, instead of all")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("checkpoints/search"))
+    given = parser.parse_args()
+
+    first, *others = candidates([given.recipe], vary=given.vary, overrides=given.set)
+    if given.sample is not None:
+        others = random.Random(given.seed).sample(others, min(len(others), given.sample))
+    updates = first.load().recipe.train.updates
+    if updates is None:
+        parser.error(f"{given.recipe} says no train.updates; give it with --set")
+    for rung in range(given.rungs):
+        length = max(1, updates >> (given.rungs - 1 - rung))
+        scores = {one.name: trained(one, length, given.seed, given.out) for one in (first, *others)}
+        print(f"\n{length:,} updates: validation nats, against {scores[first.name]:.4f} of {first.name}")
+        for name, nats in sorted(scores.items(), key=lambda score: score[1]):
+            print(f"  {nats:.4f}  {nats - scores[first.name]:+.4f}  {name}", flush=True)
+        others = sorted(others, key=lambda one: scores[one.name])[: len(others) // 2]
+
+
+if __name__ == "__main__":
+    main()
