@@ -3,10 +3,10 @@
     python tools/search.py shakespeare-fast --set data.split='[0.85, 0.05, 0.1]' \
         --vary train.lr=0.002,0.003,0.004 --vary model.dropout=0.2,0.3,0.4 --rungs 3
 
-Every training of a rung is a whole one, its schedule included; the last rung has the recipe's own length. Settings are ranked by
-`best` on the validation part, so hold another part back for the figure that you state. The first setting of each `--vary` is
-what the recipe has now; it is never dropped, so that each rung shows what a change is worth. Runs lie in DIR and are not repeated.
-(Jamieson & Talwalkar 2016.)
+Every training of a rung is a whole one, its schedule included; the last rung has the recipe's own length. Settings are ranked
+by `best` on the validation part, so hold another part back for the figure that you state. The first of all settings (the first
+value of each `--vary`: what the recipe has now) is never dropped, so that each rung shows what a change is worth. Runs lie in the
+folder `--out` and are not repeated. (Jamieson & Talwalkar 2016.)
 """
 
 from __future__ import annotations
@@ -27,27 +27,18 @@ def trained(candidate: Candidate, updates: int, seed: int, folder: Path) -> floa
     result = out / "result.json"
     if not result.exists():
         overrides = [*candidate.overrides, f"train.updates={updates}", "train.time=null"]
-        command = [
-            sys.executable,
-            "-m",
-            "charlm",
-            "train",
-            candidate.source,
-            "--out",
-            str(out),
-            "--overwrite",
-            "--seed",
-            str(seed),
-        ]
+        command = [sys.executable, "-m", "charlm", "train", candidate.source, "--out", str(out), "--seed", str(seed)]
+        command += ["--overwrite", "--quiet", "--json"]
         command += [word for override in overrides for word in ("--set", override)]
-        done = subprocess.run([*command, "--quiet", "--json"], stdout=subprocess.PIPE, text=True)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode:
             return float("inf")  # it diverged; its message has been shown
         result.write_text(done.stdout.splitlines()[-1], encoding="utf-8")
     return float(json.loads(result.read_text(encoding="utf-8"))["best_validation_nats"])
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    """Read the command line, train, and print a table per rung."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipe")
     parser.add_argument("--vary", action="append", default=[], metavar="KEY=V1,V2,…")
@@ -56,7 +47,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, help="try so many settings, drawn at random, instead of all")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("checkpoints/search"))
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
 
     first, *others = candidates([given.recipe], vary=given.vary, overrides=given.set)
     if given.sample is not None:
