@@ -5,8 +5,8 @@
 
 Every training of a rung is a whole one, its schedule included; the last rung has the recipe's own length. Settings are ranked
 by `best` on the validation part, so hold another part back for the figure that you state. The first of all settings (the first
-value of each `--vary`: what the recipe has now) is never dropped, so that each rung shows what a change is worth. Runs lie in the
-folder `--out` and are not repeated. (Jamieson & Talwalkar 2016.)
+value of each `--vary`: what the recipe has now) is never dropped, so that each rung shows what a change is worth. Runs lie in
+the folder `--out` and are not repeated. (Jamieson & Talwalkar 2016.)
 """
 
 from __future__ import annotations

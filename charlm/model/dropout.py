@@ -5,22 +5,25 @@
                  locked: the same units at all T steps of a stream               (Gal & Ghahramani 2016)
     recurrent    single weights of W_hh, for a whole step                        (Wan et al. 2013; Merity et al. 2018)
 
-What is kept is scaled up, so that sums stay what they were on average. Masks follow from (seed, step, place) alone: a resumed
-run draws the same ones.
+What is kept is scaled up by 1/(1 − p), so that sums stay what they were on average; p is rounded to a multiple of 2⁻¹⁶. Zeros
+follow from (seed, step, place) alone, on every engine and device: a resumed run draws the same ones.
 
     T time steps    B streams    D embedding width    H hidden units    G gates    V symbols
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from charlm.config import ModelSection
-from charlm.runtime import generator
+from charlm.model.native import library
+from charlm.model.native.dropout import Drop
+from charlm.runtime import derived_seed
 
 
 @dataclass(frozen=True)
@@ -39,35 +42,37 @@ class Dropout:
 
     def embedding(self, embedding: Tensor) -> Tensor:
         """The embedding ``(V, D)``: all T·B look-ups see the same zeros."""
-        return self._drop(embedding, embedding.shape, self.model.input_dropout, "embedding")
+        return self._drop(embedding, embedding.numel(), self.model.input_dropout, "embedding")
 
     def outputs(self, values: Tensor, layer: int) -> Tensor:
         """A layer's outputs ``(T, B, H)``."""
-        shape = (1, *values.shape[1:]) if self.model.locked_dropout else values.shape
-        return self._drop(values, shape, self.model.dropout, "outputs", layer)
+        period = values[0].numel() if self.model.locked_dropout else values.numel()
+        return self._drop(values, period, self.model.dropout, "outputs", layer)
 
     def recurrent(self, weight_hh: Tensor, layer: int) -> Tensor:
         """A layer's recurrent weights ``(G·H, H)``."""
-        return self._drop(weight_hh, weight_hh.shape, self.model.weight_drop, "recurrent", layer)
+        return self._drop(weight_hh, weight_hh.numel(), self.model.weight_drop, "recurrent", layer)
 
-    def _drop(self, values: Tensor, shape: Sequence[int], probability: float, *place: object) -> Tensor:
+    def _drop(self, values: Tensor, period: int, probability: float, *place: object) -> Tensor:
         if probability == 0:
             return values
-        rng = generator(values.device, self.seed, "dropout", self.step, *place)
-        return values * mask(shape, probability, rng, values.dtype)
+        key = derived_seed(self.seed, "dropout", self.step, *place)
+        threshold = min(65535, round(probability * 65536))
+        if values.device.type == "cpu" and library.reason() is None and values.dtype in (torch.float32, torch.bfloat16):
+            dropped: Tensor = Drop.apply(values, period, key, threshold)  # type: ignore[no-untyped-call]
+            return dropped
+        mask = torch.from_numpy(kept(key, period, threshold)).to(values.device, values.dtype) * (65536 / (65536 - threshold))
+        return (values.view(-1, period) * mask).view(values.shape)
 
 
-def mask(shape: Sequence[int], probability: float, rng: torch.Generator, dtype: torch.dtype) -> Tensor:
-    """Zeros with this probability, and 1/(1 − p) elsewhere.
+def kept(key: int, count: int, threshold: int) -> npt.NDArray[np.bool_]:
+    """Which of ``count`` neighbours are kept, in the random sequence of a key.
 
-    On a CPU masks are cut from 64-bit random numbers, four decisions each: the probability is rounded to a multiple of
-    2⁻¹⁶, and the scale uses the rounded one.
+    SplitMix64 (Steele et al. 2014) hashes key and position to 64 bits, which decide about four neighbours each: 16 bits below
+    ``threshold`` mean a zero.
     """
-    if rng.device.type != "cpu":
-        keep = torch.rand(*shape, device=rng.device, generator=rng) >= probability
-        return keep.to(dtype) / (1 - probability)
-    threshold = min(65535, round(probability * 65536))
-    count = int(torch.Size(shape).numel())
-    words = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None, generator=rng)
-    keep = words.view(torch.int16)[:count].view(*shape) >= threshold - 32768
-    return keep.to(dtype).mul_(65536 / (65536 - threshold))
+    z = np.uint64(key) + np.arange(1, -(-count // 4) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    quarters: npt.NDArray[np.uint16] = (z ^ (z >> np.uint64(31))).astype("<u8").view("<u2")
+    return quarters[:count] >= threshold

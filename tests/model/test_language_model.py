@@ -11,9 +11,10 @@ import torch
 from pydantic import ValidationError
 
 from charlm.config import ModelSection
-from charlm.model.dropout import Dropout, mask
+from charlm.model.dropout import Dropout
 from charlm.model.engines import ENGINES
 from charlm.model.language_model import LanguageModel, count_parameters, embedding_width
+from charlm.model.native import library
 
 BLOCKS = {"rnn": 1, "gru": 3, "lstm": 4}
 
@@ -329,5 +330,24 @@ def test_residual_layers_add_their_input(network: Callable[..., Any]) -> None:
 
 def test_almost_certain_dropout_still_keeps_something() -> None:
     """If this fails, a probability that rounds to one divides by zero."""
-    rng = torch.Generator().manual_seed(1)
-    assert bool(torch.isfinite(mask((1000,), 0.999999, rng, torch.float32)).all())
+    assert bool(torch.isfinite(_mask(0.999999, 1, 1, 0)).all())
+
+
+@pytest.mark.skipif(library.reason() is not None, reason=str(library.reason()))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("locked", [False, True])
+def test_dropout_in_cpp_draws_the_same_zeros(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, locked: bool) -> None:
+    """If this fails, a run that goes on without the native engine drops other units, or gradients pass where values did not."""
+    shapes = [(1, 1, 1), (3, 2, 5), (2, 3, 7), (4, 5, 64), (5, 9, 1000)]
+    for number, shape in enumerate(shapes):
+        dropout = Dropout(ModelSection(dropout=0.3, locked_dropout=locked), 5, number)
+        found = []
+        for reason in (None, "as if it were not there"):
+            monkeypatch.setattr(library, "reason", lambda reason=reason: reason)
+            values = torch.full(shape, 0.75, dtype=dtype, requires_grad=True)
+            dropped = dropout.outputs(values, 1)
+            dropped.sum().backward()
+            found.append((dropped.detach().clone(), values.grad))
+        for mine, expected in zip(*found, strict=True):
+            assert torch.equal(mine == 0, expected == 0), (shape, dtype)
+            torch.testing.assert_close(mine, expected, rtol=8e-3 if dtype == torch.bfloat16 else 1e-6, atol=0)

@@ -54,6 +54,15 @@ class CrossEntropy(ctypes.Structure):
     ]  # fmt: skip
 
 
+class Dropping(ctypes.Structure):
+    """Dropout (``dropout.h``)."""
+
+    _fields_ = [
+        ("bf16", _N), ("threads", _N), ("count", _N), ("period", _N), ("key", ctypes.c_uint64), ("threshold", _N),
+        ("scale", _D), ("values", _P), ("out", _P),
+    ]  # fmt: skip
+
+
 class Generation(ctypes.Structure):
     """Writing text (``sampling.h``)."""
 

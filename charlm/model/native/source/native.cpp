@@ -1,6 +1,7 @@
 // The native engine's C interface: everything that charlm/model/native/ calls, with plain structures of 64-bit fields.
 // Compiled once for each instruction set.
 
+#include "dropout.h"
 #include "layer.h"
 #include "loss.h"
 #include "optimiser.h"
@@ -59,6 +60,8 @@ PUBLIC void charlm_layer_backward(const Layer* layer) { run_layer(*layer, false)
 PUBLIC void charlm_sum_by_id(const SumById* p) { p->bf16 ? sum_by_id<bf16>(*p) : sum_by_id<float>(*p); }
 
 PUBLIC void charlm_cross_entropy(const CrossEntropy* p) { p->bf16 ? cross_entropy<bf16>(*p) : cross_entropy<float>(*p); }
+
+PUBLIC void charlm_drop(const Dropping* d) { d->bf16 ? drop<bf16>(*d) : drop<float>(*d); }
 
 PUBLIC void charlm_generate(const Generation* p) { p->bf16 ? generate<bf16>(*p) : generate<float>(*p); }
 

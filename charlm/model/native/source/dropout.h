@@ -1,0 +1,62 @@
+// Dropout: zeros at random, what is kept scaled up. Which numbers are kept follows from a key alone, so the backward pass draws
+// the same zeros again and no mask is stored. charlm/model/dropout.py defines the sequence.
+
+#pragma once
+
+#include "threads.h"
+#include "vectors.h"
+
+struct Dropping {
+    int64_t bf16, threads;
+    int64_t count, period;      // number i is kept if number i % period is
+    uint64_t key;
+    int64_t threshold;          // of 65536: how probable a zero is
+    double scale;
+    const void* values;         // (count,)
+    void* out;                  // (count,); may be `values`
+};
+
+// SplitMix64 (Steele et al. 2014): the n-th number after `key`. Its four quarters decide about four neighbours.
+static inline uint64_t random_word(uint64_t key, uint64_t n) {
+    uint64_t z = key + (n + 1) * 0x9E3779B97F4A7C15u;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    return z ^ (z >> 31);
+}
+
+template <class E>
+static void drop_part(const Dropping& d, long first, long end) {
+    constexpr long BLOCK = 256;
+    float factors[BLOCK];
+    const float scale = (float)d.scale;
+    const E* values = (const E*)d.values;
+    E* out = (E*)d.out;
+    for (long at = first; at < end; at += BLOCK) {
+        const long position = at % d.period, count = end - at < BLOCK ? end - at : BLOCK;
+        for (long n = 0; n < BLOCK / 4; n++) {
+            const uint64_t word = random_word(d.key, position / 4 + n);
+            for (int quarter = 0; quarter < 4; quarter++)
+                factors[4 * n + quarter] = (int64_t)(word >> (16 * quarter) & 0xffff) >= d.threshold ? scale : 0;
+        }
+        long i = 0;
+        for (; i + LANES <= count; i += LANES) store(out + at + i, load(values + at + i) * load(factors + i));
+        if (i < count) {
+            E last[LANES] = {};
+            memcpy(last, values + at + i, (count - i) * sizeof(E));
+            store(last, load(last) * load(factors + i));
+            memcpy(out + at + i, last, (count - i) * sizeof(E));
+        }
+    }
+}
+
+template <class E>
+static void drop(const Dropping& d) {
+    // A part never crosses a period's end, and starts at a multiple of four within it.
+    const long repeats = d.count / d.period, parts = (d.period + 8191) / 8192;
+#pragma omp parallel for num_threads(d.threads) collapse(2) schedule(static) if (d.threads > 1)
+    for (long repeat = 0; repeat < repeats; repeat++)
+        for (long n = 0; n < parts; n++) {
+            const long first = repeat * d.period + n * 8192, end = repeat * d.period + d.period;
+            drop_part<E>(d, first, first + 8192 < end ? first + 8192 : end);
+        }
+}
