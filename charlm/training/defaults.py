@@ -6,10 +6,11 @@ It applies to recipes that give no planned length (neither `epochs` nor `updates
     read           C = 10 million characters, at most 40 passes; with `time` alone, what this machine reads in nine tenths of it
     passes         E = C / N
     hidden         512; 256 for a text below 100,000 characters
+    init           orthogonal recurrent matrices
     dropout        0.13·log₂E, from 0 to 0.7: the more often a text is read, the easier it is learned by heart
     input_dropout  a third of it
     batch, steps   32 × 32 below 3 million characters, since many small updates are what a short text needs; else 32 × 64
-    lr             0.002, cooled to 30 %; weight decay 0.1; a moving average of some 500 updates is validated too
+    lr             0.005 (0.001 for a plain RNN), cooled to 10 %; weight decay 0.2; a moving average of some 500 updates is validated too
     evaluations    ten, on C/100 characters, from 20,000 to 200,000
 
 docs/results.md has the measurements behind it.
@@ -45,20 +46,24 @@ def is_open(recipe: Recipe) -> bool:
     return train.epochs is None and train.updates is None and not endless
 
 
-def rule(characters: int, budget: float = CHARACTERS) -> Values:
+def rule(characters: int, budget: float = CHARACTERS, cell: str = "lstm") -> Values:
     """What follows from a text's length.
 
     Args:
         characters: N, of the training part.
         budget: C, characters to read.
+        cell: the recurrence.
     """
     passes = max(1e-6, min(budget / characters, PASSES))
     read = passes * characters
     dropout = round(min(0.7, max(0.0, 0.13 * math.log2(passes))), 2)
     return {
-        "model": {"hidden": 256 if characters < _SHORT else 512, "dropout": dropout, "input_dropout": round(dropout / 3, 2)},
+        "model": {
+            "hidden": 256 if characters < _SHORT else 512, "init": "orthogonal", "dropout": dropout,
+            "input_dropout": round(dropout / 3, 2),
+        },
         "train": {
-            "batch": 32, "steps": 32 if characters < _LONG else 64, "lr": 0.002, "lr_final": 0.3, "weight_decay": 0.1,
+            "batch": 32, "steps": 32 if characters < _LONG else 64, "lr": 0.001 if cell == "rnn" else 0.005, "lr_final": 0.1, "weight_decay": 0.2,
             "average": 0.998, "epochs": round(passes, 4),
         },
         "evaluate": {"characters": int(min(200_000, max(20_000, read / 100)))},
@@ -113,7 +118,7 @@ def characters_in(seconds: float, recipe: Recipe, characters: int, symbols: int,
         characters: N, of the training part.
         symbols: V.
     """
-    planned = fill(recipe, rule(characters))
+    planned = fill(recipe, rule(characters, cell=recipe.model.cell))
     model = LanguageModel(planned.model, symbols, resolved.engine)
     model.initialise(0)
     model.to(resolved.device)

@@ -164,7 +164,7 @@ def _rule(recipe: Recipe, dataset: Dataset, resolved: Resolved) -> defaults.Valu
     budget: float = defaults.CHARACTERS
     if recipe.train.time is not None:
         budget = defaults.characters_in(recipe.train.time, recipe, stop - start, len(dataset.vocabulary), resolved)
-    return defaults.rule(max(1, stop - start), budget)
+    return defaults.rule(max(1, stop - start), budget, recipe.model.cell)
 
 
 def _same_text(earlier: Checkpoint, dataset: Dataset) -> None:

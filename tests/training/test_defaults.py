@@ -42,7 +42,7 @@ def test_what_the_recipe_says_stays() -> None:
     recipe = _recipe(model={"hidden": 48, "input": "one-hot"}, train={"lr": 0.01, "average": 0})
     planned = defaults.fill(recipe, defaults.rule(10**6))
     assert (planned.model.hidden, planned.train.lr, planned.train.average, planned.model.input_dropout) == (48, 0.01, 0, 0)
-    assert planned.model.dropout > 0.3 and planned.train.weight_decay == 0.1
+    assert planned.model.dropout > 0.3 and planned.train.weight_decay == 0.2
     sgd = defaults.fill(_recipe(train={"optimizer": "sgd", "lr": 1}), defaults.rule(10**6))
     assert sgd.train.weight_decay == 0
 
@@ -98,4 +98,4 @@ def test_a_time_is_a_budget(tmp_path: Path, english_file: Path) -> None:
         begun.trainer.folder.close()
     assert passes[0] == passes[1] > 0
     line = json.loads((tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])
-    assert line["learning_rate"] == pytest.approx(0.002)
+    assert line["learning_rate"] == pytest.approx(0.005)
