@@ -10,7 +10,8 @@ It applies to recipes that give no planned length (neither `epochs` nor `updates
     dropout        0.13·log₂E, from 0 to 0.7: the more often a text is read, the easier it is learned by heart
     input_dropout  a third of it
     batch, steps   32 × 32 below 3 million characters, since many small updates are what a short text needs; else 32 × 64
-    lr             0.005 (0.001 for a plain RNN), cooled to 10 %; weight decay 0.2; a moving average of some 500 updates is validated too
+    lr             0.005 (0.001 for a plain RNN), cooled to 10 %
+    weight decay   0.2; a moving average of some 500 updates is validated beside the weights
     evaluations    ten, on C/100 characters, from 20,000 to 200,000
 
 docs/results.md has the measurements behind it.
@@ -63,8 +64,9 @@ def rule(characters: int, budget: float = CHARACTERS, cell: str = "lstm") -> Val
             "input_dropout": round(dropout / 3, 2),
         },
         "train": {
-            "batch": 32, "steps": 32 if characters < _LONG else 64, "lr": 0.001 if cell == "rnn" else 0.005, "lr_final": 0.1, "weight_decay": 0.2,
-            "average": 0.998, "epochs": round(passes, 4),
+            "batch": 32, "steps": 32 if characters < _LONG else 64,
+            "lr": 0.001 if cell == "rnn" else 0.005, "lr_final": 0.1, "weight_decay": 0.2, "average": 0.998,
+            "epochs": round(passes, 4),
         },
         "evaluate": {"characters": int(min(200_000, max(20_000, read / 100)))},
     }  # fmt: skip
