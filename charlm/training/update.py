@@ -86,8 +86,6 @@ class Updater:
             # As torch.nn.utils.clip_grad_norm_ does, with its 1e-6.
             clipped = 1.0 if self._clip is None else min(1.0, self._clip / (norm + 1e-6))
             self._step(clipped / self.scale.scale)
-            # Fused optimisers do not count their changes; whoever has prepared something of the weights must notice them.
-            torch.autograd.graph.increment_version(self._weights)
             self.scale.succeeded()
         left_out = not finite and math.isfinite(nats) and self.scale.overflowed()
         return Outcome(nats, norm, tuple(part.detach() for part in state), diverged=not finite and not left_out)
@@ -106,3 +104,5 @@ class Updater:
         if factor != 1:
             torch._foreach_mul_([weight.grad for weight in self._weights if weight.grad is not None], factor)
         self.optimizer.step()
+        # PyTorch's fused optimisers do not count their changes; whoever has prepared something of the weights must notice.
+        torch.autograd.graph.increment_version(self._weights)
