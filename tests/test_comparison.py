@@ -179,6 +179,16 @@ def test_speed_is_measured_without_leaving_anything(recipe: str) -> None:
     assert set(Path(recipe).parent.iterdir()) == before
 
 
+def test_equal_time_asks_the_rule_what_a_recipe_leaves_open(recipe: str, tmp_path: Path) -> None:
+    """Failing would mean that a recipe without a length is compared with values that training it would not choose."""
+    (tmp_path / "open.yaml").write_text("corpus: ./text.txt\nmodel: {hidden: 8}\n", encoding="utf-8")
+    chosen = EqualTime(tmp_path / "plan.json", 4.0).overrides(Candidate("open", str(tmp_path / "open.yaml")))
+    values = dict(override.split("=") for override in chosen)
+    assert values["model.init"] == "orthogonal" and values["train.average"] == "0.998" and int(values["train.updates"]) >= 1
+    assert "model.hidden" not in values and "train.epochs" not in values
+    assert values["train.time"] == "null", "the length is the updates alone"
+
+
 # -- figures --
 
 

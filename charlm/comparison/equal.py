@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from charlm.comparison.candidates import Candidate
-from charlm.config import ModelSection
+from charlm.config import LoadedRecipe, ModelSection
 from charlm.errors import UsageError
 from charlm.model.language_model import count_parameters
+from charlm.training import defaults
 from charlm.training.plan import Limits
 from charlm.training.start import Options, start
+from charlm.training.trainer import Trainer
 
 _MULTIPLE, _TOLERANCE = 8, 0.01
 """A hidden width is a multiple of 8 where the number of parameters is then within 1 % of the wanted one."""
@@ -96,7 +99,7 @@ class EqualTime:
 
     def __init__(self, path: Path, seconds: float, device: str = "auto") -> None:
         self._path, self._seconds, self._device = path, seconds, device
-        self._updates: dict[str, int] = {}
+        self._plans: dict[str, list[str]] = {}
         if path.exists():
             stored = json.loads(path.read_text(encoding="utf-8"))
             if stored["seconds"] != seconds:
@@ -104,37 +107,54 @@ class EqualTime:
                     f"{path.parent} holds runs planned for {stored['seconds']:.1f} s of training, and now {seconds:.1f} s are "
                     "asked for; --overwrite starts them anew, --out DIR goes elsewhere"
                 )
-            self._updates = stored["updates"]
+            self._plans = stored["plans"]
 
     def overrides(self, candidate: Candidate) -> list[str]:
-        """What gives a candidate its length."""
-        if candidate.name not in self._updates:
-            per_update = seconds_per_update(candidate, self._device, self._seconds)
-            self._updates[candidate.name] = max(1, round(self._seconds / per_update))
+        """What gives a candidate its length: ``train.updates=…``, and all else that its recipe leaves to charlm."""
+        if candidate.name not in self._plans:
+            chosen = values_left_open(candidate, self._device, self._seconds)
+            closed = Candidate(candidate.name, candidate.source, (*candidate.overrides, *chosen))
+            updates = max(1, round(self._seconds / seconds_per_update(closed, self._device, self._seconds)))
+            self._plans[candidate.name] = [*chosen, f"train.updates={updates}", "train.time=null"]
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.write_text(json.dumps({"seconds": self._seconds, "updates": self._updates}), encoding="utf-8")
-        return [f"train.updates={self._updates[candidate.name]}", "train.time=null"]
+            self._path.write_text(json.dumps({"seconds": self._seconds, "plans": self._plans}), encoding="utf-8")
+        return self._plans[candidate.name]
+
+
+def values_left_open(candidate: Candidate, device: str, seconds: float) -> list[str]:
+    """What charlm chooses for a recipe that gives no length, if it is to train so many seconds; as overrides."""
+    recipe = candidate.load().recipe
+    if not defaults.is_open(recipe):
+        return []
+    with _started(candidate.load(f"train.time={seconds}s"), device) as trainer:
+        chosen = defaults.chosen(recipe, trainer.recipe)
+    return [override for override in chosen if not override.startswith("train.epochs=")]
 
 
 def seconds_per_update(candidate: Candidate, device: str, seconds: float) -> float:
-    """Train a candidate for a moment, in a folder that is thrown away.
+    """Train a candidate for a moment.
 
     Args:
         seconds: how long a run is to take; a twentieth of it is timed, 5 s at most, but at least 20 updates.
     """
     never = [f"{section}.every={_NEVER}" for section in ("evaluate", "checkpoint", "sample")]
-    loaded = candidate.load(f"train.updates={_NEVER}", "train.time=null", *never)
+    with _started(candidate.load(f"train.updates={_NEVER}", "train.time=null", *never), device) as trainer:
+        updates = trainer.run()
+        for _ in range(_WARM_UP):
+            next(updates)
+        began, done = time.perf_counter(), 0
+        while done < _TIMED or time.perf_counter() - began < min(5.0, seconds / 20):
+            next(updates)
+            done += 1
+        return (time.perf_counter() - began) / done
+
+
+@contextmanager
+def _started(loaded: LoadedRecipe, device: str) -> Iterator[Trainer]:
+    """A run in a folder that is thrown away."""
     with tempfile.TemporaryDirectory(prefix="charlm-") as folder:
-        options = Options(Path(folder), Limits(time.monotonic()), device=device)
-        trainer = start(loaded, options).trainer
+        trainer = start(loaded, Options(Path(folder), Limits(time.monotonic()), device=device)).trainer
         try:
-            updates = trainer.run()
-            for _ in range(_WARM_UP):
-                next(updates)
-            began, done = time.perf_counter(), 0
-            while done < _TIMED or time.perf_counter() - began < min(5.0, seconds / 20):
-                next(updates)
-                done += 1
-            return (time.perf_counter() - began) / done
+            yield trainer
         finally:
             trainer.folder.close()

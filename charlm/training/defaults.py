@@ -82,14 +82,14 @@ def fill(recipe: Recipe, values: Values) -> Recipe:
     return recipe.model_copy(update=update)
 
 
-def chosen(before: Recipe, after: Recipe, values: Values) -> str:
-    """What :func:`fill` has filled in, as a user would write it: ``model.hidden=512 …``."""
-    return " ".join(
+def chosen(before: Recipe, after: Recipe) -> list[str]:
+    """What :func:`fill` has filled in, as overrides that a user could write: ``model.hidden=512`` and so on."""
+    return [
         f"{section}.{key}={getattr(getattr(after, section), key)}"
-        for section, keys in values.items()
+        for section, keys in rule(CHARACTERS).items()
         for key in keys
         if key not in getattr(before, section).model_fields_set and key not in _not_applicable(before)
-    )
+    ]
 
 
 def _not_applicable(recipe: Recipe) -> set[str]:

@@ -109,9 +109,8 @@ def _start(loaded: LoadedRecipe, options: Options, folder: RunFolder) -> Started
 
     resolved = _resolve(loaded.recipe, device, earlier, notices)
     if defaults.is_open(loaded.recipe):
-        values = _rule(loaded.recipe, dataset, resolved)
-        planned = defaults.fill(loaded.recipe, values)
-        notices.append(f"chosen for a text of this length: {defaults.chosen(loaded.recipe, planned, values)}")
+        planned = defaults.fill(loaded.recipe, _rule(loaded.recipe, dataset, resolved))
+        notices.append("chosen for a text of this length: " + " ".join(defaults.chosen(loaded.recipe, planned)))
         loaded = replace(loaded, recipe=planned)
     recipe, stored_recipe = loaded.recipe, portable(loaded.recipe)
     if initial is not None and initial.vocabulary.unit != dataset.vocabulary.unit:
