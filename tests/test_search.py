@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from charlm.errors import UsageError
+
 FILE = Path(__file__).parents[1] / "tools" / "search.py"
 RECIPE = """
 corpus: ./text.txt
@@ -56,3 +58,19 @@ def test_a_setting_is_trained_once(search: Any, recipe: str, tmp_path: Path, mon
     assert 1 < nats < 5
     monkeypatch.setattr(search.subprocess, "run", None)
     assert search.trained(candidate, 3, 1, tmp_path / "runs") == nats
+
+
+def test_other_settings_are_other_runs(search: Any, recipe: str, tmp_path: Path) -> None:
+    """If this fails, a search answers with the figures of an earlier one."""
+    (wide,) = search.candidates([recipe], overrides=["model.hidden=12"])
+    (narrow,) = search.candidates([recipe], overrides=["model.hidden=6"])
+    search.trained(wide, 3, 1, tmp_path / "runs")
+    with pytest.raises(UsageError, match=r"model\.hidden: was 12, is now 6"):
+        search.trained(narrow, 3, 1, tmp_path / "runs")
+
+
+def test_settings_without_a_figure_are_an_error(search: Any, recipe: str, tmp_path: Path) -> None:
+    """If this fails, a search without validation text ends with a traceback after its first training."""
+    (candidate,) = search.candidates([recipe], overrides=["data.split=[1, 0, 0]"])
+    with pytest.raises(UsageError, match="no validation figure"):
+        search.trained(candidate, 3, 1, tmp_path / "runs")

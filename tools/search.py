@@ -12,29 +12,31 @@ the folder `--out` and are not repeated. (Jamieson & Talwalkar 2016.)
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import subprocess
 import sys
 from pathlib import Path
 
 from charlm.comparison.candidates import Candidate, candidates
+from charlm.comparison.figures import final_record
+from charlm.config import load_recipe
+from charlm.errors import CharlmError, UsageError
 
 
 def trained(candidate: Candidate, updates: int, seed: int, folder: Path) -> float:
     """The best validation nats of one training, from its folder if it is there already."""
+    overrides = [*candidate.overrides, f"train.updates={updates}", "train.time=null", f"train.seed={seed}"]
     out = folder / f"{candidate.name}-{updates}-seed{seed}"
-    result = out / "result.json"
-    if not result.exists():
-        overrides = [*candidate.overrides, f"train.updates={updates}", "train.time=null"]
-        command = [sys.executable, "-m", "charlm", "train", candidate.source, "--out", str(out), "--seed", str(seed)]
-        command += ["--overwrite", "--quiet", "--json"]
+    record = final_record(out, load_recipe(candidate.source, overrides))
+    if record is None:
+        command = [sys.executable, "-m", "charlm", "train", candidate.source, "--out", str(out), "--overwrite", "--quiet"]
         command += [word for override in overrides for word in ("--set", override)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-        if done.returncode:
+        if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
             return float("inf")  # it diverged; its message has been shown
-        result.write_text(done.stdout.splitlines()[-1], encoding="utf-8")
-    return float(json.loads(result.read_text(encoding="utf-8"))["best_validation_nats"])
+        record = final_record(out, load_recipe(candidate.source, overrides))
+    if record is None or record["best_validation_nats"] is None:
+        raise UsageError(f"{out} has no validation figure; settings are ranked by it (data.split)")
+    return float(record["best_validation_nats"])
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -54,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
         others = random.Random(given.seed).sample(others, min(len(others), given.sample))
     updates = first.load().recipe.train.updates
     if updates is None:
-        parser.error(f"{given.recipe} says no train.updates; give it with --set")
+        raise UsageError(f"{given.recipe} says no train.updates; give it with --set")
     for rung in range(given.rungs):
         length = max(1, updates >> (given.rungs - 1 - rung))
         scores = {one.name: trained(one, length, given.seed, given.out) for one in (first, *others)}
@@ -65,4 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except CharlmError as error:
+        sys.exit(f"error: {error}")

@@ -85,7 +85,7 @@ def compare(
 
     from charlm.comparison import figures
     from charlm.comparison.candidates import candidates
-    from charlm.comparison.equal import equal_parameters
+    from charlm.comparison.equal import equal_parameters, with_its_width
 
     planned = candidates(recipes, given.cells, given.vary, given.overrides)
     folder = out_dir or _default_folder(recipes, equal)
@@ -93,6 +93,7 @@ def compare(
     if equal is Equal.parameters:
         if any(text.partition("=")[0].strip() == "model.hidden" for text in given.vary):
             raise UsageError("--equal parameters chooses model.hidden; it cannot be varied too")
+        planned = [with_its_width(candidate, device) for candidate in planned]
         planned, sentences = equal_parameters(planned, [work.symbols(candidate) for candidate in planned])
         work.say(*sentences)
     again = _again(given, max_time, to, out_dir, device)
@@ -169,7 +170,7 @@ def _results(
                 return None
             results[candidate].append(Run(work.folder / name, record))
             if sets_the_time and lengths is None:
-                lengths = work.lengths(record["training_seconds"])
+                lengths = work.lengths(record["training_seconds"], as_the_first=True)
     if not any(results.values()):
         raise UsageError("no run has figures to compare:\n" + "\n".join(work.problems))
     return {candidate: runs for candidate, runs in results.items() if runs}
@@ -211,14 +212,14 @@ class _Work:
         with progress_bar("downloading") as fetching, progress_bar("encoding") as encoding:
             return len(open_dataset(candidate.load(), fetch_progress=fetching, encode_progress=encoding).vocabulary)
 
-    def lengths(self, seconds: float) -> EqualTime:
-        """Plans for so many seconds of training."""
+    def lengths(self, seconds: float, *, as_the_first: bool = False) -> EqualTime:
+        """Plans for so many seconds of training, which may be those of the first run."""
         from charlm.comparison.equal import EqualTime
 
         path = self.folder / "equal-time.json"
         if self._overwrite:
             path.unlink(missing_ok=True)
-        return EqualTime(path, seconds, self._device)
+        return EqualTime(path, seconds, self._device, as_the_first=as_the_first)
 
     def restore_threads(self) -> None:
         """A recipe's ``train.threads`` holds for the process; the next recipe may have none."""

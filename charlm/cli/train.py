@@ -202,6 +202,8 @@ def _summary(record: dict[str, Any], loaded: LoadedRecipe, again: str) -> list[t
         ("stopped", f"{record['stopped_because']} at step {record['step']:,}, epoch {record['epoch']:.2f}, "
                     f"after {duration(record['seconds'])}"),
     ]  # fmt: skip
+    if record["step"] == 0:
+        lines.append(("untrained", "the time was over before the first step: the weights are those that were drawn"))
     if math.isfinite(record["train_nats"]):  # it is not where no step was made
         lines.append(
             ("training", f"{record['train_nats']:.4f} nats per character, perplexity {record['train_perplexity']:.3f}")
@@ -219,7 +221,8 @@ def _summary(record: dict[str, Any], loaded: LoadedRecipe, again: str) -> list[t
     if record["stopped_because"] != "finished":
         lines.append(("go on", again))
     lines.append(("sample", f"charlm sample {checkpoint}"))
-    lines.append(("evaluate", f"charlm eval perplexity {checkpoint}"))
+    split = "" if record["measured_on"] == "validation" else " --split train"
+    lines.append(("evaluate", f"charlm eval perplexity {checkpoint}{split}"))
     return lines
 
 

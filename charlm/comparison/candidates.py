@@ -31,6 +31,10 @@ class Candidate:
     source: str
     overrides: tuple[str, ...] = ()
 
+    def but(self, *more: str) -> Candidate:
+        """The same row with further overrides."""
+        return Candidate(self.name, self.source, (*self.overrides, *more))
+
     def load(self, *more: str) -> LoadedRecipe:
         """The recipe, with further overrides."""
         return load_recipe(self.source, (*self.overrides, *more))

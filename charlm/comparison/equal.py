@@ -75,7 +75,7 @@ def equal_parameters(planned: Sequence[Candidate], symbols: Sequence[int]) -> tu
         overrides = [f"model.hidden={new.hidden}"]
         if new.embedding != model.embedding:
             overrides.append(f"model.embedding={new.embedding}")
-        adapted.append(Candidate(candidate.name, candidate.source, (*candidate.overrides, *overrides)))
+        adapted.append(candidate.but(*overrides))
         count = count_parameters(new, V)
         sentences.append(
             f"{candidate.name}: hidden {model.hidden} becomes {new.hidden}, {count:,} parameters ({count / wanted - 1:+.2%})"
@@ -92,13 +92,16 @@ class EqualTime:
         path: of the file.
         seconds: of training, for each run.
         device: where the speed is measured.
+        as_the_first: whether the time is that of a run that was trained as its recipe says. What recipes leave open is then
+            chosen as it was for that run; otherwise for so many seconds.
 
     Raises:
         UsageError: the file was made for another time.
     """
 
-    def __init__(self, path: Path, seconds: float, device: str = "auto") -> None:
+    def __init__(self, path: Path, seconds: float, device: str = "auto", *, as_the_first: bool = False) -> None:
         self._path, self._seconds, self._device = path, seconds, device
+        self._chosen_for = None if as_the_first else seconds
         self._plans: dict[str, list[str]] = {}
         if path.exists():
             stored = json.loads(path.read_text(encoding="utf-8"))
@@ -112,8 +115,8 @@ class EqualTime:
     def overrides(self, candidate: Candidate) -> list[str]:
         """What gives a candidate its length: ``train.updates=…``, and all else that its recipe leaves to charlm."""
         if candidate.name not in self._plans:
-            chosen = values_left_open(candidate, self._device, self._seconds)
-            closed = Candidate(candidate.name, candidate.source, (*candidate.overrides, *chosen))
+            chosen = values_left_open(candidate, self._device, self._chosen_for)
+            closed = candidate.but(*chosen)
             updates = max(1, round(self._seconds / seconds_per_update(closed, self._device, self._seconds)))
             self._plans[candidate.name] = [*chosen, f"train.updates={updates}", "train.time=null"]
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,14 +124,23 @@ class EqualTime:
         return self._plans[candidate.name]
 
 
-def values_left_open(candidate: Candidate, device: str, seconds: float) -> list[str]:
-    """What charlm chooses for a recipe that gives no length, if it is to train so many seconds; as overrides."""
+def values_left_open(candidate: Candidate, device: str, seconds: float | None = None) -> list[str]:
+    """What charlm chooses for a recipe that gives no length, as overrides; the length itself is left out.
+
+    Args:
+        seconds: that the run is to take; ``None``: as its recipe says.
+    """
     recipe = candidate.load().recipe
     if not defaults.is_open(recipe):
         return []
-    with _started(candidate.load(f"train.time={seconds}s"), device) as trainer:
+    with _started(candidate.load(*([f"train.time={seconds}s"] if seconds is not None else [])), device) as trainer:
         chosen = defaults.chosen(recipe, trainer.recipe)
     return [override for override in chosen if not override.startswith("train.epochs=")]
+
+
+def with_its_width(candidate: Candidate, device: str) -> Candidate:
+    """The candidate, saying the hidden width that charlm chooses where its recipe leaves that open."""
+    return candidate.but(*(value for value in values_left_open(candidate, device) if value.startswith("model.hidden=")))
 
 
 def seconds_per_update(candidate: Candidate, device: str, seconds: float) -> float:

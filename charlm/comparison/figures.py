@@ -32,11 +32,13 @@ def final_record(folder: Path, loaded: LoadedRecipe) -> dict[str, Any] | None:
         RecipeError: the run was made with another recipe. (Half of one schedule and half of another compare with nothing.)
     """
     try:
-        stored = validate_recipe(checkpoint.describe(folder / LAST)["recipe"], str(folder))
+        described = checkpoint.describe(folder / LAST)
     except CheckpointError:  # absent, or damaged: there may be an older one to go on from
         return None
+    stored = validate_recipe(described["recipe"], str(folder))
     if defaults.is_open(loaded.recipe):
-        loaded = replace(loaded, recipe=defaults.as_before(loaded.recipe, stored))
+        start, stop = described["corpus"]["splits"]["train"]
+        loaded = replace(loaded, recipe=defaults.as_planned(loaded.recipe, stored, max(1, stop - start)))
     try:
         changed = reconcile(stored, portable(loaded.recipe))
     except RecipeError as error:

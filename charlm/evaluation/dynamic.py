@@ -9,10 +9,12 @@ this model *learn*?), so the figure is reported apart and never compared with st
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 
 from charlm.data.dataset import Text
+from charlm.errors import DivergedError
 from charlm.evaluation.perplexity import Progress, Score
 from charlm.model.language_model import LanguageModel
 
@@ -39,6 +41,9 @@ def dynamic(
         segment: n, characters between two updates.
         rate: of plain gradient descent; 0 gives the exact, static figure.
         unknown_id: what to count as unknown.
+
+    Raises:
+        DivergedError: the rate is so high that the weights stop being finite.
     """
     learner = copy.deepcopy(model)
     weights: list[torch.Tensor] = list(learner.parameters())
@@ -50,6 +55,10 @@ def dynamic(
         nats, state = learner.nats(ids[:-1, None], ids[1:, None], state)
         state = tuple(part.detach() for part in state)
         total += float(nats.detach())
+        if not math.isfinite(total):
+            raise DivergedError(
+                f"the model's weights stopped being finite after {start:,} characters; a lower --dynamic-rate helps"
+            )
         gradients = torch.autograd.grad(nats / (len(ids) - 1), weights)
         with torch.no_grad():
             torch._foreach_add_(weights, gradients, alpha=-rate)

@@ -25,15 +25,21 @@ from typing import Any
 
 import torch
 
-from charlm.config import Recipe
+from charlm.config import FIXED, ModelSection, Recipe, fields
+from charlm.data.dataset import Dataset
+from charlm.evaluation import perplexity
+from charlm.model.dropout import Dropout
 from charlm.model.language_model import LanguageModel
-from charlm.training.plan import Resolved
+from charlm.training.optimisation import WeightAverage
+from charlm.training.plan import EXACT_CHARACTERS, Resolved
 from charlm.training.update import Updater
 
 CHARACTERS = 10_000_000
 PASSES = 40
 
+_LENGTH = ("epochs", "updates")
 _SHORT, _LONG = 100_000, 3_000_000
+_EVALUATIONS = 10
 _WARM_UP, _TIMED_SECONDS = 3, 2.0
 
 Values = dict[str, dict[str, Any]]
@@ -77,9 +83,15 @@ def fill(recipe: Recipe, values: Values) -> Recipe:
     update: dict[str, Any] = {}
     for name, section in values.items():
         mine = getattr(recipe, name)
-        left_out = mine.model_fields_set | _not_applicable(recipe)
+        left_out = _said(recipe, name) | _not_applicable(recipe)
         update[name] = mine.model_copy(update={key: value for key, value in section.items() if key not in left_out})
     return recipe.model_copy(update=update)
+
+
+def _said(recipe: Recipe, section: str) -> set[str]:
+    """The keys of a section that a recipe gives. A length of ``null`` is none."""
+    mine = getattr(recipe, section)
+    return {key for key in mine.model_fields_set if key not in _LENGTH or getattr(mine, key) is not None}
 
 
 def chosen(before: Recipe, after: Recipe) -> list[str]:
@@ -88,7 +100,7 @@ def chosen(before: Recipe, after: Recipe) -> list[str]:
         f"{section}.{key}={getattr(getattr(after, section), key)}"
         for section, keys in rule(CHARACTERS).items()
         for key in keys
-        if key not in getattr(before, section).model_fields_set and key not in _not_applicable(before)
+        if key not in _said(before, section) | _not_applicable(before)
     ]
 
 
@@ -105,34 +117,76 @@ def _not_applicable(recipe: Recipe) -> set[str]:
 
 
 def as_before(recipe: Recipe, earlier: Recipe) -> Recipe:
-    """What a run that goes on had been given: the same values, whatever the machine's speed is today."""
-    values = {
-        section: {key: getattr(getattr(earlier, section), key) for key in keys} for section, keys in rule(CHARACTERS).items()
-    }
+    """What a run that goes on had been given.
+
+    A recipe without a length goes on with all that was chosen for it, whatever the machine's speed is today. One with a length
+    keeps what cannot change while a run goes on.
+    """
+    keys = {name: set(section) for name, section in rule(CHARACTERS).items()} if is_open(recipe) else {}
+    if keys:
+        keys["train"] |= set(_LENGTH)
+    for key, info in fields():
+        section, _, name = key.partition(".")
+        if info.json_schema_extra == FIXED and section in ("model", "train"):
+            keys.setdefault(section, set()).add(name)
+    return fill(recipe, {name: {key: getattr(getattr(earlier, name), key) for key in chosen} for name, chosen in keys.items()})
+
+
+def as_planned(recipe: Recipe, earlier: Recipe, characters: int) -> Recipe:
+    """What training gives a recipe without a length, for comparison with what an earlier run of it had been given.
+
+    Args:
+        characters: N, of the training part.
+    """
+    values = rule(characters, cell=recipe.model.cell)
+    if recipe.train.time is not None:  # then the machine's speed had a say
+        for section, key in (("model", "dropout"), ("model", "input_dropout"), ("train", "epochs"), ("evaluate", "characters")):
+            values[section][key] = getattr(getattr(earlier, section), key)
     return fill(recipe, values)
 
 
-def characters_in(seconds: float, recipe: Recipe, characters: int, symbols: int, resolved: Resolved) -> float:
+def like(recipe: Recipe, other: ModelSection) -> Recipe:
+    """The recipe of a network that begins with another's weights: what it does not say of its architecture, the other says."""
+    architecture = [key for key, info in ModelSection.model_fields.items() if info.json_schema_extra == FIXED]
+    return fill(recipe, {"model": {key: getattr(other, key) for key in architecture}})
+
+
+def characters_in(seconds: float, recipe: Recipe, dataset: Dataset, resolved: Resolved, started_at: float) -> float:
     """How many characters this machine reads in a time, from a few updates of the network that the rule would choose.
 
+    What else a run does is taken off: its start, ten evaluations, the exact one at the end, a twentieth for samples and saving.
+
     Args:
-        seconds: of the whole run; a tenth is for start, validation and saving.
-        characters: N, of the training part.
-        symbols: V.
+        seconds: of the whole run.
+        started_at: of the run, by :func:`time.monotonic`.
     """
-    planned = fill(recipe, rule(characters, cell=recipe.model.cell))
-    model = LanguageModel(planned.model, symbols, resolved.engine)
+    characters = len(dataset.text("train"))
+    planned = fill(recipe, rule(max(1, characters), cell=recipe.model.cell))
+    model = LanguageModel(planned.model, len(dataset.vocabulary), resolved.engine)
     model.initialise(0)
     model.to(resolved.device)
-    update = Updater(model, planned.train, resolved.precision)
-    shape = (planned.train.steps, planned.train.batch)
-    ids = torch.randint(symbols, shape, generator=torch.Generator().manual_seed(0)).to(resolved.device)
-    state, done = model.zero_state(shape[1]), 0
-    began = time.perf_counter()
-    while done < 2 * _WARM_UP or time.perf_counter() - began < min(_TIMED_SECONDS, seconds / 20):
+    per_character = _seconds_per_character(planned, model, resolved, min(_TIMED_SECONDS, seconds / 20))
+    start, stop = dataset.splits["validation"]
+    closing = 0.0
+    if stop - start > 1:
+        exact = perplexity.seconds_per_character(model, dataset.text("validation"))
+        closing = min(seconds / 5, exact * min(stop - start, EXACT_CHARACTERS))
+    left = 0.95 * (seconds - (time.monotonic() - started_at) - closing) / per_character
+    # An evaluation has no backward pass, which is two thirds of an update; the average is evaluated too.
+    evaluated: int = 2 * _EVALUATIONS * min(stop - start, rule(max(1, characters), left)["evaluate"]["characters"])
+    return max(1.0, left - evaluated / 3)
+
+
+def _seconds_per_character(recipe: Recipe, model: LanguageModel, resolved: Resolved, seconds: float) -> float:
+    """What an update takes, by some seconds of them, for each of its characters."""
+    update, average = Updater(model, recipe.train, resolved.precision), WeightAverage(model, 0.5)
+    shape = (recipe.train.steps, recipe.train.batch)
+    ids = torch.randint(model.vocabulary_size, shape, generator=torch.Generator().manual_seed(0)).to(resolved.device)
+    state, done, began = model.zero_state(shape[1]), 0, time.perf_counter()
+    while done < 2 * _WARM_UP or time.perf_counter() - began < seconds:
         if done == _WARM_UP:
             began = time.perf_counter()
-        state = update(ids, ids, ids.numel(), state, 1e-4).state
+        state = update(ids, ids, ids.numel(), state, 1e-4, Dropout(recipe.model, 0, done)).state
         done += 1
-    per_update = (time.perf_counter() - began) / (done - _WARM_UP)
-    return max(1.0, 0.9 * seconds - 3) / per_update * ids.numel()
+        average.update(done)
+    return (time.perf_counter() - began) / (done - _WARM_UP) / ids.numel()

@@ -9,6 +9,9 @@ import torch
 from charlm.config import Recipe
 from charlm.data.streams import Batches
 
+EXACT_CHARACTERS = 1_000_000
+"""The exact figure at the end covers at most the first so many characters of the validation text."""
+
 
 @dataclass(frozen=True)
 class Limits:

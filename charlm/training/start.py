@@ -87,11 +87,12 @@ def _start(loaded: LoadedRecipe, options: Options, folder: RunFolder) -> Started
     notices: list[str] = []
     earlier = _earlier(options, folder, notices)
     if earlier is not None:
-        if defaults.is_open(loaded.recipe):
-            loaded = replace(loaded, recipe=defaults.as_before(loaded.recipe, earlier.recipe))
+        loaded = replace(loaded, recipe=defaults.as_before(loaded.recipe, earlier.recipe))
         changes = reconcile(earlier.recipe, portable(loaded.recipe))
         notices += [f"changed since the run began: {change}" for change in changes]
     initial = checkpoint.load(checkpoint.find_checkpoint(options.init)) if options.init else None
+    if initial is not None:
+        loaded = replace(loaded, recipe=defaults.like(loaded.recipe, initial.recipe.model))
     source = earlier or initial
 
     device = resolve_device(options.device)
@@ -109,7 +110,7 @@ def _start(loaded: LoadedRecipe, options: Options, folder: RunFolder) -> Started
 
     resolved = _resolve(loaded.recipe, device, earlier, notices)
     if defaults.is_open(loaded.recipe):
-        planned = defaults.fill(loaded.recipe, _rule(loaded.recipe, dataset, resolved))
+        planned = defaults.fill(loaded.recipe, _rule(loaded.recipe, dataset, resolved, options.limits.started_at))
         notices.append("chosen for a text of this length: " + " ".join(defaults.chosen(loaded.recipe, planned)))
         loaded = replace(loaded, recipe=planned)
     recipe, stored_recipe = loaded.recipe, portable(loaded.recipe)
@@ -157,12 +158,12 @@ def _earlier(options: Options, folder: RunFolder, notices: list[str]) -> Checkpo
     return earlier
 
 
-def _rule(recipe: Recipe, dataset: Dataset, resolved: Resolved) -> defaults.Values:
+def _rule(recipe: Recipe, dataset: Dataset, resolved: Resolved, started_at: float) -> defaults.Values:
     """What follows from the text's length, and from the time that the recipe gives."""
     start, stop = dataset.splits["train"]
     budget: float = defaults.CHARACTERS
     if recipe.train.time is not None:
-        budget = defaults.characters_in(recipe.train.time, recipe, stop - start, len(dataset.vocabulary), resolved)
+        budget = defaults.characters_in(recipe.train.time, recipe, dataset, resolved, started_at)
     return defaults.rule(max(1, stop - start), budget, recipe.model.cell)
 
 

@@ -32,15 +32,12 @@ from charlm.model.dropout import Dropout
 from charlm.model.language_model import LanguageModel
 from charlm.training.events import Evaluated, Event, Finished, Sampled, Saved, StepDone
 from charlm.training.optimisation import LossScale, WeightAverage, learning_rate, optimizer_tensors, restore_optimizer
-from charlm.training.plan import Limits, Plan, Resolved
+from charlm.training.plan import EXACT_CHARACTERS, Limits, Plan, Resolved
 from charlm.training.run_folder import BEST, LAST, RunFolder
 from charlm.training.update import Updater
 
 RECENT_STEPS = 100
 """``train_nats`` is the mean over the last epoch or so many steps, whichever is shorter."""
-
-EXACT_CHARACTERS = 1_000_000
-"""The exact figure at the end covers at most the first so many characters of the validation text."""
 
 
 class _StopAskedError(Exception):
@@ -259,11 +256,7 @@ class Trainer:
         """How long the last evaluation (cheap and exact) and save will take, from a short trial."""
         if self.validation is None:
             return 1.0
-        trial = self.validation[slice(0, 257)]
-        for _ in range(2):  # the first call pays for set-up
-            began = time.perf_counter()
-            perplexity.carried(self.model, trial)
-        per_character = (time.perf_counter() - began) / (len(trial) - 1)
+        per_character = perplexity.seconds_per_character(self.model, self.validation)
         began = time.perf_counter()
         sampling.sample(self.model, self.dataset.vocabulary, "", 32, sampling.Taste(), 0)
         per_sampled = (time.perf_counter() - began) / 32
@@ -437,6 +430,7 @@ class Trainer:
                 self._save_best()
             else:  # lost, or from a future that this run does not have: the next evaluation fills it
                 self._best = {"nats": None, "step": None}
+                self._validation_nats, self._candidate = None, self.model
 
 
 def _weights(model: LanguageModel) -> dict[str, Tensor]:

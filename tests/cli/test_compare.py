@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from charlm.config import load_recipe
 from charlm.training.trainer import Trainer
 
 KEYS = {
@@ -220,3 +221,22 @@ def test_a_recipes_threads_do_not_leak_into_the_next(charlm: Callable[..., Any],
         assert json.dumps(done.record)
     finally:
         torch.set_num_threads(before)
+
+
+def test_what_recipes_leave_open_is_the_same_for_all_where_it_is_not_compared(charlm: Callable[..., Any], desk: Path) -> None:
+    """Failing would mean that widths are called equal that are not, or that dropout differs where nobody varied it."""
+    (desk / "open.yaml").write_text("corpus: ./text.txt\nsample: {length: 4}\ntrain: {threads: 1}\n", encoding="utf-8")
+    done = charlm("compare", "open.yaml", "--cells", "rnn,lstm", "--equal", "parameters", "--json")
+    assert done.code == 0, done.err
+    rnn, lstm = done.record["candidates"]
+    assert rnn["parameters"] == pytest.approx(lstm["parameters"], rel=0.02)
+    done = charlm("compare", "open.yaml", "--vary", "train.clip=1,0.5", "--equal", "time", "--set", "model.hidden=16", "--json")
+    assert done.code == 0, done.err
+    first, second = (
+        load_recipe(f"{run['folder']}/config.yaml").recipe for row in done.record["candidates"] for run in row["runs"]
+    )
+    assert (first.model, first.train.lr, first.train.batch) == (second.model, second.train.lr, second.train.batch)
+    again = charlm("compare", "open.yaml", "--vary", "train.clip=1,0.5", "--equal", "time", "--set", "model.hidden=8")
+    assert again.code == 2 and "model.hidden: was 16, is now 8" in again.err
+    forgotten = charlm("compare", "open.yaml", "--vary", "train.clip=1,0.5", "--equal", "time")
+    assert forgotten.code == 2 and "model.hidden: was 16, is now 256" in forgotten.err

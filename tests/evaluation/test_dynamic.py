@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from charlm.errors import DivergedError
 from charlm.evaluation.dynamic import dynamic
 from charlm.evaluation.perplexity import carried
 from charlm.model.engines import ENGINES
@@ -66,3 +67,9 @@ def test_it_learns_a_text_that_repeats_itself_and_forgets_it_again(model: Any, t
 def test_unknown_characters_are_counted(model: Any, text_of: Callable[..., Any]) -> None:
     """If this fails, unknown characters of a text go unnoticed."""
     assert dynamic(model, text_of([1, 0, 3, 0, 0, 2], V), unknown_id=0).unknown_characters == 3
+
+
+def test_a_rate_that_is_too_high_is_said(model: Any, text_of: Callable[..., Any]) -> None:
+    """If this fails, infinity or nonsense is reported as a figure."""
+    with pytest.raises(DivergedError, match="lower --dynamic-rate"):
+        dynamic(model, text_of(PHRASE * 40, V), rate=1e38)

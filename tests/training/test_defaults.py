@@ -11,6 +11,7 @@ import pytest
 
 from charlm.checkpoint import load
 from charlm.config import LoadedRecipe, Recipe, apply_overrides, validate_recipe
+from charlm.evaluation.perplexity import carried
 from charlm.training import defaults
 from charlm.training.plan import Limits
 from charlm.training.start import Options, start
@@ -63,7 +64,7 @@ def test_who_gives_a_length_has_a_plan(train: dict[str, Any], is_open: bool) -> 
     assert defaults.is_open(_recipe(train=train)) is is_open
 
 
-def _started(corpus: Path, out: Path, *overrides: str, max_steps: int, resume: Any = "never") -> Any:
+def _started(corpus: Path, out: Path, *overrides: str, max_steps: int | None, resume: Any = "never") -> Any:
     """A recipe that says only its corpus, ready to run."""
     recipe = validate_recipe(apply_overrides({"corpus": str(corpus)}, ("train.threads=1", *overrides)), "a test")
     limits = Limits(time.monotonic(), max_steps)
@@ -99,3 +100,55 @@ def test_a_time_is_a_budget(tmp_path: Path, english_file: Path) -> None:
     assert passes[0] == passes[1] > 0
     line = json.loads((tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert line["learning_rate"] == pytest.approx(0.005)
+
+
+def _ended(begun: Any) -> Any:
+    list(begun.trainer.run())
+    begun.trainer.folder.close()
+    return begun
+
+
+def test_no_length_is_a_length_of_null(tmp_path: Path, english_file: Path) -> None:
+    """If this fails, `epochs: null` plans no end, and the cosine cannot be drawn."""
+    begun = _ended(_started(english_file, tmp_path, "train.epochs=null", "model.hidden=8", max_steps=1))
+    assert begun.trainer.recipe.train.epochs == 40
+
+
+@pytest.mark.parametrize("length", ["train.updates=5", "train.epochs=3"])
+def test_a_run_that_had_a_length_keeps_it(tmp_path: Path, english_file: Path, length: str) -> None:
+    """If this fails, who forgets `--set` when going on gets another plan, or none."""
+    first = _ended(_started(english_file, tmp_path, length, "model.hidden=8", "model.layers=2", max_steps=1))
+    again = _ended(_started(english_file, tmp_path, max_steps=2, resume="must"))
+    assert again.trainer.plan.steps == first.trainer.plan.steps
+    assert again.trainer.recipe.model == first.trainer.recipe.model
+
+
+def test_a_planned_run_can_be_given_another_length(tmp_path: Path, english_file: Path) -> None:
+    """If this fails, more epochs are refused for widths and batches that the user never gave."""
+    first = _ended(_started(english_file, tmp_path, "train.batch=8", max_steps=1))
+    again = _ended(_started(english_file, tmp_path, "train.epochs=60", max_steps=2, resume="must"))
+    assert again.trainer.resumed_from == 1 and again.trainer.recipe.train.epochs == 60
+    assert again.trainer.recipe.model.hidden == first.trainer.recipe.model.hidden == 256
+    assert again.trainer.batches.shape == first.trainer.batches.shape
+
+
+def test_fine_tuning_takes_the_architecture_from_the_checkpoint(tmp_path: Path, english_file: Path) -> None:
+    """If this fails, the guide's command for fine-tuning is refused, since a short text gets another width."""
+    _ended(_started(english_file, tmp_path / "a", "model.hidden=24", "model.layers=2", "model.cell=gru", max_steps=1))
+    recipe = validate_recipe({"corpus": str(english_file)}, "a test")
+    options = Options(tmp_path / "b", Limits(time.monotonic(), 1), init=str(tmp_path / "a"), device="cpu")
+    section = _ended(start(LoadedRecipe("mine", recipe, tmp_path), options)).trainer.recipe.model
+    assert (section.cell, section.hidden, section.layers) == ("gru", 24, 2)
+
+
+def test_a_lost_best_is_measured_anew(tmp_path: Path, english_file: Path) -> None:
+    """If this fails, a run's last figure belongs to weights that are in none of its files."""
+    overrides = ["model.hidden=8", "train.updates=6", "train.average=0.9"]
+    _ended(_started(english_file, tmp_path, *overrides, max_steps=None))
+    (tmp_path / "best.safetensors").unlink()
+    begun = _started(english_file, tmp_path, *overrides, max_steps=None, resume="must")
+    record = list(begun.trainer.run())[-1].record
+    begun.trainer.folder.close()
+    best = load(tmp_path / "best.safetensors").model(begun.trainer.resolved.device)
+    exact = carried(best, begun.trainer.dataset.text("validation"))
+    assert record["nats_per_character"] == pytest.approx(exact.nats_per_character, rel=1e-6)
