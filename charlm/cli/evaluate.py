@@ -217,7 +217,7 @@ def _own_corpus(stored: Checkpoint, path: Path, advice: str) -> Dataset:
 def _baselines(corpus: Dataset, text: Text, encoded: Encoded, offsets: list[int]) -> dict[str, Any]:
     """What simple methods need for a text after the corpus's training part, in bits per scored character."""
     from charlm.data.encoding import utf8
-    from charlm.evaluation.baselines import COMPRESSIBLE_BYTES, COMPRESSORS, TRAINING_CHARACTERS, compressor_bits, ngram_bits
+    from charlm.evaluation.baselines import COMPRESSORS, TRAINING_CHARACTERS, compressor_bits, ngram_bits
 
     unit, scored = corpus.vocabulary.unit, len(text) - 1
     start, stop = corpus.splits["train"]
@@ -230,11 +230,13 @@ def _baselines(corpus: Dataset, text: Text, encoded: Encoded, offsets: list[int]
         before, after = utf8(corpus.encoded, stop - used, stop, unit), utf8(encoded, offsets[0], offsets[1], unit)
         for done, name in enumerate(COMPRESSORS, 1):
             advance(done, 1 + len(COMPRESSORS))
-            found[name] = compressor_bits(name, before, after) / scored if len(after) >= COMPRESSIBLE_BYTES else None
+            found[name] = compressor_bits(name, before, after) / scored
     return {**found, "training_characters": used}
 
 
 def _print(record: dict[str, Any], unit: str) -> None:
+    from charlm.evaluation.baselines import COMPRESSIBLE
+
     kind = "byte" if unit == "byte" else "character"
     where = f"{record['split']} part of {record['text']}" if record["split"] else record["text"]
     start, stop = record["offsets"]
@@ -260,5 +262,7 @@ def _print(record: dict[str, Any], unit: str) -> None:
         out(f"baselines             bits per {kind}, after {found['training_characters']:,} of training text")
         out(f"  n-gram              {found['ngram']:.6f}, order {found['ngram_order']}")
         for name in ("gzip", "bz2", "xz"):
-            out(f"  {name:<19} " + ("–, the text is too short" if found[name] is None else f"{found[name]:.6f}"))
+            out(f"  {name:<19} {found[name]:.6f}")
+        if record["characters"] < COMPRESSIBLE:
+            notice("so short a text says nothing of compressors: they write whole bytes and blocks")
     notice(f"{record['characters_per_second']:,.0f} characters/s, engine {record['engine']}, {record['device']}")

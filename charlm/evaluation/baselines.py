@@ -173,8 +173,8 @@ COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
 """Each at its strongest. gzip looks back 32 kB, bz2 works in blocks of 900 kB, xz remembers everything."""
 
 
-COMPRESSIBLE_BYTES = 1000
-"""Of a shorter text compressors say nothing: they write whole bytes and blocks, so it may seem to cost less than nothing."""
+COMPRESSIBLE = 1000
+"""Of fewer characters compressors say nothing: they write whole bytes and blocks, so a text may seem to cost nothing."""
 
 
 def compressor_bits(name: str, train: bytes, text: bytes) -> int:

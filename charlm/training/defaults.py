@@ -3,7 +3,7 @@
 It applies to recipes that give no planned length (neither `epochs` nor `updates`), such as one that says only
 `corpus: mine.txt`; who gives a length has a plan. What such a recipe does say stays as it is. With N characters to train on:
 
-    read           C = 10 million characters, at most 40 passes; with `time` alone, what this machine reads in nine tenths of it
+    read           C = 10 million characters; with `time` alone, what this machine reads in it; at most 40 passes
     passes         E = C / N
     hidden         512; 256 for a text below 100,000 characters
     init           orthogonal recurrent matrices
