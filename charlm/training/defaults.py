@@ -154,7 +154,7 @@ def like(recipe: Recipe, other: ModelSection) -> Recipe:
 def characters_in(seconds: float, recipe: Recipe, dataset: Dataset, resolved: Resolved, started_at: float) -> float:
     """How many characters this machine reads in a time, from a few updates of the network that the rule would choose.
 
-    What else a run does is taken off: its start, ten evaluations, the exact one at the end, a twentieth for samples and saving.
+    What else a run does is taken off: its start, evaluations, and a part for samples, saving and slower moments.
 
     Args:
         seconds: of the whole run.
@@ -171,7 +171,7 @@ def characters_in(seconds: float, recipe: Recipe, dataset: Dataset, resolved: Re
     if stop - start > 1:
         exact = perplexity.seconds_per_character(model, dataset.text("validation"))
         closing = min(seconds / 5, exact * min(stop - start, EXACT_CHARACTERS))
-    left = 0.95 * (seconds - (time.monotonic() - started_at) - closing) / per_character
+    left = 0.85 * (seconds - (time.monotonic() - started_at) - closing) / per_character
     # An evaluation has no backward pass, which is two thirds of an update; the average is evaluated too.
     evaluated: int = 2 * _EVALUATIONS * min(stop - start, rule(max(1, characters), left)["evaluate"]["characters"])
     return max(1.0, left - evaluated / 3)
