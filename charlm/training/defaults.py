@@ -170,10 +170,11 @@ def characters_in(seconds: float, recipe: Recipe, dataset: Dataset, resolved: Re
     closing = 0.0
     if stop - start > 1:
         exact = perplexity.seconds_per_character(model, dataset.text("validation"))
-        closing = min(seconds / 5, exact * min(stop - start, EXACT_CHARACTERS))
+        closing = min(seconds / 5, 1 + 1.4 * exact * min(stop - start, EXACT_CHARACTERS))
     left = 0.85 * (seconds - (time.monotonic() - started_at) - closing) / per_character
-    # An evaluation has no backward pass, which is two thirds of an update; the average is evaluated too.
-    evaluated: int = 2 * _EVALUATIONS * min(stop - start, rule(max(1, characters), left)["evaluate"]["characters"])
+    # An evaluation has no backward pass, which is two thirds of an update; the average is evaluated too, and pieces are warmed.
+    scored: int = min(stop - start, rule(max(1, characters), left)["evaluate"]["characters"])
+    evaluated = 2 * (_EVALUATIONS + 1) * (scored + planned.evaluate.segments * planned.evaluate.warm)
     return max(1.0, left - evaluated / 3)
 
 
