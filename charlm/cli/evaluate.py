@@ -235,8 +235,6 @@ def _baselines(corpus: Dataset, text: Text, encoded: Encoded, offsets: list[int]
 
 
 def _print(record: dict[str, Any], unit: str) -> None:
-    from charlm.evaluation.baselines import COMPRESSIBLE
-
     kind = "byte" if unit == "byte" else "character"
     where = f"{record['split']} part of {record['text']}" if record["split"] else record["text"]
     start, stop = record["offsets"]
@@ -258,6 +256,8 @@ def _print(record: dict[str, Any], unit: str) -> None:
             f"{nats:,.1f} nats more, {nats / math.log(2) / record['characters']:.4f} bits per {kind}"
         )
     if "baselines" in record:
+        from charlm.evaluation.baselines import COMPRESSIBLE
+
         found = record["baselines"]
         out(f"baselines             bits per {kind}, after {found['training_characters']:,} of training text")
         out(f"  n-gram              {found['ngram']:.6f}, order {found['ngram_order']}")

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from charlm.config import FIXED, ModelSection, Recipe, fields
+from charlm.config import FIXED, ModelSection, Recipe, fields, value_at
 from charlm.data.dataset import Dataset
 from charlm.evaluation import perplexity
 from charlm.model.dropout import Dropout
@@ -78,6 +78,10 @@ def rule(characters: int, budget: float = CHARACTERS, cell: str = "lstm") -> Val
     }  # fmt: skip
 
 
+_CHOSEN = [f"{section}.{key}" for section, keys in rule(CHARACTERS).items() for key in keys]
+"""What the rule has a say in."""
+
+
 def fill(recipe: Recipe, values: Values) -> Recipe:
     """The recipe with these values wherever it says nothing itself."""
     update: dict[str, Any] = {}
@@ -96,12 +100,9 @@ def _said(recipe: Recipe, section: str) -> set[str]:
 
 def chosen(before: Recipe, after: Recipe) -> list[str]:
     """What :func:`fill` has filled in, as overrides that a user could write: ``model.hidden=512`` and so on."""
-    return [
-        f"{section}.{key}={getattr(getattr(after, section), key)}"
-        for section, keys in rule(CHARACTERS).items()
-        for key in keys
-        if key not in _said(before, section) | _not_applicable(before)
-    ]
+    parts = [(key, *key.split(".")) for key in _CHOSEN]
+    left_out = _not_applicable(before)
+    return [f"{key}={value_at(after, key)}" for key, section, name in parts if name not in _said(before, section) | left_out]
 
 
 def _not_applicable(recipe: Recipe) -> set[str]:
@@ -122,14 +123,14 @@ def as_before(recipe: Recipe, earlier: Recipe) -> Recipe:
     A recipe without a length goes on with all that was chosen for it, whatever the machine's speed is today. One with a length
     keeps what cannot change while a run goes on.
     """
-    keys = {name: set(section) for name, section in rule(CHARACTERS).items()} if is_open(recipe) else {}
-    if keys:
-        keys["train"] |= set(_LENGTH)
-    for key, info in fields():
+    keys = {key for key, info in fields() if info.json_schema_extra == FIXED and key.startswith(("model.", "train."))}
+    if is_open(recipe):
+        keys |= {*_CHOSEN, *(f"train.{key}" for key in _LENGTH)}
+    values: Values = {}
+    for key in keys:
         section, _, name = key.partition(".")
-        if info.json_schema_extra == FIXED and section in ("model", "train"):
-            keys.setdefault(section, set()).add(name)
-    return fill(recipe, {name: {key: getattr(getattr(earlier, name), key) for key in chosen} for name, chosen in keys.items()})
+        values.setdefault(section, {})[name] = value_at(earlier, key)
+    return fill(recipe, values)
 
 
 def as_planned(recipe: Recipe, earlier: Recipe, characters: int) -> Recipe:
@@ -140,8 +141,9 @@ def as_planned(recipe: Recipe, earlier: Recipe, characters: int) -> Recipe:
     """
     values = rule(characters, cell=recipe.model.cell)
     if recipe.train.time is not None:  # then the machine's speed had a say
-        for section, key in (("model", "dropout"), ("model", "input_dropout"), ("train", "epochs"), ("evaluate", "characters")):
-            values[section][key] = getattr(getattr(earlier, section), key)
+        for key in ("model.dropout", "model.input_dropout", "train.epochs", "evaluate.characters"):
+            section, _, name = key.partition(".")
+            values[section][name] = value_at(earlier, key)
     return fill(recipe, values)
 
 
