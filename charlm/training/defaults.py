@@ -23,10 +23,9 @@ import math
 import time
 from typing import Any
 
-import torch
-
 from charlm.config import FIXED, ModelSection, Recipe, fields, value_at
 from charlm.data.dataset import Dataset
+from charlm.data.streams import Batches
 from charlm.evaluation import perplexity
 from charlm.model.dropout import Dropout
 from charlm.model.language_model import LanguageModel
@@ -167,7 +166,8 @@ def characters_in(seconds: float, recipe: Recipe, dataset: Dataset, resolved: Re
     model = LanguageModel(planned.model, len(dataset.vocabulary), resolved.engine)
     model.initialise(0)
     model.to(resolved.device)
-    per_character = _seconds_per_character(planned, model, resolved, min(_TIMED_SECONDS, seconds / 20))
+    batches = Batches(dataset.text("train"), planned.train, 0.0)
+    per_character = _seconds_per_character(planned, model, batches, resolved, min(_TIMED_SECONDS, seconds / 20))
     start, stop = dataset.splits["validation"]
     closing = 0.0
     if stop - start > 1:
@@ -180,16 +180,16 @@ def characters_in(seconds: float, recipe: Recipe, dataset: Dataset, resolved: Re
     return max(1.0, left - evaluated / 3)
 
 
-def _seconds_per_character(recipe: Recipe, model: LanguageModel, resolved: Resolved, seconds: float) -> float:
-    """What an update takes, by some seconds of them, for each of its characters."""
+def _seconds_per_character(recipe: Recipe, model: LanguageModel, batches: Batches, resolved: Resolved, seconds: float) -> float:
+    """What an update takes, by some seconds of them on the text itself, for each of its characters."""
     update, average = Updater(model, recipe.train, resolved.precision), WeightAverage(model, 0.5)
-    shape = (recipe.train.steps, recipe.train.batch)
-    ids = torch.randint(model.vocabulary_size, shape, generator=torch.Generator().manual_seed(0)).to(resolved.device)
-    state, done, began = model.zero_state(shape[1]), 0, time.perf_counter()
+    state, done, read, began = model.zero_state(batches.shape.batch), 0, 0, time.perf_counter()
     while done < 2 * _WARM_UP or time.perf_counter() - began < seconds:
         if done == _WARM_UP:
-            began = time.perf_counter()
-        state = update(ids, ids, ids.numel(), state, 1e-4, Dropout(recipe.model, 0, done)).state
-        done += 1
+            read, began = 0, time.perf_counter()
+        batch = batches.batch(0, done % batches.epoch_length(0))
+        inputs, targets = batch.inputs.to(resolved.device), batch.targets.to(resolved.device)
+        state = update(inputs, targets, batch.scored, state, 1e-4, Dropout(recipe.model, 0, done)).state
+        done, read = done + 1, read + batch.scored
         average.update(done)
-    return (time.perf_counter() - began) / (done - _WARM_UP) / ids.numel()
+    return (time.perf_counter() - began) / read
