@@ -1,7 +1,7 @@
 """One file holds a model: weights, vocabulary, configuration; and, in ``last``, all that going on needs.
 
 The file is in the safetensors format: tensors, and a JSON text under the metadata key ``charlm``. Nothing is ever
-unpickled. A checksum covers metadata and tensors. No path, user or host name and no time of day goes in.
+unpickled. A checksum covers metadata and tensors. No absolute path, user or host name and no time of day goes in.
 
 It is written to a temporary name, flushed, renamed, and the folder flushed: at any moment a reader (or a power cut)
 finds either the old file whole or the new one whole.

@@ -201,12 +201,13 @@ class TrainSection(Section):
     """Decay per step of a moving average of the weights (0.999: about a thousand steps; 0: none). It is validated too, and is
     the run's `best` when it is better than the weights themselves."""
     epochs: Annotated[float | None, Field(gt=0)] = None
-    """Planned passes over the training text. Without `updates` too, this and more follows from the text's length (guide)."""
+    """Planned passes over the training text. Without `updates` too, this and more follows from the text's length (guide),
+    unless `time` alone ends a schedule that needs no length (any but `cosine`)."""
     updates: Annotated[int | None, Field(ge=1)] = None
     """Planned length in optimiser steps, instead of `epochs`."""
     time: Seconds | None = None
     """Stop after this long (`90s`, `10m`), last evaluation included. Beside `epochs` or `updates` it changes no schedule;
-    without them it is the budget that the length is planned for."""
+    without them it is the budget that the length is planned for, if the schedule is `cosine`."""
     precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], Field(json_schema_extra=FIXED)] = "auto"
     """Arithmetic of matrix products: `auto` is bf16 where the processor multiplies it fast, else fp32. fp16: CUDA only."""
     threads: Annotated[int | None, Field(ge=1)] = None
@@ -395,8 +396,16 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Iterable[str]) -> dict[st
         if target is None:
             target = result[section] = {}
         if isinstance(target, dict):  # a wrong type is left for the schema to report
-            target[name] = parse_yaml(value, f"--set {override}")
+            target[name] = _typed(key, value, f"--set {override}")
     return result
+
+
+def _typed(key: str, value: str, given: str) -> Any:
+    """What an override's text stands for: YAML, but a text where the schema wants one (`sample.prompt=1603`)."""
+    parsed = parse_yaml(value, given)
+    annotation = dict(fields())[key].annotation
+    wants_text = annotation is str or annotation == str | list[str]
+    return value if wants_text and not isinstance(parsed, str | list) else parsed
 
 
 def check_key(key: str, given: str) -> None:

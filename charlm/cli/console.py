@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -43,6 +44,12 @@ def out(text: str) -> None:
 def notice(text: str) -> None:
     """Write a line to stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+def show_dimmed(text: str) -> None:
+    """Write a text to stderr that is not part of the result, with no end of line after it."""
+    dim, plain = ("\x1b[2m", "\x1b[0m") if sys.stderr.isatty() and not os.environ.get("NO_COLOR") else ("", "")
+    print(f"{dim}{visible(text)}{plain}", end="", file=sys.stderr, flush=True)
 
 
 def json_line(record: dict[str, Any]) -> None:

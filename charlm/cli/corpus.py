@@ -106,9 +106,10 @@ def add(
 ) -> None:
     """Give a text of your own a name that recipes can use."""
     from charlm.data.corpora import add_card
+    from charlm.yaml_text import dump_yaml
 
     card = add_card(name, file.expanduser(), description=description, licence=licence, overwrite=force)
-    out(f"{name} is now a corpus: a recipe can say `corpus: {name}`")
+    out(f"{name} is now a corpus: a recipe can say `{dump_yaml({'corpus': name}).strip()}`")
     notice(f"its card is {card}")
 
 

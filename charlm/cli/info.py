@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from charlm.cli.console import out, size
+from charlm.cli.console import out, size, visible_word
 
 
 def info(
@@ -27,8 +27,8 @@ def info(
     progress, corpus, resolved = found["progress"], found["corpus"], found["resolved"]
     symbols = len(found["vocabulary"]["symbols"]) + 1 if found["vocabulary"]["unit"] == "char" else 256
     can_go_on = any(name.startswith("state.") for name in found["tensors"])
-    out(f"{path}: {size(found['bytes'])}, written by charlm {found['charlm']}, format {found['format']}")
-    out(
+    _line(f"{path}: {size(found['bytes'])}, written by charlm {found['charlm']}, format {found['format']}")
+    _line(
         f"corpus      {corpus['name']}, {corpus['characters']:,} characters, sha256 {corpus['sha256']} "
         f"{corpus['identity']}".rstrip()
     )
@@ -41,6 +41,12 @@ def info(
     )
     out(f"holds       {'all that going on needs' if can_go_on else 'weights only'}")
     for name, shape in weights.items():
-        out(f"  {name.removeprefix('model.'):<24} {' × '.join(map(str, shape))}")
+        _line(f"  {name.removeprefix('model.'):<24} {' × '.join(map(str, shape))}")
     out("recipe")
-    out("".join(f"  {line}\n" for line in dump_yaml(found["recipe"]).splitlines()).rstrip("\n"))
+    for setting in dump_yaml(found["recipe"]).rstrip("\n").split("\n"):
+        _line(f"  {setting}")
+
+
+def _line(text: str) -> None:
+    """Write a line of what stands in a file, which may come from anywhere."""
+    out(visible_word(text))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from charlm.cli.console import notice, out, table, visible
+from charlm.cli.console import notice, out, show_dimmed, table, visible
 from charlm.cli.options import Precision, Unknown, read_text
 from charlm.errors import UsageError
 
@@ -49,8 +49,8 @@ def sample(
 ) -> None:
     """Write text. Only new characters go to stdout, exactly as drawn; on a terminal the prompt is shown before them."""
     text = read_text(prompt)
-    if length == 0 and (as_json or num > 1) and not probabilities:
-        raise UsageError("--length 0 writes without end; it goes with one sample and without --json")
+    if length == 0 and not stop and (as_json or num > 1) and not probabilities:
+        raise UsageError("--length 0 without --stop writes without end; it goes with one sample and without --json")
 
     from charlm.checkpoint import find_checkpoint, load
     from charlm.runtime import prepare, resolve_device
@@ -99,7 +99,7 @@ def sample(
         if num > 1 and sys.stdout.isatty():
             notice(f"── sample {number + 1} of {num} ──")
         if text and sys.stdout.isatty():
-            print(f"\x1b[2m{visible(text)}\x1b[0m", end="", file=sys.stderr, flush=True)
+            show_dimmed(text)
         _write(pieces(number))
 
 

@@ -92,7 +92,7 @@ def train(
     trainer = begun.trainer
     if not quiet:
         _introduce(loaded, begun)
-    again = _resume_command(recipe, set_ or [], seed, out_dir)
+    again = _resume_command(recipe, set_ or [], seed, out_dir, device)
     live = Live(trainer.plan.steps, quiet)
     finished: Finished | None = None
     try:
@@ -106,12 +106,13 @@ def train(
         raise typer.Exit(130)
 
 
-def _resume_command(recipe: str, overrides: list[str], seed: int | None, out_dir: Path | None) -> str:
+def _resume_command(recipe: str, overrides: list[str], seed: int | None, out_dir: Path | None, device: str) -> str:
     words = ["charlm", "train", recipe]
     for override in overrides:
         words += ["--set", override]
     words += ["--seed", str(seed)] if seed is not None else []
     words += ["--out", str(out_dir)] if out_dir is not None else []
+    words += ["--device", device] if device != "auto" else []
     return shlex.join([*words, "--resume", "auto"])
 
 

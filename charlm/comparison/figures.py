@@ -181,7 +181,7 @@ def compare(results: Mapping[Candidate, Sequence[Run]], to_perplexity: float | N
 
 
 def _row(candidate: Candidate, runs: Sequence[Run], curves: Sequence[Sequence[Point]], nats: float, held_out: bool) -> Row:
-    loaded = candidate.load()
+    recipe = checkpoint.describe(runs[0].folder / BEST)["recipe"]  # as it was run, with all that was chosen for it
     records = [run.record for run in runs]
     times = [seconds_to(curve, nats) for curve in curves]
     reached = [found for found in times if found is not None]
@@ -192,9 +192,9 @@ def _row(candidate: Candidate, runs: Sequence[Run], curves: Sequence[Sequence[Po
     mean = statistics.fmean(validation or training)
     return Row(
         name=candidate.name,
-        recipe=loaded.name,
-        cell=loaded.recipe.model.cell,
-        hidden=loaded.recipe.model.hidden,
+        recipe=candidate.load().name,
+        cell=recipe["model"]["cell"],
+        hidden=recipe["model"]["hidden"],
         parameters=records[0]["parameters"],
         characters_per_second=characters / seconds if seconds else 0.0,
         training_characters=characters,

@@ -208,7 +208,7 @@ def _splits(
     splits = split_offsets(encoded.characters, section.split or sources.split or DEFAULT_SPLIT)
     start, stop = splits["train"]
     if stop - start < 2:
-        raise UsageError(f"the training part of {sources.name} has {stop - start} characters; see data.split")
+        raise UsageError(f"the training part of {sources.name} ends before its second character; see data.split")
     return splits
 
 

@@ -122,7 +122,7 @@ def as_before(recipe: Recipe, earlier: Recipe) -> Recipe:
     A recipe without a length goes on with all that was chosen for it, whatever the machine's speed is today. One with a length
     keeps what cannot change while a run goes on.
     """
-    keys = {key for key, info in fields() if info.json_schema_extra == FIXED and key.startswith(("model.", "train."))}
+    keys = {key for key, info in fields() if info.json_schema_extra == FIXED and "." in key}
     if is_open(recipe):
         keys |= {*_CHOSEN, *(f"train.{key}" for key in _LENGTH)}
     values: Values = {}

@@ -253,18 +253,21 @@ class Trainer:
         return None
 
     def _estimate_closing_seconds(self) -> float:
-        """How long the last evaluation (cheap and exact) and save will take, from a short trial."""
-        if self.validation is None:
-            return 1.0
-        per_character = perplexity.seconds_per_character(self.model, self.validation)
+        """How long the end will take (exact evaluation, samples, save), from a short trial; and a pause for the cheap one."""
         began = time.perf_counter()
         sampling.sample(self.model, self.dataset.vocabulary, "", 32, sampling.Taste(), 0)
         per_sampled = (time.perf_counter() - began) / 32
-        samples = per_sampled * self.recipe.sample.length * len(self.recipe.sample.prompts)
+        samples = 1.2 * per_sampled * self.recipe.sample.length * len(self.recipe.sample.prompts)
+        if self.validation is None:
+            return 1.0 + samples
+        per_character = perplexity.seconds_per_character(self.model, self.validation)
+        section, models = self.recipe.evaluate, 2 if self.recipe.train.average else 1
+        read = min(section.characters or math.inf, len(self.validation)) + section.segments * section.warm
+        self._longest_pause = models * read * per_character / 3  # the pieces are read side by side
         # A fifth of the time at most: of a longer text the exact figure covers the first part, and says how much.
         affordable = max(256, int(0.2 * (self.limits.max_seconds or math.inf) / per_character))
         self._exact_limit = min(len(self.validation) - 1, self._exact_limit, affordable)
-        return 1.0 + 1.4 * per_character * self._exact_limit + 1.2 * samples
+        return 1.0 + 1.4 * per_character * self._exact_limit + samples
 
     def _finish(self, reason: str) -> Iterator[Event]:
         if self._last_saved != self.step:
@@ -317,7 +320,7 @@ class Trainer:
             "measured_on": "training" if self.validation is None else "validation",
             "context": "carried" if score is not None else "training" if self.validation is None else "segments",
             "characters": characters,
-            "unknown_characters": score.unknown_characters if score is not None else 0,
+            "unknown_characters": score.unknown_characters if score is not None else None,
             "characters_per_second": speed["characters"] / speed["seconds"] if speed["seconds"] else 0.0,
             "step": self.step,
             "epoch": self._epochs_done(),

@@ -240,3 +240,11 @@ def test_what_recipes_leave_open_is_the_same_for_all_where_it_is_not_compared(ch
     assert again.code == 2 and "model.hidden: was 16, is now 8" in again.err
     forgotten = charlm("compare", "open.yaml", "--vary", "train.clip=1,0.5", "--equal", "time")
     assert forgotten.code == 2 and "model.hidden: was 16, is now 256" in forgotten.err
+
+
+def test_the_width_that_the_rule_chose_is_the_one_in_the_table(charlm: Callable[..., Any], desk: Path) -> None:
+    """Failing would mean that a row's width is not that of its parameters."""
+    (desk / "short.txt").write_text("to be or not to be\n" * 8, encoding="utf-8")
+    (desk / "open.yaml").write_text("corpus: ./short.txt\n", encoding="utf-8")
+    row = charlm("compare", "open.yaml", "--json").record["candidates"][0]
+    assert row["hidden"] == 256

@@ -48,3 +48,12 @@ def test_info_tells_what_is_inside_without_its_path(charlm: Callable[..., Any], 
     record = charlm("info", "run", "--json").record
     assert record["tensors"]["model.layers.0.weight_hh"] == [32, 8]
     assert record["recipe"]["corpus"] == "./text.txt"
+
+
+def test_info_shows_control_characters(charlm: Callable[..., Any], desk: Path) -> None:
+    """Failing would mean that a checkpoint from elsewhere can write to the terminal what it likes."""
+    name = "a\x1b[31mb.txt"
+    (desk / "text.txt").rename(desk / name)
+    assert charlm("train", "recipe.yaml", "--set", 'corpus="./a\\e[31mb.txt"', "--out", "run", "-q", "--max-steps", 1).code == 0
+    shown = charlm("info", "run").text
+    assert "\x1b" not in shown and "a\\x1b[31mb.txt" in shown

@@ -82,6 +82,13 @@ def test_stopping_leaves_the_stop_text_out(charlm, trained):
     assert stopped == whole[: whole.index(stop)]
 
 
+def test_a_stop_text_ends_samples_without_a_length(charlm, trained):
+    """Failing would mean that several samples, or JSON, cannot be ended by a text alone."""
+    done = charlm("sample", trained / "run", "--length", 0, "--stop", "e", "--num", 3, "--seed", 1, "--json")
+    assert done.code == 0 and len(done.record["samples"]) == 3
+    assert not any("e" in text for text in done.record["samples"])
+
+
 def test_banned_characters_do_not_appear(charlm, trained):
     """Failing would mean that --ban does not."""
     text = charlm("sample", trained / "run", "--seed", 2, "--length", 300, "--ban", "e \n").text

@@ -196,3 +196,26 @@ def test_lines_of_the_live_display_fit_the_terminal(terminal_columns):
     status, left = status_line(StepDone(12_345, 17.25, 1.2345, 2e-3, 0.5, 123_456.0), trainer, wide)
     assert len(f"{status} {left}") <= terminal_columns
     assert len(evaluation_line(Evaluated(12_345, 1.2345, True, True), 1.2345, wide)) <= terminal_columns
+
+
+def test_going_on_needs_neither_the_unit_nor_the_split_again(charlm, desk):
+    """Failing would mean that a run is resumed only by who remembers every override that began it."""
+    given = ["--set", "data.unit=byte", "--set", "data.split=[0.8, 0.1, 0.1]", "--set", "train.seed=3"]
+    assert charlm("train", "recipe.yaml", "--out", "run", "-q", "--max-steps", 1, *given).code == 0
+    done = charlm("train", "recipe.yaml", "--out", "run", "-q", "--max-steps", 2, "--resume", "auto", "--json")
+    assert done.code == 0 and done.record["step"] == 2
+    stored = charlm("info", "run", "--json").record["recipe"]
+    assert (stored["data"]["unit"], stored["data"]["split"], stored["train"]["seed"]) == ("byte", [0.8, 0.1, 0.1], 3)
+
+
+def test_the_command_that_goes_on_names_the_device(charlm, desk):
+    """Failing would mean that a run that was kept on the CPU goes on on a GPU, which is not exact."""
+    done = charlm("train", "recipe.yaml", "--out", "run", "--device", "cpu", "--max-steps", 1)
+    assert "--device cpu --resume auto" in done.err
+
+
+def test_a_text_of_digits_on_the_command_line_is_a_text(charlm, desk):
+    """Failing would mean that a sonnet cannot begin with its number."""
+    done = charlm("train", "recipe.yaml", "--out", "run", "-q", "--max-steps", 1, "--set", "sample.prompt=1603", "--json")
+    assert done.code == 0
+    assert charlm("info", "run", "--json").record["recipe"]["sample"]["prompt"] == "1603"
