@@ -181,7 +181,7 @@ class TrainSection(Section):
     """Peak learning rate."""
     momentum: Annotated[float, Field(ge=0, lt=1, json_schema_extra=FIXED)] = 0.0
     """Of sgd and rmsprop."""
-    betas: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.9, 0.99]
+    betas: Annotated[list[Probability], Field(min_length=2, max_length=2)] = [0.9, 0.99]
     """Decay rates of Adam's two moments."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Weight decay of matrices (biases are left alone); decoupled in adamw."""

@@ -34,4 +34,4 @@ class RunFolderError(CharlmError):
 
 
 class DivergedError(CharlmError):
-    """Loss or gradient stopped being finite; the update was not applied."""
+    """Loss, gradient, weights or scores stopped being finite; a run keeps its last good state."""

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from charlm.data.vocabulary import Vocabulary
-from charlm.errors import UsageError
+from charlm.errors import DivergedError, UsageError
 from charlm.model.cells import State
 from charlm.model.language_model import LanguageModel
 from charlm.runtime import derived_seed
@@ -58,7 +58,7 @@ def distribution(logits: npt.ArrayLike, taste: Taste) -> Probabilities:
     """
     scores = np.array(logits, dtype=np.float64)
     if not np.isfinite(scores).all():
-        raise UsageError("the model's scores are not numbers: its weights are spoilt, or have grown beyond all bounds")
+        raise DivergedError("the model's scores are not numbers: its weights are spoilt, or have grown beyond all bounds")
     if taste.banned:
         scores[list(taste.banned)] = -np.inf
     if not np.isfinite(scores.max()):

@@ -194,7 +194,7 @@ def test_equal_time_asks_the_rule_what_a_recipe_leaves_open(recipe: str, tmp_pat
 
 def test_seconds_to_a_perplexity_are_interpolated_in_nats() -> None:
     """Failing would mean that the time to a perplexity depends on how often was evaluated."""
-    curve = [Point(10, 1.0, 3.0), Point(20, 2.0, 2.0), Point(30, 4.0, 1.0), Point(40, 5.0, 1.5)]
+    curve = [Point(1, 10, 1.0, 3.0), Point(2, 20, 2.0, 2.0), Point(3, 30, 4.0, 1.0), Point(4, 40, 5.0, 1.5)]
     assert seconds_to(curve, 2.0) == 2.0
     assert seconds_to(curve, 1.25) == 3.5
     assert seconds_to(curve, 3.5) == 1.0, "at the first evaluation already: no earlier moment is known"
@@ -212,9 +212,9 @@ def test_curves_have_characters_and_seconds_of_training(tmp_path: Path) -> None:
         {"kind": "evaluation", "step": 401, "nats": None},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    assert learning_curve(tmp_path, "validation") == [Point(4000, 40.0, 2.0)]
+    assert learning_curve(tmp_path, "validation") == [Point(400, 4000, 40.0, 2.0)]
     training = learning_curve(tmp_path, "training")
-    assert len(training) == 200 and training[0] == Point(20, 0.2, 1.5)
+    assert len(training) == 200 and training[0] == Point(2, 20, 0.2, 1.5)
 
 
 def test_a_run_is_over_only_when_it_ended_by_itself(recipe: str, tiny_run: Callable[..., Any], tmp_path: Path) -> None:

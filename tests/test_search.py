@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -73,4 +74,18 @@ def test_settings_without_a_figure_are_an_error(search: Any, recipe: str, tmp_pa
     """If this fails, a search without validation text ends with a traceback after its first training."""
     (candidate,) = search.candidates([recipe], overrides=["data.split=[1, 0, 0]"])
     with pytest.raises(UsageError, match="no validation figure"):
+        search.trained(candidate, 3, 1, tmp_path / "runs")
+
+
+@pytest.mark.parametrize(("status", "answer"), [(1, float("inf")), (-9, None), (2, None), (130, None)])
+def test_only_a_failed_training_counts_as_one(
+    search: Any, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, answer: float | None
+) -> None:
+    """If this fails, a setting that was killed for memory, or by the user, is dropped as if it were bad."""
+    (candidate,) = search.candidates([recipe])
+    monkeypatch.setattr(search.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=status))
+    if answer is not None:
+        assert search.trained(candidate, 3, 1, tmp_path / "runs") == answer
+        return
+    with pytest.raises(UsageError, match=f"status {status}"):
         search.trained(candidate, 3, 1, tmp_path / "runs")

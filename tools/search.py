@@ -19,21 +19,23 @@ from pathlib import Path
 
 from charlm.comparison.candidates import Candidate, candidates
 from charlm.comparison.figures import final_record
-from charlm.config import load_recipe
-from charlm.errors import CharlmError, UsageError
+from charlm.errors import CharlmError, DivergedError, UsageError
 
 
 def trained(candidate: Candidate, updates: int, seed: int, folder: Path) -> float:
     """The best validation nats of one training, from its folder if it is there already."""
-    overrides = [*candidate.overrides, f"train.updates={updates}", "train.time=null", f"train.seed={seed}"]
+    more = [f"train.updates={updates}", "train.time=null", f"train.seed={seed}"]
     out = folder / f"{candidate.name}-{updates}-seed{seed}"
-    record = final_record(out, load_recipe(candidate.source, overrides))
+    record = final_record(out, candidate.load(*more))
     if record is None:
         command = [sys.executable, "-m", "charlm", "train", candidate.source, "--out", str(out), "--overwrite", "--quiet"]
-        command += [word for override in overrides for word in ("--set", override)]
-        if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
-            return float("inf")  # it diverged; its message has been shown
-        record = final_record(out, load_recipe(candidate.source, overrides))
+        command += [word for override in (*candidate.overrides, *more) for word in ("--set", override)]
+        code = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
+        if code == DivergedError.exit_code:
+            return float("inf")  # most likely; its message has been shown
+        if code:
+            raise UsageError(f"{out}: the training ended with status {code}; its message is above")
+        record = final_record(out, candidate.load(*more))
     if record is None or record["best_validation_nats"] is None:
         raise UsageError(f"{out} has no validation figure; settings are ranked by it (data.split)")
     return float(record["best_validation_nats"])

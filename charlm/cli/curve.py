@@ -1,9 +1,8 @@
-"""The learning curve of a run, from its ``metrics.jsonl``: drawn with characters, or as a PNG where matplotlib is there."""
+"""The learning curve of a run: drawn with characters, or as a PNG where matplotlib is there."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,21 +22,13 @@ class Curve:
     validation: Points
 
 
-def read_curve(metrics: Path) -> Curve:
+def read_curve(folder: Path) -> Curve:
     """Read what a run recorded."""
-    steps: Points = []
-    validation: Points = []
-    if metrics.exists():
-        with metrics.open(encoding="utf-8") as lines:
-            for line in lines:
-                entry = json.loads(line)
-                if entry["kind"] == "step" and entry["nats"] is not None:
-                    steps.append((entry["step"], entry["nats"]))
-                elif entry["kind"] == "evaluation" and entry["nats"] is not None:
-                    validation.append((entry["step"], entry["nats"]))
-    bucket = max(1, -(-len(steps) // 200))
-    groups = [steps[start : start + bucket] for start in range(0, len(steps), bucket)]
-    training = [(group[-1][0], sum(nats for _, nats in group) / len(group)) for group in groups]
+    from charlm.comparison.figures import learning_curve
+
+    training, validation = (
+        [(float(point.step), point.nats) for point in learning_curve(folder, kind)] for kind in ("training", "validation")
+    )
     return Curve(training, validation)
 
 

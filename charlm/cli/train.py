@@ -165,7 +165,7 @@ def _conclude(finished: Finished, trainer: Trainer, loaded: LoadedRecipe, quiet:
     from charlm.cli.curve import draw, read_curve, write_png
 
     record = finished.record
-    curve = read_curve(trainer.folder.path / "metrics.jsonl")
+    curve = read_curve(trainer.folder.path)
     if not quiet:
         if is_terminal() and (drawing := draw(curve)):
             notice(drawing)
@@ -204,7 +204,7 @@ def _summary(record: dict[str, Any], loaded: LoadedRecipe, again: str) -> list[t
                     f"after {duration(record['seconds'])}"),
     ]  # fmt: skip
     if record["step"] == 0:
-        lines.append(("untrained", "the time was over before the first step: the weights are those that were drawn"))
+        lines.append(("untrained", "no step was made: the weights are those that the run began with"))
     if math.isfinite(record["train_nats"]):  # it is not where no step was made
         lines.append(
             ("training", f"{record['train_nats']:.4f} nats per character, perplexity {record['train_perplexity']:.3f}")
@@ -229,7 +229,7 @@ def _summary(record: dict[str, Any], loaded: LoadedRecipe, again: str) -> list[t
 
 def _overfitting(record: dict[str, Any]) -> list[tuple[str, str]]:
     best, now = record["best_validation_nats"], record["validation_nats"]
-    if best is None or now is None or now < best * 1.01:
+    if best is None or now is None or record["best_step"] is None or not now >= best * 1.01:
         return []
     return [
         ("overfitting", f"validation was best at step {record['best_step']:,} ({best:.4f}) and is {now:.4f} now, while "

@@ -50,28 +50,38 @@ def final_record(folder: Path, loaded: LoadedRecipe) -> dict[str, Any] | None:
             "Give the old values back, start anew with --overwrite, or go elsewhere with --out."
         )
     try:
-        last: dict[str, Any] = json.loads((folder / METRICS).read_text(encoding="utf-8").splitlines()[-1])
+        last = _records(folder)[-1]
     except (OSError, IndexError, ValueError):  # the process was killed before or within a line
         return None
     return last if last["kind"] == "finished" and last["stopped_because"] not in ("interrupted", "max steps") else None
 
 
+def _records(folder: Path) -> list[dict[str, Any]]:
+    """All lines of a run's log."""
+    path = folder / METRICS
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="\n") as lines:  # names may hold what else ends a line
+        return [json.loads(line) for line in lines]
+
+
 @dataclass(frozen=True)
 class Point:
-    """Nats per character at a moment of training: after so many characters and seconds of training."""
+    """Nats per character at a moment of training: after so many steps, characters and seconds of training."""
 
+    step: int
     characters: int
     seconds: float
     nats: float
 
 
 def learning_curve(folder: Path, kind: Literal["training", "validation"]) -> list[Point]:
-    """A run's validations, or its training averaged into at most 200 points."""
-    lines = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+    """A run's validations, or its training averaged into at most 200 points. Empty where nothing was recorded yet."""
+    lines = _records(folder)
     steps = {line["step"]: line for line in lines if line["kind"] == "step"}
 
     def point(step: int, nats: float) -> Point:
-        return Point(steps[step]["characters"], steps[step]["seconds"], nats)
+        return Point(step, steps[step]["characters"], steps[step]["seconds"], nats)
 
     if kind == "validation":
         return [

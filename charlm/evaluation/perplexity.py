@@ -44,13 +44,11 @@ class Score:
         nats: Σ −ln p of the scored characters.
         characters: how many were scored.
         unknown_characters: how many of them the vocabulary lacks; each was scored as ``<unk>``.
-        unknown_nats: what naming those would cost on top, uniform over all other code points; not part of ``nats``.
     """
 
     nats: float
     characters: int
     unknown_characters: int = 0
-    unknown_nats: float = 0.0
 
     @property
     def nats_per_character(self) -> float:
@@ -143,7 +141,7 @@ def segments(model: LanguageModel, text: Text, *, pieces: int = 32, warm: int = 
         characters: score only the first so many.
     """
     targets = min(len(text) - 1, characters or len(text))
-    S = max(1, min(pieces, targets // max(1, warm)))
+    S = _pieces(targets, pieces, warm)
     bounds = np.arange(S + 1, dtype=np.int64) * targets // S
     starts, lengths = bounds[:-1], np.diff(bounds)
     with torch.inference_mode():
@@ -161,6 +159,16 @@ def segments(model: LanguageModel, text: Text, *, pieces: int = 32, warm: int = 
             nats, state = _read(model, inputs, expected, state)
             total += nats
     return Score(total, int(targets))
+
+
+def read_by_segments(length: int, *, pieces: int, warm: int, characters: int | None) -> int:
+    """How many characters :func:`segments` reads of a text of ``length``, those that only warm the state included."""
+    targets = min(length - 1, characters or length)
+    return targets + (_pieces(targets, pieces, warm) - 1) * warm
+
+
+def _pieces(targets: int, pieces: int, warm: int) -> int:
+    return max(1, min(pieces, targets // max(1, warm)))
 
 
 def _read(model: LanguageModel, inputs: Tensor, targets: Tensor, state: tuple[Tensor, ...]) -> tuple[float, tuple[Tensor, ...]]:

@@ -71,7 +71,7 @@ def rule(characters: int, budget: float = CHARACTERS, cell: str = "lstm") -> Val
         "train": {
             "batch": 32, "steps": 32 if characters < _LONG else 64,
             "lr": 0.001 if cell == "rnn" else 0.005, "lr_final": 0.1, "weight_decay": 0.2, "average": 0.998,
-            "epochs": round(passes, 4),
+            "epochs": float(f"{passes:.4g}"),
         },
         "evaluate": {"characters": int(min(200_000, max(20_000, read / 100)))},
     }  # fmt: skip
@@ -111,8 +111,10 @@ def _not_applicable(recipe: Recipe) -> set[str]:
         left_out.add("input_dropout")
     if recipe.model.tied and recipe.model.embedding is not None:
         left_out.add("hidden")  # the two must be equal
+    if recipe.train.optimizer != "adamw":
+        left_out.add("weight_decay")  # elsewhere it is no decay, but a part of the gradient
     if recipe.train.optimizer not in ("adam", "adamw"):
-        left_out |= {"lr", "weight_decay"}
+        left_out.add("lr")
     return left_out
 
 
@@ -174,10 +176,13 @@ def characters_in(seconds: float, recipe: Recipe, dataset: Dataset, resolved: Re
         exact = perplexity.seconds_per_character(model, dataset.text("validation"))
         closing = min(seconds / 5, 1 + 1.4 * exact * min(stop - start, EXACT_CHARACTERS))
     left = 0.85 * (seconds - (time.monotonic() - started_at) - closing) / per_character
-    # An evaluation has no backward pass, which is two thirds of an update; the average is evaluated too, and pieces are warmed.
-    scored: int = min(stop - start, rule(max(1, characters), left)["evaluate"]["characters"])
-    evaluated = 2 * (_EVALUATIONS + 1) * (scored + planned.evaluate.segments * planned.evaluate.warm)
-    return max(1.0, left - evaluated / 3)
+    planned = fill(recipe, rule(max(1, characters), max(1.0, left), recipe.model.cell))
+    section, models = planned.evaluate, 2 if planned.train.average else 1
+    read = perplexity.read_by_segments(
+        max(1, stop - start), pieces=section.segments, warm=section.warm, characters=section.characters
+    )
+    # An evaluation has no backward pass, which is two thirds of an update. Half the time at least is for learning.
+    return max(1.0, left / 2, left - models * (_EVALUATIONS + 1) * read / 3)
 
 
 def _seconds_per_character(recipe: Recipe, model: LanguageModel, batches: Batches, resolved: Resolved, seconds: float) -> float:

@@ -41,7 +41,7 @@ def make_optimizer(model: LanguageModel, section: TrainSection) -> torch.optim.O
 class WeightAverage:
     """An exponential moving average of the weights, which is often better than the last of them (Polyak & Juditsky 1992).
 
-    It is taken every ``EVERY`` steps, which costs nothing noticeable. At first it covers the last nine tenths of the steps
+    It is taken every ``EVERY`` steps, which costs nothing noticeable. At first it covers about the last tenth of the steps
     so far, until that is longer than ``decay`` remembers.
 
     Args:

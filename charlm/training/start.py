@@ -196,8 +196,10 @@ def _resolve(recipe: Recipe, device: torch.device, earlier: Checkpoint | None, n
         )
     wanted = before["precision"] if stands and recipe.train.precision == "auto" else recipe.train.precision
     precision, precision_reason = resolve_precision(wanted, device, engine)
-    if stands:
-        engine_reason = precision_reason = "as the run began"
+    if stands and engine == before["engine"]:
+        engine_reason = "as the run began"
+    if stands and precision == before["precision"]:
+        precision_reason = "as the run began"
     threads = prepare(recipe.train.threads or (before.get("threads") if stands else None))
     return Resolved(device, engine, engine_reason, precision, precision_reason, threads)
 

@@ -96,6 +96,8 @@ class Trainer:
         self._last_saved: int | None = None
         self._closing_seconds = 0.0
         self._longest_pause = 0.0  # between two steps: samples, validation, save
+        self._expected_pause = 0.0  # until one has been timed
+        self._evaluated_at: int | None = None
         self._exact_limit = EXACT_CHARACTERS
         if resume is not None:
             self._restore(resume)
@@ -176,10 +178,14 @@ class Trainer:
                 yield self._sample(self.model, prompt)
         if self._is_regular():
             yield self._evaluate(regular=True)
-        if self.step % self.plan.checkpoint_every == 0 and self._last_saved != self.step:
+        if (self.step % self.plan.checkpoint_every == 0 or self._is_kept()) and self._last_saved != self.step:
             self._save()
         if self._last_saved == self.step:
             yield Saved(self.step)
+
+    def _is_kept(self) -> bool:
+        keep = self.recipe.checkpoint.keep_every
+        return keep is not None and self.step > 0 and self.step % keep == 0
 
     def _is_regular(self) -> bool:
         return self.validation is not None and (self.step % self.plan.evaluate_every == 0 or self.step == self.plan.steps)
@@ -196,6 +202,7 @@ class Trainer:
                 self._candidate, score = self._average.model, averaged
         nats = score.nats_per_character
         self._validation_nats, self._validation_characters = nats, score.characters
+        self._evaluated_at, self._expected_pause = self.step, 0.0
         is_best = math.isfinite(nats) and (self._best["nats"] is None or nats < self._best["nats"])
         entry = {
             "kind": "evaluation",
@@ -226,7 +233,11 @@ class Trainer:
     def _sample(self, model: LanguageModel, prompt: str) -> Sampled:
         options = self.recipe.sample
         taste = sampling.Taste(temperature=options.temperature)
-        text = sampling.sample(model, self.dataset.vocabulary, prompt, options.length, taste, self.recipe.train.seed, self.step)
+        vocabulary, seed = self.dataset.vocabulary, self.recipe.train.seed
+        try:
+            text = sampling.sample(model, vocabulary, prompt, options.length, taste, seed, self.step)
+        except DivergedError:
+            raise self._spoilt("the model's scores overflowed") from None
         self.folder.record_sample(f"step {self.step}, epoch {self._epochs_done():.2f}, prompt {prompt!r}", prompt + text)
         return Sampled(self.step, prompt, text)
 
@@ -248,7 +259,8 @@ class Trainer:
         if self.limits.max_seconds is not None:
             a_step = max((seconds for _, seconds in self._speeds), default=0.0)
             elapsed = time.monotonic() - self.limits.started_at
-            if elapsed + a_step + self._longest_pause + self._closing_seconds > self.limits.max_seconds:
+            pause = max(self._longest_pause, self._expected_pause)
+            if elapsed + a_step + pause + self._closing_seconds > self.limits.max_seconds:
                 return "max time"
         return None
 
@@ -262,10 +274,13 @@ class Trainer:
             return 1.0 + samples
         per_character = perplexity.seconds_per_character(self.model, self.validation)
         section, models = self.recipe.evaluate, 2 if self.recipe.train.average else 1
-        read = min(section.characters or math.inf, len(self.validation)) + section.segments * section.warm
-        self._longest_pause = models * read * per_character / 3  # the pieces are read side by side
+        read = perplexity.read_by_segments(
+            len(self.validation), pieces=section.segments, warm=section.warm, characters=section.characters
+        )
+        limit = self.limits.max_seconds or math.inf
+        self._expected_pause = min(0.2 * limit, models * read * per_character / 3)  # the pieces are read side by side
         # A fifth of the time at most: of a longer text the exact figure covers the first part, and says how much.
-        affordable = max(256, int(0.2 * (self.limits.max_seconds or math.inf) / per_character))
+        affordable = max(256, int(0.2 * limit / per_character))
         self._exact_limit = min(len(self.validation) - 1, self._exact_limit, affordable)
         return 1.0 + 1.4 * per_character * self._exact_limit + samples
 
@@ -273,8 +288,8 @@ class Trainer:
         if self._last_saved != self.step:
             self._save()
             yield Saved(self.step)
-        if self.validation is not None and not (self._is_regular() and self._validation_nats is not None):
-            yield self._evaluate(regular=False)
+        if self.validation is not None and self._evaluated_at != self.step:
+            yield self._evaluate(regular=self._is_regular() and self.step > 0)
         best = self._best_model()
         samples = [] if self._stop else [self._sample(best, prompt) for prompt in self.recipe.sample.prompts]
         yield from samples
@@ -365,6 +380,7 @@ class Trainer:
             "characters": self._trained["characters"],
             "train_nats": self.train_nats() if self._recent else None,
             "validation_nats": self._validation_nats,
+            "evaluated_at": self._evaluated_at,
             "best": self._best,
         }
         slim = Checkpoint(
@@ -398,15 +414,17 @@ class Trainer:
 
     def _save(self) -> None:
         if not all(bool(torch.isfinite(weight).all()) for weight in self.model.parameters()):
-            raise DivergedError(
-                f"a weight overflowed by step {self.step}; {self.folder.path / LAST} holds the last good state. Use a lower "
-                f"learning rate (--set train.lr={self.recipe.train.lr / 3:.2g} --resume auto)"
-            )
-        keep = self.recipe.checkpoint.keep_every
-        self.folder.save(self._checkpoint(self.model, whole=True), keep_step=bool(keep and self.step and self.step % keep == 0))
+            raise self._spoilt("a weight overflowed")
+        self.folder.save(self._checkpoint(self.model, whole=True), keep_step=self._is_kept())
         self._last_saved = self.step
         if self.validation is None:
             self._save_best()
+
+    def _spoilt(self, what: str) -> DivergedError:
+        return DivergedError(
+            f"{what} by step {self.step}; {self.folder.path / LAST} holds the last good state. Use a lower learning rate "
+            f"(--set train.lr={self.recipe.train.lr / 3:.2g} --resume auto)"
+        )
 
     def _save_best(self) -> None:
         self.folder.save_best(self._checkpoint(self._candidate, whole=False))
@@ -423,7 +441,7 @@ class Trainer:
         self._recent.extend((nats, scored) for nats, scored in progress["recent"])
         self._best = dict(progress["best"])
         self._worse_in_a_row = progress["worse_in_a_row"]
-        self._validation_nats = progress["validation_nats"]
+        self._validation_nats, self._evaluated_at = progress["validation_nats"], progress.get("evaluated_at")
         self._trained = {"characters": progress["characters"], "seconds": progress["seconds"]}
         self._update.scale = LossScale(self._update.scale.enabled, *progress["loss_scale"])
         self.folder.cut_logs(progress["logs"])
@@ -433,7 +451,7 @@ class Trainer:
                 self._save_best()
             else:  # lost, or from a future that this run does not have: the next evaluation fills it
                 self._best = {"nats": None, "step": None}
-                self._validation_nats, self._candidate = None, self.model
+                self._validation_nats, self._evaluated_at, self._candidate = None, None, self.model
 
 
 def _weights(model: LanguageModel) -> dict[str, Tensor]:

@@ -8,15 +8,17 @@ import math
 from charlm.cli.curve import Curve, draw, read_curve, write_png
 
 
-def _write(path, entries):
-    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
-    return path
+def _run(folder, entries):
+    """A run's folder with these records."""
+    lines = (json.dumps({"characters": 0, "seconds": 0.0} | entry, ensure_ascii=False) + "\n" for entry in entries)
+    (folder / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
+    return folder
 
 
 def test_reading_averages_into_at_most_200_points(tmp_path):
     """Failing would mean that the curve of a long run is slow to draw or leaves steps out."""
     entries = [{"kind": "step", "step": step, "nats": float(step)} for step in range(1, 1001)]
-    curve = read_curve(_write(tmp_path / "metrics.jsonl", entries))
+    curve = read_curve(_run(tmp_path, entries))
     assert len(curve.training) == 200
     assert math.isclose(sum(nats for _, nats in curve.training) / 200, 500.5)
     assert curve.training[-1][0] == 1000
@@ -28,14 +30,14 @@ def test_reading_leaves_out_what_cannot_be_drawn(tmp_path):
         {"kind": "step", "step": 1, "nats": None},
         {"kind": "step", "step": 2, "nats": 2.0},
         {"kind": "evaluation", "step": 2, "nats": 1.5},
-        {"kind": "finished", "step": 2},
+        {"kind": "finished", "step": 2, "corpus": "a\u2028b\u0085c.txt"},
     ]
-    assert read_curve(_write(tmp_path / "metrics.jsonl", entries)) == Curve([(2, 2.0)], [(2, 1.5)])
+    assert read_curve(_run(tmp_path, entries)) == Curve([(2, 2.0)], [(2, 1.5)])
 
 
 def test_no_file_is_an_empty_curve(tmp_path):
     """Failing would mean that a run that was stopped at once ends with an error."""
-    curve = read_curve(tmp_path / "metrics.jsonl")
+    curve = read_curve(tmp_path)
     assert curve == Curve([], [])
     assert draw(curve) == ""
     assert not write_png(curve, tmp_path / "curve.png")

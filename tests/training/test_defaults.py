@@ -21,13 +21,14 @@ def _recipe(**sections: Any) -> Recipe:
     return validate_recipe({"corpus": "./mine.txt"} | sections, "a test")
 
 
+@pytest.mark.parametrize("budget", [1, 1e3, 1e5, defaults.CHARACTERS])
 @pytest.mark.parametrize("characters", [1, 20, 1_000, 20_000, 99_999, 100_000, 1_000_000, 3_000_000, 100_000_000, 10**11])
-def test_every_length_gives_a_recipe(characters: int) -> None:
-    """If this fails, some text cannot be trained on without a recipe."""
-    planned = defaults.fill(_recipe(), defaults.rule(characters))
+def test_every_length_and_time_gives_a_recipe(characters: int, budget: float) -> None:
+    """If this fails, some text cannot be trained on without a recipe, or its checkpoint cannot be read."""
+    planned = defaults.fill(_recipe(), defaults.rule(characters, budget))
     checked = validate_recipe(planned.model_dump(mode="json"), "the plan")
     assert checked.train.epochs is not None
-    assert checked.train.epochs * characters <= defaults.CHARACTERS * 1.01 + 1
+    assert checked.train.epochs * characters <= budget * 1.01 or budget < 1e-6 * characters * 1.01
     assert checked.train.epochs <= defaults.PASSES
 
 
@@ -46,6 +47,8 @@ def test_what_the_recipe_says_stays() -> None:
     assert planned.model.dropout > 0.3 and planned.train.weight_decay == 0.2
     sgd = defaults.fill(_recipe(train={"optimizer": "sgd", "lr": 1}), defaults.rule(10**6))
     assert sgd.train.weight_decay == 0
+    adam = defaults.fill(_recipe(train={"optimizer": "adam"}), defaults.rule(10**6))
+    assert (adam.train.weight_decay, adam.train.lr) == (0, 0.005)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +103,16 @@ def test_a_time_is_a_budget(tmp_path: Path, english_file: Path) -> None:
     assert passes[0] == passes[1] > 0
     line = json.loads((tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert line["learning_rate"] == pytest.approx(0.005)
+
+
+def test_a_short_time_is_still_mostly_for_learning(tmp_path: Path) -> None:
+    """If this fails, who gives a minute gets one update, or a checkpoint that cannot be read."""
+    text = tmp_path / "long.txt"
+    text.write_text("so it goes, and so it goes on. " * 20_000, encoding="utf-8")
+    begun = _started(text, tmp_path / "r", "train.time=2s", "model.hidden=8", max_steps=1)
+    assert begun.trainer.plan.steps > 20
+    _ended(begun)
+    assert load(tmp_path / "r" / "last.safetensors").recipe.train.epochs > 0
 
 
 def _ended(begun: Any) -> Any:

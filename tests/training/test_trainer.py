@@ -376,6 +376,31 @@ def test_what_happens_when(tmp_path: Path, tiny_run: Callable[..., Any], english
     assert json.loads((run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])["kind"] == "finished"
 
 
+def test_steps_are_kept_where_nothing_else_is_saved(tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path) -> None:
+    """If this fails, files that were asked for are missing when the run is over."""
+    run = tiny_run(english_file, tmp_path / "r", "evaluate.every=7", "checkpoint.keep_every=3", "train.updates=10")
+    assert {path.stem for path in run.folder.glob("step-*")} == {"step-3", "step-6", "step-9"}
+
+
+def test_a_shorter_plan_is_measured_at_its_own_end(tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path) -> None:
+    """If this fails, a resumed run reports the validation of an earlier step as its own."""
+    keys = ("evaluate.every=4",)
+    tiny_run(english_file, tmp_path / "r", *keys, "train.updates=20", max_steps=6)
+    run = tiny_run(english_file, tmp_path / "r", *keys, "train.updates=6", resume="auto")
+    assert [(e.step, e.regular) for e in run.events if isinstance(e, Evaluated)] == [(6, True)]
+
+
+def test_a_network_that_cannot_be_sampled_has_diverged(tmp_path: Path, begin: Callable[..., Any], english_file: Path) -> None:
+    """If this fails, weights that have grown beyond all bounds are reported as a mistake of the command line."""
+    trainer = begin(english_file, tmp_path / "r", "sample.every=2", "evaluate.every=100").trainer
+    with torch.no_grad():
+        trainer.model.output_bias[0] = math.inf
+    trainer._train_step = lambda: setattr(trainer, "step", trainer.step + 1)  # the loss would notice too
+    with pytest.raises(DivergedError, match=r"scores overflowed by step 2.*lower learning rate"):
+        list(trainer.run())
+    trainer.folder.close()
+
+
 def test_the_record_has_the_promised_keys(tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path) -> None:
     """If this fails, scripts that read --json break. It must be JSON, and every figure a number."""
     record = tiny_run(english_file, tmp_path / "r").record
