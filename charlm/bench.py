@@ -38,7 +38,7 @@ from charlm.model.engines import ENGINES
 from charlm.model.language_model import LanguageModel
 from charlm.model.native import library
 from charlm.runtime import arithmetic, cpu_name, prepare, resolve_precision
-from charlm.sampling import Taste, generate
+from charlm.sampling import SamplingParams, generate
 from charlm.training.update import Updater
 
 KINDS = ("train", "evaluate", "sample")
@@ -390,7 +390,7 @@ def _evaluation_with_torch_nn(about: Configuration, shape: Shape, device: torch.
 def _sampling(about: Configuration, shape: Shape, device: torch.device) -> Iterator[int]:
     model = _model(about, shape, device)
     vocabulary = Vocabulary("char", tuple(range(shape.symbols - 1)))  # and <unk>
-    drawn = generate(model, vocabulary, [], Taste(), seed=1, precision=about.precision)
+    drawn = generate(model, vocabulary, [], SamplingParams(), seed=1, precision=about.precision)
     while True:
         for _ in range(_DRAWN_AT_ONCE):
             next(drawn)

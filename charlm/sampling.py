@@ -27,7 +27,7 @@ _BLOCK = 128
 
 
 @dataclass(frozen=True)
-class Taste:
+class SamplingParams:
     """How to choose from a distribution.
 
     Attributes:
@@ -51,7 +51,7 @@ class Taste:
             raise UsageError(f"--top-p {self.top_p:g}: expected more than 0, at most 1")
 
 
-def distribution(logits: npt.ArrayLike, taste: Taste) -> Probabilities:
+def distribution(logits: npt.ArrayLike, params: SamplingParams) -> Probabilities:
     """The probabilities that a character is drawn with, ``(V,)``, summing to 1.
 
     Ties at the border of top-k go to the smaller id, so that exactly k remain.
@@ -59,20 +59,20 @@ def distribution(logits: npt.ArrayLike, taste: Taste) -> Probabilities:
     scores = np.array(logits, dtype=np.float64)
     if not np.isfinite(scores).all():
         raise DivergedError("the model's scores are not numbers: its weights are spoilt, or have grown beyond all bounds")
-    if taste.banned:
-        scores[list(taste.banned)] = -np.inf
+    if params.banned:
+        scores[list(params.banned)] = -np.inf
     if not np.isfinite(scores.max()):
         raise UsageError("every character is banned; nothing is left to draw")
     order = np.argsort(-scores, kind="stable")
-    if taste.temperature == 0:
+    if params.temperature == 0:
         scores[order[1:]] = -np.inf
-        taste = Taste(temperature=1.0)
-    scores = np.exp((scores - scores[order[0]]) / taste.temperature)
-    if taste.top_k:
-        scores[order[taste.top_k :]] = 0
-    if taste.top_p < 1:
+        params = SamplingParams(temperature=1.0)
+    scores = np.exp((scores - scores[order[0]]) / params.temperature)
+    if params.top_k:
+        scores[order[params.top_k :]] = 0
+    if params.top_p < 1:
         mass = np.cumsum(scores[order])
-        kept = int(np.searchsorted(mass, taste.top_p * mass[-1])) + 1
+        kept = int(np.searchsorted(mass, params.top_p * mass[-1])) + 1
         scores[order[kept:]] = 0
     probabilities: Probabilities = scores / scores.sum()
     return probabilities
@@ -109,7 +109,7 @@ def generate(
     model: LanguageModel,
     vocabulary: Vocabulary,
     prompt: Sequence[int],
-    taste: Taste,
+    params: SamplingParams,
     seed: int,
     number: int = 0,
     precision: str = "fp32",
@@ -121,7 +121,7 @@ def generate(
         seed, number: each pair has its own random sequence; ``number`` tells several samples of one seed apart.
         precision: ``fp32``, or ``bf16`` where the engine has it for sampling: faster, and not the same text.
     """
-    for (index,) in generate_together(model, vocabulary, prompt, taste, seed, [number], precision):
+    for (index,) in generate_together(model, vocabulary, prompt, params, seed, [number], precision):
         yield index
 
 
@@ -129,27 +129,27 @@ def generate_together(
     model: LanguageModel,
     vocabulary: Vocabulary,
     prompt: Sequence[int],
-    taste: Taste,
+    params: SamplingParams,
     seed: int,
     numbers: Sequence[int],
     precision: str = "fp32",
 ) -> Iterator[list[int]]:
     """Yield the next id of N samples that continue one prompt, without end: what :func:`generate` yields for each number."""
     if vocabulary.unknown_id is not None:  # <unk> is no character
-        taste = replace(taste, banned=taste.banned | {vocabulary.unknown_id})
+        params = replace(params, banned=params.banned | {vocabulary.unknown_id})
     random = [np.random.default_rng(derived_seed(seed, "sample", number)) for number in numbers]
     N = len(numbers)
     logits, state = read(model, prompt or start_ids(vocabulary))
-    distribution(logits, taste)  # says so if nothing is left to draw
+    distribution(logits, params)  # says so if nothing is left to draw
     state = tuple(part.expand(-1, N, -1) for part in state)
     if model.engine.name == "native" and model.attention is None:
-        yield from _in_blocks(model, np.tile(logits, (N, 1)), state, taste, random, precision)
+        yield from _in_blocks(model, np.tile(logits, (N, 1)), state, params, random, precision)
     if state[0].device.type == "cpu":
         # PyTorch's CPU kernels repack all weights at every call, which for one character costs more than the character.
         model = model.with_engine("reference")
     rows = np.tile(logits, (N, 1))
     while True:
-        drawn = [draw(distribution(row, taste), one.random()) for row, one in zip(rows, random, strict=True)]
+        drawn = [draw(distribution(row, params), one.random()) for row, one in zip(rows, random, strict=True)]
         yield drawn
         with torch.inference_mode():
             features, state = model.features(torch.tensor([drawn], device=state[0].device), state)
@@ -157,13 +157,18 @@ def generate_together(
 
 
 def _in_blocks(
-    model: LanguageModel, logits: Probabilities, state: State, taste: Taste, random: list[np.random.Generator], precision: str
+    model: LanguageModel,
+    logits: Probabilities,
+    state: State,
+    params: SamplingParams,
+    random: list[np.random.Generator],
+    precision: str,
 ) -> Iterator[list[int]]:
     """The same by the native engine, which draws too, for a block of characters in one call."""
     from charlm.model.native.sampling import Writer
 
     writer = Writer(
-        model, torch.from_numpy(logits), state, taste.temperature, taste.top_k, taste.top_p, taste.banned,
+        model, torch.from_numpy(logits), state, params.temperature, params.top_k, params.top_p, params.banned,
         torch.bfloat16 if precision == "bf16" else torch.float32,
     )  # fmt: skip
     count = 1  # the first characters at once, for whoever watches; then longer and longer blocks
@@ -177,10 +182,10 @@ def _logits(model: LanguageModel, features: torch.Tensor) -> Probabilities:
 
 
 def sample(
-    model: LanguageModel, vocabulary: Vocabulary, prompt: str, length: int, taste: Taste, seed: int, number: int = 0
+    model: LanguageModel, vocabulary: Vocabulary, prompt: str, length: int, params: SamplingParams, seed: int, number: int = 0
 ) -> str:
     """``length`` new characters after ``prompt``; unknown characters of the prompt are read as ``<unk>``."""
-    ids = generate(model, vocabulary, vocabulary.encode(prompt, "map"), taste, seed, number)
+    ids = generate(model, vocabulary, vocabulary.encode(prompt, "map"), params, seed, number)
     return vocabulary.decode([next(ids) for _ in range(length)])
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from charlm.data.vocabulary import Vocabulary
 from charlm.errors import UsageError
 from charlm.runtime import derived_seed
-from charlm.sampling import Taste, distribution, draw, generate, read, sample, start_ids, until
+from charlm.sampling import SamplingParams, distribution, draw, generate, read, sample, start_ids, until
 
 LETTERS = Vocabulary("char", tuple(map(ord, "\nabcdefgh")))
 LOGITS = np.log([0.4, 0.3, 0.2, 0.1])
@@ -41,42 +41,42 @@ def model(network: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize(
-    ("taste", "expected"),
+    ("params", "expected"),
     [
-        (Taste(), [0.4, 0.3, 0.2, 0.1]),
-        (Taste(temperature=0.5), [16 / 30, 9 / 30, 4 / 30, 1 / 30]),
-        (Taste(temperature=0), [1, 0, 0, 0]),
-        (Taste(temperature=0, top_k=3, top_p=0.9), [1, 0, 0, 0]),
-        (Taste(temperature=0, banned=frozenset({0})), [0, 1, 0, 0]),
-        (Taste(top_k=2), [4 / 7, 3 / 7, 0, 0]),
-        (Taste(top_k=9), [0.4, 0.3, 0.2, 0.1]),
-        (Taste(top_k=1), [1, 0, 0, 0]),
-        (Taste(top_p=0.65), [4 / 7, 3 / 7, 0, 0]),
-        (Taste(top_p=0.75), [4 / 9, 3 / 9, 2 / 9, 0]),
-        (Taste(top_p=0.05), [1, 0, 0, 0]),
-        (Taste(banned=frozenset({1})), [4 / 7, 0, 2 / 7, 1 / 7]),
-        (Taste(banned=frozenset({0}), top_k=2), [0, 3 / 5, 2 / 5, 0]),
-        (Taste(top_k=3, top_p=0.8), [4 / 9, 3 / 9, 2 / 9, 0]),
-        (Taste(temperature=0.5, top_p=0.8), [16 / 25, 9 / 25, 0, 0]),
+        (SamplingParams(), [0.4, 0.3, 0.2, 0.1]),
+        (SamplingParams(temperature=0.5), [16 / 30, 9 / 30, 4 / 30, 1 / 30]),
+        (SamplingParams(temperature=0), [1, 0, 0, 0]),
+        (SamplingParams(temperature=0, top_k=3, top_p=0.9), [1, 0, 0, 0]),
+        (SamplingParams(temperature=0, banned=frozenset({0})), [0, 1, 0, 0]),
+        (SamplingParams(top_k=2), [4 / 7, 3 / 7, 0, 0]),
+        (SamplingParams(top_k=9), [0.4, 0.3, 0.2, 0.1]),
+        (SamplingParams(top_k=1), [1, 0, 0, 0]),
+        (SamplingParams(top_p=0.65), [4 / 7, 3 / 7, 0, 0]),
+        (SamplingParams(top_p=0.75), [4 / 9, 3 / 9, 2 / 9, 0]),
+        (SamplingParams(top_p=0.05), [1, 0, 0, 0]),
+        (SamplingParams(banned=frozenset({1})), [4 / 7, 0, 2 / 7, 1 / 7]),
+        (SamplingParams(banned=frozenset({0}), top_k=2), [0, 3 / 5, 2 / 5, 0]),
+        (SamplingParams(top_k=3, top_p=0.8), [4 / 9, 3 / 9, 2 / 9, 0]),
+        (SamplingParams(temperature=0.5, top_p=0.8), [16 / 25, 9 / 25, 0, 0]),
     ],
     ids=str,
 )
-def test_the_distribution_by_hand(taste: Taste, expected: list[float]) -> None:
+def test_the_distribution_by_hand(params: SamplingParams, expected: list[float]) -> None:
     """If this fails, a sampling option does something else than it is documented to do."""
-    np.testing.assert_allclose(distribution(LOGITS, taste), expected, rtol=1e-12, atol=0)
+    np.testing.assert_allclose(distribution(LOGITS, params), expected, rtol=1e-12, atol=0)
 
 
 def test_a_high_temperature_is_uniform_and_huge_logits_are_fine() -> None:
     """If this fails, extreme values overflow."""
-    np.testing.assert_allclose(distribution(LOGITS, Taste(temperature=1e9)), [0.25] * 4, rtol=1e-6)
-    np.testing.assert_allclose(distribution([1e4, -1e4, 1e4], Taste()), [0.5, 0, 0.5])
-    np.testing.assert_allclose(distribution([5.0, 1.0], Taste(temperature=1e-6)), [1, 0])
+    np.testing.assert_allclose(distribution(LOGITS, SamplingParams(temperature=1e9)), [0.25] * 4, rtol=1e-6)
+    np.testing.assert_allclose(distribution([1e4, -1e4, 1e4], SamplingParams()), [0.5, 0, 0.5])
+    np.testing.assert_allclose(distribution([5.0, 1.0], SamplingParams(temperature=1e-6)), [1, 0])
 
 
 def test_ties_go_to_the_smaller_id() -> None:
     """If this fails, top-k keeps more than k, or greedy sampling depends on the engine."""
-    assert distribution([1.0, 2.0, 2.0, 2.0], Taste(top_k=2)).tolist() == [0, 0.5, 0.5, 0]
-    assert distribution([1.0, 2.0, 2.0], Taste(temperature=0)).tolist() == [0, 1, 0]
+    assert distribution([1.0, 2.0, 2.0, 2.0], SamplingParams(top_k=2)).tolist() == [0, 0.5, 0.5, 0]
+    assert distribution([1.0, 2.0, 2.0], SamplingParams(temperature=0)).tolist() == [0, 1, 0]
 
 
 @given(
@@ -87,7 +87,7 @@ def test_ties_go_to_the_smaller_id() -> None:
 )
 def test_it_is_always_a_distribution(logits: list[float], temperature: float, top_k: int, top_p: float) -> None:
     """If this fails, some combination of options leaves nothing to draw."""
-    found = distribution(logits, Taste(temperature, top_k, top_p))
+    found = distribution(logits, SamplingParams(temperature, top_k, top_p))
     assert found.sum() == pytest.approx(1)
     assert (found >= 0).all()
     assert found[int(np.argmax(logits))] == found.max() > 0, "the likeliest was cut"
@@ -99,9 +99,9 @@ def test_tastes_that_cannot_be() -> None:
     """If this fails, a nonsensical option is taken for something."""
     for wrong in ({"temperature": -1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.1}):
         with pytest.raises(UsageError, match="--t"):
-            Taste(**wrong)  # type: ignore[arg-type]
+            SamplingParams(**wrong)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="every character is banned"):
-        distribution([1.0, 2.0], Taste(banned=frozenset({0, 1})))
+        distribution([1.0, 2.0], SamplingParams(banned=frozenset({0, 1})))
 
 
 # -- the draw --------------------------------------------------------------------------------------------------------
@@ -115,7 +115,7 @@ def test_a_draw_is_a_place_in_the_cumulative_sum(uniform: float, index: int) -> 
 
 def test_draws_have_the_frequencies_of_the_distribution() -> None:
     """If this fails, samples are not from the model's distribution."""
-    p = distribution(LOGITS, Taste())
+    p = distribution(LOGITS, SamplingParams())
     drawn = np.bincount([draw(p, u) for u in (np.arange(10_000) + 0.5) / 10_000])
     np.testing.assert_allclose(drawn / 10_000, p, atol=1e-3)
 
@@ -126,7 +126,7 @@ def test_draws_have_the_frequencies_of_the_distribution() -> None:
 def test_the_same_seed_gives_the_same_text_on_every_engine(model: Callable[..., Any]) -> None:
     """If this fails, a sample cannot be repeated."""
     texts = {
-        (engine, seed, number): sample(model(engine), LETTERS, "abc", 120, Taste(), seed, number)
+        (engine, seed, number): sample(model(engine), LETTERS, "abc", 120, SamplingParams(), seed, number)
         for engine in ("reference", "torch")
         for seed in (1, 2)
         for number in (0, 1)
@@ -135,29 +135,29 @@ def test_the_same_seed_gives_the_same_text_on_every_engine(model: Callable[..., 
         assert texts["reference", seed, number] == texts["torch", seed, number]
     assert len(set(texts.values())) == 4, "another seed or number gives the same text"
     torch.manual_seed(5)
-    assert sample(model("torch"), LETTERS, "abc", 120, Taste(), 1, 0) == texts["torch", 1, 0]
+    assert sample(model("torch"), LETTERS, "abc", 120, SamplingParams(), 1, 0) == texts["torch", 1, 0]
 
 
 def test_generating_is_reading_what_was_written(model: Callable[..., Any]) -> None:
     """If this fails, the state that generation carries is not that of the text it wrote."""
     network = model()
     prompt = LETTERS.encode("abcab")
-    ids = list(itertools.islice(generate(network, LETTERS, prompt, Taste(), 3), 40))
+    ids = list(itertools.islice(generate(network, LETTERS, prompt, SamplingParams(), 3), 40))
     random = iter(np.random.default_rng(derived_seed(3, "sample", 0)).random(40))
     for n, index in enumerate(ids):
         logits, _ = read(network, prompt + ids[:n])
-        expected = draw(distribution(logits, Taste(banned=frozenset({0}))), next(random))
+        expected = draw(distribution(logits, SamplingParams(banned=frozenset({0}))), next(random))
         assert index == expected
 
 
 def test_greedy_text_is_the_likeliest_each_time(model: Callable[..., Any]) -> None:
     """If this fails, temperature 0 is not greedy."""
     network = model()
-    ids = list(itertools.islice(generate(network, LETTERS, [2, 3], Taste(temperature=0), 1), 20))
+    ids = list(itertools.islice(generate(network, LETTERS, [2, 3], SamplingParams(temperature=0), 1), 20))
     for n, index in enumerate(ids):
         logits, _ = read(network, [2, 3, *ids[:n]])
         assert index == 1 + int(np.argmax(logits[1:]))
-    assert ids == list(itertools.islice(generate(network, LETTERS, [2, 3], Taste(temperature=0), 99, 7), 20))
+    assert ids == list(itertools.islice(generate(network, LETTERS, [2, 3], SamplingParams(temperature=0), 99, 7), 20))
 
 
 def test_unknown_and_banned_characters_are_never_drawn(model: Callable[..., Any]) -> None:
@@ -166,8 +166,8 @@ def test_unknown_and_banned_characters_are_never_drawn(model: Callable[..., Any]
     with torch.no_grad():
         network.output_bias[0] = 20.0  # <unk> is by far the likeliest
         network.output_bias[2] = 15.0
-    taste = Taste(temperature=2.0, banned=frozenset({2}))
-    ids = set(itertools.islice(generate(network, LETTERS, [], taste, 1), 500))
+    params = SamplingParams(temperature=2.0, banned=frozenset({2}))
+    ids = set(itertools.islice(generate(network, LETTERS, [], params, 1), 500))
     assert ids <= set(range(1, 10)) - {2}
     assert len(ids) > 3
 
@@ -177,7 +177,7 @@ def test_an_empty_prompt_starts_after_a_line_end(model: Callable[..., Any]) -> N
     assert start_ids(LETTERS) == [LETTERS.id_of(10)] == [1]
     assert start_ids(Vocabulary("char", (97, 98))) == [1]
     assert start_ids(Vocabulary.of_bytes()) == [10]
-    one, other = (sample(model(), LETTERS, prompt, 20, Taste(), 1) for prompt in ("", "\n"))
+    one, other = (sample(model(), LETTERS, prompt, 20, SamplingParams(), 1) for prompt in ("", "\n"))
     assert one == other
 
 
@@ -195,15 +195,15 @@ def test_byte_models_write_bytes(model: Callable[..., Any]) -> None:
     """If this fails, a model over bytes cannot be sampled."""
     vocabulary = Vocabulary.of_bytes()
     network = model("torch", vocabulary, hidden=4, layers=1)
-    ids = list(itertools.islice(generate(network, vocabulary, vocabulary.encode("é"), Taste(), 1), 600))
+    ids = list(itertools.islice(generate(network, vocabulary, vocabulary.encode("é"), SamplingParams(), 1), 600))
     assert all(0 <= i < 256 for i in ids)
     assert 0 in ids, "byte 0 is taken for <unk>"
-    assert isinstance(sample(network, vocabulary, "é", 10, Taste(), 1), str)
+    assert isinstance(sample(network, vocabulary, "é", 10, SamplingParams(), 1), str)
 
 
 def test_memory_is_flat(model: Callable[..., Any]) -> None:
     """If this fails, text without end needs memory without end."""
-    ids = generate(model(), LETTERS, [1], Taste(), 1)
+    ids = generate(model(), LETTERS, [1], SamplingParams(), 1)
 
     def live() -> int:
         gc.collect()

@@ -141,12 +141,12 @@ def attention(
     given = read_text(text, "TEXT")
 
     from charlm.checkpoint import find_checkpoint, load
-    from charlm.evaluation.attention import looks
+    from charlm.evaluation.attention import attention_weights
     from charlm.runtime import prepare, resolve_device
 
     stored = load(find_checkpoint(checkpoint))
     prepare(None)
-    weights = looks(stored.model(resolve_device("cpu")), stored.vocabulary.encode(given, "map"))
+    weights = attention_weights(stored.model(resolve_device("cpu")), stored.vocabulary.encode(given, "map"))
     if as_json:
         json_line({"weights": weights.tolist(), "nothing": 1 - float(weights.sum()), "characters": len(weights) + 1})
         return

@@ -54,7 +54,7 @@ def sample(
 
     from charlm.checkpoint import find_checkpoint, load
     from charlm.runtime import prepare, resolve_device
-    from charlm.sampling import Taste, generate, generate_together, until
+    from charlm.sampling import SamplingParams, generate, generate_together, until
 
     stored = load(find_checkpoint(checkpoint))
     vocabulary = stored.vocabulary
@@ -63,7 +63,7 @@ def sample(
     banned = frozenset(vocabulary.encode(ban, "skip"))
     if temperature is None:
         temperature = 1.0 if probabilities else 0.8
-    taste = Taste(temperature, top_k, top_p, banned)
+    params = SamplingParams(temperature, top_k, top_p, banned)
     model = stored.model(resolve_device(device))
     if precision is Precision.bf16 and model.engine.name != "native":
         raise UsageError("--precision bf16: only the native engine samples in bf16, and it cannot be used here")
@@ -71,7 +71,7 @@ def sample(
         from charlm.sampling import distribution, read, start_ids
 
         logits, _ = read(model, ids or start_ids(vocabulary))  # <unk> is listed: it is part of what the model expects
-        _show_probabilities([float(p) for p in distribution(logits, taste)], vocabulary, as_json)
+        _show_probabilities([float(p) for p in distribution(logits, params)], vocabulary, as_json)
         return
     if seed is None:
         seed = secrets.randbelow(2**31)
@@ -80,10 +80,10 @@ def sample(
 
     together: list[list[int]] = []
     if num > 1 and 0 < num * length <= _DRAWN_TOGETHER and model.engine.name == "native":  # which draws them side by side
-        together = list(islice(generate_together(model, vocabulary, ids, taste, seed, range(num), precision.value), length))
+        together = list(islice(generate_together(model, vocabulary, ids, params, seed, range(num), precision.value), length))
 
     def pieces(number: int) -> Iterator[bytes]:
-        drawn: Iterator[int] = generate(model, vocabulary, ids, taste, seed, number, precision.value)
+        drawn: Iterator[int] = generate(model, vocabulary, ids, params, seed, number, precision.value)
         if together:
             drawn = (row[number] for row in together)
         endless = (_bytes_of(index, vocabulary) for index in drawn)

@@ -12,7 +12,7 @@ from charlm.errors import UsageError
 from charlm.model.language_model import LanguageModel
 
 
-def looks(model: LanguageModel, ids: Sequence[int]) -> npt.NDArray[np.float64]:
+def attention_weights(model: LanguageModel, ids: Sequence[int]) -> npt.NDArray[np.float64]:
     """Read a text, and say how much its last step looks at each step before it.
 
     Args:
@@ -31,7 +31,7 @@ def looks(model: LanguageModel, ids: Sequence[int]) -> npt.NDArray[np.float64]:
     weights = np.zeros(len(ids) - 1)
     with torch.inference_mode():
         text = torch.tensor(ids, device=model.output_bias.device)[:, None]
-        found = model.looks(text, model.zero_state(1))[0].double().cpu().numpy()
+        found = model.attention_weights(text, model.zero_state(1))[0].double().cpu().numpy()
     seen = min(len(found), len(weights))
     weights[len(weights) - seen :] = found[len(found) - seen :]
     return weights

@@ -124,7 +124,7 @@ class LanguageModel(nn.Module):
             values = dropout.outputs(values, len(self.layers) - 1)
         return values, carried
 
-    def looks(self, ids: Tensor, state: State) -> Tensor:
+    def attention_weights(self, ids: Tensor, state: State) -> Tensor:
         """How much the last step looks at each of the W steps before it: ``(B, W)``, oldest first. Needs attention."""
         assert self.attention is not None
         values, _ = self._layers(ids, state, None)

@@ -232,10 +232,10 @@ class Trainer:
 
     def _sample(self, model: LanguageModel, prompt: str) -> Sampled:
         options = self.recipe.sample
-        taste = sampling.Taste(temperature=options.temperature)
+        params = sampling.SamplingParams(temperature=options.temperature)
         vocabulary, seed = self.dataset.vocabulary, self.recipe.train.seed
         try:
-            text = sampling.sample(model, vocabulary, prompt, options.length, taste, seed, self.step)
+            text = sampling.sample(model, vocabulary, prompt, options.length, params, seed, self.step)
         except DivergedError:
             raise self._spoilt("the model's scores overflowed") from None
         self.folder.record_sample(f"step {self.step}, epoch {self._epochs_done():.2f}, prompt {prompt!r}", prompt + text)
@@ -267,7 +267,7 @@ class Trainer:
     def _estimate_closing_seconds(self) -> float:
         """How long the end will take (exact evaluation, samples, save), from a short trial; and a pause for the cheap one."""
         began = time.perf_counter()
-        sampling.sample(self.model, self.dataset.vocabulary, "", 32, sampling.Taste(), 0)
+        sampling.sample(self.model, self.dataset.vocabulary, "", 32, sampling.SamplingParams(), 0)
         per_sampled = (time.perf_counter() - began) / 32
         samples = 1.2 * per_sampled * self.recipe.sample.length * len(self.recipe.sample.prompts)
         if self.validation is None:

@@ -13,7 +13,7 @@ import torch
 from charlm.data.vocabulary import Vocabulary
 from charlm.model.attention import Attention
 from charlm.model.engines import ENGINES
-from charlm.sampling import Taste, generate
+from charlm.sampling import SamplingParams, generate
 
 V = 9
 
@@ -126,6 +126,6 @@ def test_text_is_written_with_it(model: Callable[..., Any], engine: str) -> None
     """If this fails, sampling leaves attention out: the likeliest text is not the one that reading gives."""
     made = model(engine=engine)
     vocabulary = Vocabulary("char", tuple(range(97, 97 + V)))
-    written = list(itertools.islice(generate(made, vocabulary, [1, 2], Taste(temperature=0), 1), 30))
+    written = list(itertools.islice(generate(made, vocabulary, [1, 2], SamplingParams(temperature=0), 1), 30))
     logits, _ = made(torch.tensor([[1], [2], *([index] for index in written[:-1])]), made.zero_state(1))
     assert written == [1 + int(row[1:].argmax()) for row in logits[1:, 0]]  # 0 is <unk>, which is never drawn

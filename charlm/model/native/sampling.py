@@ -36,7 +36,7 @@ class Writer:
         model: on a CPU.
         logits: ``(N, V)`` of the next character.
         state: each ``(L, N, H)``.
-        temperature, top_k, top_p: see :class:`charlm.sampling.Taste`.
+        temperature, top_k, top_p: see :class:`charlm.sampling.SamplingParams`.
         banned: ids that are never drawn.
         dtype: of the products' operands.
     """

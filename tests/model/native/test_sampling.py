@@ -1,4 +1,4 @@
-"""Writing text in C++ against the equations: the same characters, for every cell and taste."""
+"""Writing text in C++ against the equations: the same characters, for every cell and setting."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 
 from charlm.config import ModelSection
 from charlm.data.vocabulary import Vocabulary
-from charlm.errors import UsageError
+from charlm.errors import DivergedError
 from charlm.model.language_model import LanguageModel
 from charlm.model.native.sampling import Writer
-from charlm.sampling import Taste, generate, generate_together, read
+from charlm.sampling import SamplingParams, generate, generate_together, read
 
 LETTERS = Vocabulary("char", tuple(range(97, 97 + 40)))
 
@@ -26,12 +26,12 @@ FIXTURES: dict[str, dict[str, Any]] = {
     "lstm, three residual layers": {"cell": "lstm", "hidden": 48, "layers": 3, "residual": True},
     "lstm, tied": {"cell": "lstm", "hidden": 50, "layers": 2, "tied": True},
 }
-TASTES = [
-    Taste(),
-    Taste(temperature=0.6, top_k=7),
-    Taste(temperature=1.3, top_p=0.8, banned=frozenset({3, 5})),
-    Taste(temperature=0),
-    Taste(top_k=5, top_p=0.5),
+SETTINGS = [
+    SamplingParams(),
+    SamplingParams(temperature=0.6, top_k=7),
+    SamplingParams(temperature=1.3, top_p=0.8, banned=frozenset({3, 5})),
+    SamplingParams(temperature=0),
+    SamplingParams(top_k=5, top_p=0.5),
 ]
 
 
@@ -43,34 +43,34 @@ def _model(fixture: str, engine: str = "native") -> LanguageModel:
     return model
 
 
-def _text(model: LanguageModel, taste: Taste, length: int = 1000, **options: Any) -> list[int]:
-    return list(itertools.islice(generate(model, LETTERS, [4, 9, 1], taste, 7, **options), length))
+def _text(model: LanguageModel, params: SamplingParams, length: int = 1000, **options: Any) -> list[int]:
+    return list(itertools.islice(generate(model, LETTERS, [4, 9, 1], params, 7, **options), length))
 
 
 @pytest.mark.parametrize("fixture", FIXTURES)
 def test_a_thousand_characters_are_the_reference_s(fixture: str) -> None:
     """If this fails, a seed does not give the same text on every engine."""
-    expected = _text(_model(fixture, "reference"), Taste())
-    assert _text(_model(fixture), Taste()) == expected
+    expected = _text(_model(fixture, "reference"), SamplingParams())
+    assert _text(_model(fixture), SamplingParams()) == expected
     assert len(set(expected)) > 10, "too little variety to tell anything"
 
 
-@pytest.mark.parametrize("taste", TASTES[1:])
-def test_every_taste_is_the_reference_s(taste: Taste) -> None:
+@pytest.mark.parametrize("params", SETTINGS[1:])
+def test_every_setting_is_the_reference_s(params: SamplingParams) -> None:
     """If this fails, temperature, top-k, top-p or a ban means something else in C++."""
     for fixture in ("lstm", "gru, two layers, embedding"):
-        drawn = _text(_model(fixture), taste, 400)
-        assert drawn == _text(_model(fixture, "reference"), taste, 400)
-        assert taste.banned.isdisjoint(drawn) and 0 not in drawn, "<unk> or a banned character was drawn"
+        drawn = _text(_model(fixture), params, 400)
+        assert drawn == _text(_model(fixture, "reference"), params, 400)
+        assert params.banned.isdisjoint(drawn) and 0 not in drawn, "<unk> or a banned character was drawn"
 
 
 @pytest.mark.parametrize("fixture", FIXTURES)
 def test_samples_side_by_side_are_each_what_they_are_alone(fixture: str) -> None:
     """If this fails, `--num 5` writes other texts than five commands."""
     model = _model(fixture)
-    together = list(itertools.islice(generate_together(model, LETTERS, [4, 9, 1], Taste(), 7, range(5)), 200))
+    together = list(itertools.islice(generate_together(model, LETTERS, [4, 9, 1], SamplingParams(), 7, range(5)), 200))
     for number in range(5):
-        assert [row[number] for row in together] == _text(model, Taste(), 200, number=number)
+        assert [row[number] for row in together] == _text(model, SamplingParams(), 200, number=number)
 
 
 def test_the_number_of_threads_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,13 +79,15 @@ def test_the_number_of_threads_does_not_matter(monkeypatch: pytest.MonkeyPatch) 
     texts = []
     for count in (1, 2, 3):
         torch.set_num_threads(count)
-        texts.append([_text(_model(fixture), Taste(), 150) for fixture in FIXTURES])
+        texts.append([_text(_model(fixture), SamplingParams(), 150) for fixture in FIXTURES])
     assert texts[0] == texts[1] == texts[2]
 
 
 def test_bf16_writes_sensible_text() -> None:
     """If this fails, bf16 sampling draws from another distribution: greedy text must agree for a while."""
-    exact, rounded = (_text(_model("lstm"), Taste(temperature=0), 8, precision=precision) for precision in ("fp32", "bf16"))
+    exact, rounded = (
+        _text(_model("lstm"), SamplingParams(temperature=0), 8, precision=precision) for precision in ("fp32", "bf16")
+    )
     assert exact[:4] == rounded[:4]
 
 
@@ -94,8 +96,8 @@ def test_weights_that_are_not_numbers_are_named() -> None:
     model = _model("lstm")
     with torch.no_grad():
         model.layers[0].weight_hh.fill_(torch.nan)
-    with pytest.raises(UsageError, match="not numbers"):
-        _text(model, Taste(), 50)
+    with pytest.raises(DivergedError, match="not numbers"):
+        _text(model, SamplingParams(), 50)
 
 
 def test_scores_that_stop_being_numbers_do_not_crash() -> None:
@@ -103,9 +105,9 @@ def test_scores_that_stop_being_numbers_do_not_crash() -> None:
     model = _model("rnn, three layers")
     logits, state = read(model, [4, 9, 1])
     spoilt = tuple(torch.full_like(part, torch.nan) for part in state)
-    for taste in (Taste(), *TASTES[1:]):
+    for params in (SamplingParams(), *SETTINGS[1:]):
         writer = Writer(
-            model, torch.from_numpy(logits)[None], spoilt, taste.temperature, taste.top_k, taste.top_p, frozenset({0})
+            model, torch.from_numpy(logits)[None], spoilt, params.temperature, params.top_k, params.top_p, frozenset({0})
         )
         drawn = writer.write(np.random.default_rng(1).random((50, 1)))
         assert ((drawn > 0) & (drawn < len(LETTERS))).all()

@@ -59,8 +59,8 @@ for threads in (1, 2):
                     assert model.engine.cross_entropy(
                         features.flatten(0, 1), model.output_matrix(), model.output_bias, targets.flatten()
                     ).isfinite()
-                    for taste in ((0.0, 0, 1.0), (1.0, 0, 1.0), (0.7, 2, 1.0), (1.3, 0, 0.5), (1.0, case.V + 5, 0.999)):
-                        writer = Writer(model, logits, state, *taste, frozenset({0}), dtype)
+                    for params in ((0.0, 0, 1.0), (1.0, 0, 1.0), (0.7, 2, 1.0), (1.3, 0, 0.5), (1.0, case.V + 5, 0.999)):
+                        writer = Writer(model, logits, state, *params, frozenset({0}), dtype)
                         for count in (0, 1, 4):
                             drawn = writer.write(np.random.default_rng(1).random((count, case.B)))
                             assert ((drawn > 0) & (drawn < case.V)).all()
