@@ -7,12 +7,13 @@ It applies to recipes that give no planned length (neither `epochs` nor `updates
     passes         E = C / N
     hidden         512; 256 for a text below 100,000 characters
     init           orthogonal recurrent matrices
-    dropout        0.13·log₂E, from 0 to 0.7: the more often a text is read, the easier it is learned by heart
+    dropout        0.13·log₂E, from 0 to 0.7: the more often a text is read, the easier it is learned by heart; √(10⁶/N) of that
+                   above a million characters, of which there is more to learn
     input_dropout  a third of it
     batch, steps   32 × 32 below 3 million characters, since many small updates are what a short text needs; else 32 × 64
     lr             0.005 (0.001 for a plain RNN), cooled to 10 %
     weight decay   0.2; a moving average of some 500 updates is validated beside the weights
-    evaluations    ten, on C/100 characters, from 20,000 to 200,000
+    evaluations    ten, on C/100 characters, from 2,000 to 200,000
 
 docs/results.md has the measurements behind it.
 """
@@ -37,7 +38,7 @@ CHARACTERS = 10_000_000
 PASSES = 40
 
 _LENGTH = ("epochs", "updates")
-_SHORT, _LONG = 100_000, 3_000_000
+_SHORT, _MUCH, _LONG = 100_000, 1_000_000, 3_000_000
 _EVALUATIONS = 10
 _WARM_UP, _TIMED_SECONDS = 3, 2.0
 
@@ -62,7 +63,7 @@ def rule(characters: int, budget: float = CHARACTERS, cell: str = "lstm") -> Val
     """
     passes = max(1e-6, min(budget / characters, PASSES))
     read = passes * characters
-    dropout = round(min(0.7, max(0.0, 0.13 * math.log2(passes))), 2)
+    dropout = round(min(0.7, max(0.0, 0.13 * math.log2(passes))) * min(1.0, math.sqrt(_MUCH / characters)), 2)
     return {
         "model": {
             "hidden": 256 if characters < _SHORT else 512, "init": "orthogonal", "dropout": dropout,
@@ -73,7 +74,7 @@ def rule(characters: int, budget: float = CHARACTERS, cell: str = "lstm") -> Val
             "lr": 0.001 if cell == "rnn" else 0.005, "lr_final": 0.1, "weight_decay": 0.2, "average": 0.998,
             "epochs": float(f"{passes:.4g}"),
         },
-        "evaluate": {"characters": int(min(200_000, max(20_000, read / 100)))},
+        "evaluate": {"characters": int(min(200_000, max(2_000, read / 100)))},
     }  # fmt: skip
 
 
