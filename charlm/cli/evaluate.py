@@ -146,7 +146,11 @@ def attention(
 
     stored = load(find_checkpoint(checkpoint))
     prepare(None)
-    weights = attention_weights(stored.model(resolve_device("cpu")), stored.vocabulary.encode(given, "map"))
+    ids = stored.vocabulary.encode(given, "map")
+    unknown = sum(index == stored.vocabulary.unknown_id for index in ids)
+    if unknown:
+        notice(f"note: {unknown} of the characters are not in the vocabulary, and were read as <unk>")
+    weights = attention_weights(stored.model(resolve_device("cpu")), ids)
     if as_json:
         json_line({"weights": weights.tolist(), "nothing": 1 - float(weights.sum()), "characters": len(weights) + 1})
         return

@@ -277,6 +277,7 @@ def test_attention_is_shown_for_a_text(charlm, desk):
     assert not any(record["weights"][:9]) and all(record["weights"][9:]), "it sees the last six places and no others"
     lines = charlm("eval", "attention", "run", "the king and the", "--top", 3).text.splitlines()
     assert any("steps back" in line for line in lines) and lines[-1].startswith("nothing")
+    assert "note: 2 of the characters" in charlm("eval", "attention", "run", "the ☃ king ☃").err
 
 
 def test_attention_of_a_model_without_it_is_refused(charlm, trained):
