@@ -12,7 +12,7 @@ import pytest
 
 from charlm.comparison.candidates import Candidate, candidates, variations
 from charlm.comparison.equal import EqualTime, closest_width, equal_parameters, seconds_per_update
-from charlm.comparison.figures import Point, Run, compare, final_record, learning_curve, seconds_to
+from charlm.comparison.figures import Point, Run, compare, final_record, learning_curve, records, seconds_to
 from charlm.config import ModelSection
 from charlm.errors import RecipeError, UsageError
 from charlm.model.language_model import count_parameters
@@ -212,8 +212,8 @@ def test_curves_have_characters_and_seconds_of_training(tmp_path: Path) -> None:
         {"kind": "evaluation", "step": 401, "nats": None},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    assert learning_curve(tmp_path, "validation") == [Point(400, 4000, 40.0, 2.0)]
-    training = learning_curve(tmp_path, "training")
+    assert learning_curve(records(tmp_path), "validation") == [Point(400, 4000, 40.0, 2.0)]
+    training = learning_curve(records(tmp_path), "training")
     assert len(training) == 200 and training[0] == Point(2, 20, 0.2, 1.5)
 
 

@@ -24,10 +24,11 @@ class Curve:
 
 def read_curve(folder: Path) -> Curve:
     """Read what a run recorded."""
-    from charlm.comparison.figures import learning_curve
+    from charlm.comparison.figures import learning_curve, records
 
+    lines = records(folder)
     training, validation = (
-        [(float(point.step), point.nats) for point in learning_curve(folder, kind)] for kind in ("training", "validation")
+        [(float(point.step), point.nats) for point in learning_curve(lines, kind)] for kind in ("training", "validation")
     )
     return Curve(training, validation)
 

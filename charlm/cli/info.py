@@ -32,17 +32,17 @@ def info(
         f"corpus      {corpus['name']}, {corpus['characters']:,} characters, sha256 {corpus['sha256']} "
         f"{corpus['identity']}".rstrip()
     )
-    out(f"vocabulary  {symbols} symbols ({found['vocabulary']['unit']})")
-    out(f"trained     step {progress['step']:,}, epoch {progress['epoch']:.2f}, {progress['characters']:,} characters")
+    _line(f"vocabulary  {symbols} symbols ({found['vocabulary']['unit']})")
+    _line(f"trained     step {progress['step']:,}, epoch {progress['epoch']:.2f}, {progress['characters']:,} characters")
     if progress["validation_nats"] is not None:
-        out(f"validation  {progress['validation_nats']:.4f} nats per character")
-    out(
+        _line(f"validation  {progress['validation_nats']:.4f} nats per character")
+    _line(
         f"ran with    engine {resolved['engine']}, {resolved['precision']}, {resolved['device']}, {resolved['threads']} threads"
     )
-    out(f"holds       {'all that going on needs' if can_go_on else 'weights only'}")
+    _line(f"holds       {'all that going on needs' if can_go_on else 'weights only'}")
     for name, shape in weights.items():
         _line(f"  {name.removeprefix('model.'):<24} {' × '.join(map(str, shape))}")
-    out("recipe")
+    _line("recipe")
     for setting in dump_yaml(found["recipe"]).rstrip("\n").split("\n"):
         _line(f"  {setting}")
 

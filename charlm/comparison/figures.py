@@ -50,14 +50,15 @@ def final_record(folder: Path, loaded: LoadedRecipe) -> dict[str, Any] | None:
             "Give the old values back, start anew with --overwrite, or go elsewhere with --out."
         )
     try:
-        last = _records(folder)[-1]
-    except (OSError, IndexError, ValueError):  # the process was killed before or within a line
+        lines = (folder / METRICS).read_text(encoding="utf-8").rstrip("\n").split("\n")
+        last: dict[str, Any] = json.loads(lines[-1])
+    except (OSError, ValueError):  # the process was killed before or within a line
         return None
     return last if last["kind"] == "finished" and last["stopped_because"] not in ("interrupted", "max steps") else None
 
 
-def _records(folder: Path) -> list[dict[str, Any]]:
-    """All lines of a run's log."""
+def records(folder: Path) -> list[dict[str, Any]]:
+    """All lines of a run's log; none where nothing was recorded yet."""
     path = folder / METRICS
     if not path.exists():
         return []
@@ -75,9 +76,12 @@ class Point:
     nats: float
 
 
-def learning_curve(folder: Path, kind: Literal["training", "validation"]) -> list[Point]:
-    """A run's validations, or its training averaged into at most 200 points. Empty where nothing was recorded yet."""
-    lines = _records(folder)
+def learning_curve(lines: Sequence[dict[str, Any]], kind: Literal["training", "validation"]) -> list[Point]:
+    """A run's validations, or its training averaged into at most 200 points.
+
+    Args:
+        lines: of its log; see :func:`records`.
+    """
     steps = {line["step"]: line for line in lines if line["kind"] == "step"}
 
     def point(step: int, nats: float) -> Point:
@@ -182,7 +186,8 @@ def compare(results: Mapping[Candidate, Sequence[Run]], to_perplexity: float | N
     held_out = all(run.record["measured_on"] == "validation" for run in runs)
     measured_on: Literal["training", "validation"] = "validation" if held_out else "training"
     curves = {
-        candidate.name: [learning_curve(run.folder, measured_on) for run in several] for candidate, several in results.items()
+        candidate.name: [learning_curve(records(run.folder), measured_on) for run in several]
+        for candidate, several in results.items()
     }
     best = [min(point.nats for point in curve) for several in curves.values() for curve in several if curve]
     nats = math.log(to_perplexity) if to_perplexity is not None else max(best)

@@ -88,7 +88,8 @@ class Dataset:
         start, stop = self.splits[split]
         if stop - start < 2:
             raise UsageError(
-                f"the {split} part of {self.name} has {stop - start} characters, and a figure needs two (see data.split)"
+                f"the {split} part of {self.name} has {stop - start} character{'s' * (stop - start != 1)}, "
+                "and a figure needs two (see data.split)"
             )
         return Text(self.encoded.ids[start:stop], self.vocabulary.lookup(self.encoded.alphabet), self.seen_once)
 

@@ -31,7 +31,7 @@ from charlm.evaluation import perplexity
 from charlm.model.dropout import Dropout
 from charlm.model.language_model import LanguageModel
 from charlm.training.optimisation import WeightAverage
-from charlm.training.plan import EXACT_CHARACTERS, Resolved
+from charlm.training.plan import EXACT_CHARACTERS, Resolved, read_by_an_evaluation
 from charlm.training.update import Updater
 
 CHARACTERS = 10_000_000
@@ -178,12 +178,9 @@ def characters_in(seconds: float, recipe: Recipe, dataset: Dataset, resolved: Re
         closing = min(seconds / 5, 1 + 1.4 * exact * min(stop - start, EXACT_CHARACTERS))
     left = 0.85 * (seconds - (time.monotonic() - started_at) - closing) / per_character
     planned = fill(recipe, rule(max(1, characters), max(1.0, left), recipe.model.cell))
-    section, models = planned.evaluate, 2 if planned.train.average else 1
-    read = perplexity.read_by_segments(
-        max(1, stop - start), pieces=section.segments, warm=section.warm, characters=section.characters
-    )
+    read = (_EVALUATIONS + 1) * read_by_an_evaluation(planned, max(1, stop - start))
     # An evaluation has no backward pass, which is two thirds of an update. Half the time at least is for learning.
-    return max(1.0, left / 2, left - models * (_EVALUATIONS + 1) * read / 3)
+    return max(1.0, left / 2, left - read / 3)
 
 
 def _seconds_per_character(recipe: Recipe, model: LanguageModel, batches: Batches, resolved: Resolved, seconds: float) -> float:

@@ -8,6 +8,7 @@ import torch
 
 from charlm.config import Recipe
 from charlm.data.streams import Batches
+from charlm.evaluation import perplexity
 
 EXACT_CHARACTERS = 1_000_000
 """The exact figure at the end covers at most the first so many characters of the validation text."""
@@ -26,6 +27,14 @@ class Limits:
     started_at: float
     max_steps: int | None = None
     max_seconds: float | None = None
+
+
+def read_by_an_evaluation(recipe: Recipe, length: int) -> int:
+    """How many characters a cheap evaluation reads of a validation text; twice where the weights' average is validated too."""
+    section, models = recipe.evaluate, 2 if recipe.train.average else 1
+    return models * perplexity.read_by_segments(
+        length, pieces=section.segments, warm=section.warm, characters=section.characters
+    )
 
 
 @dataclass(frozen=True)

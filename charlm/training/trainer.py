@@ -32,7 +32,7 @@ from charlm.model.dropout import Dropout
 from charlm.model.language_model import LanguageModel
 from charlm.training.events import Evaluated, Event, Finished, Sampled, Saved, StepDone
 from charlm.training.optimisation import LossScale, WeightAverage, learning_rate, optimizer_tensors, restore_optimizer
-from charlm.training.plan import EXACT_CHARACTERS, Limits, Plan, Resolved
+from charlm.training.plan import EXACT_CHARACTERS, Limits, Plan, Resolved, read_by_an_evaluation
 from charlm.training.run_folder import BEST, LAST, RunFolder
 from charlm.training.update import Updater
 
@@ -273,12 +273,9 @@ class Trainer:
         if self.validation is None:
             return 1.0 + samples
         per_character = perplexity.seconds_per_character(self.model, self.validation)
-        section, models = self.recipe.evaluate, 2 if self.recipe.train.average else 1
-        read = perplexity.read_by_segments(
-            len(self.validation), pieces=section.segments, warm=section.warm, characters=section.characters
-        )
         limit = self.limits.max_seconds or math.inf
-        self._expected_pause = min(0.2 * limit, models * read * per_character / 3)  # the pieces are read side by side
+        read = read_by_an_evaluation(self.recipe, len(self.validation))
+        self._expected_pause = min(0.2 * limit, read * per_character / 3)  # the pieces are read side by side
         # A fifth of the time at most: of a longer text the exact figure covers the first part, and says how much.
         affordable = max(256, int(0.2 * limit / per_character))
         self._exact_limit = min(len(self.validation) - 1, self._exact_limit, affordable)
