@@ -234,7 +234,7 @@ class EvaluateSection(Section):
     warm: Annotated[int, Field(ge=0)] = 1000
     """Characters W read before each piece and not scored, to warm the state."""
     characters: Annotated[int | None, Field(ge=1)] = 1_000_000
-    """Score at most the first so many characters of the validation text while training; null: all of it, however long."""
+    """Score at most so many characters of the validation text while training, evenly over it; null: all of it, however long."""
     patience: Annotated[int | None, Field(ge=1)] = None
     """Stop after this many evaluations without a new best."""
 

@@ -138,16 +138,17 @@ def segments(model: LanguageModel, text: Text, *, pieces: int = 32, warm: int = 
     Args:
         pieces: S at most.
         warm: W.
-        characters: score only the first so many.
+        characters: score only so many, in pieces that lie evenly over the text: its beginning may be unlike the rest.
     """
     targets = min(len(text) - 1, characters or len(text))
     S = _pieces(targets, pieces, warm)
-    bounds = np.arange(S + 1, dtype=np.int64) * targets // S
-    starts, lengths = bounds[:-1], np.diff(bounds)
+    numbers = np.arange(S + 1, dtype=np.int64)
+    bounds, left_out = numbers * targets // S, numbers * (len(text) - 1 - targets) // S
+    starts, lengths = (bounds + left_out)[:-1], np.diff(bounds)
     with torch.inference_mode():
         state = model.zero_state(S)
         if S > 1 and warm > 0:
-            # Bounds are at least W apart, so all pieces but the first have W characters before them.
+            # Starts are at least W apart, so all pieces but the first have W characters before them.
             before, _ = side_by_side(text.ids, starts[1:] - warm, np.full(S - 1, warm, dtype=np.int64))
             warmed = model.zero_state(S - 1)
             for part in torch.split(before.to(state[0].device), CHUNK):
