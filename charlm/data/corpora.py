@@ -26,9 +26,9 @@ from charlm.config import check_split, is_path
 from charlm.data.fingerprint import sha256_of
 from charlm.data.folders import cache_folder as cache_folder
 from charlm.data.folders import data_folder as data_folder
-from charlm.data.folders import whole_file
 from charlm.data.normalisation import normalisation
 from charlm.errors import CorpusError, RecipeError, UsageError
+from charlm.files import whole_file
 from charlm.resources import shipped_files
 from charlm.yaml_text import dump_yaml, parse_yaml
 

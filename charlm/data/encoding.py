@@ -23,11 +23,12 @@ import numpy.typing as npt
 
 from charlm.data.corpora import SourceFile, Sources
 from charlm.data.fingerprint import Stamp, recall, remember, stamps
-from charlm.data.folders import cache_folder, flush_folder, temporary_sibling
+from charlm.data.folders import cache_folder
 from charlm.data.ids import Ids, IdsWriter, dtype_of
 from charlm.data.normalisation import normalisation
 from charlm.data.reading import NotTextError, TextReader, canonical_encoding
 from charlm.errors import CorpusError, RecipeError
+from charlm.files import flush_folder, temporary_sibling
 
 Progress = Callable[[int, int], None]
 """Is told the bytes done so far, and the bytes there are in all."""

@@ -15,8 +15,9 @@ from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from charlm.data.folders import cache_folder, whole_file
+from charlm.data.folders import cache_folder
 from charlm.errors import CorpusError
+from charlm.files import whole_file
 
 _BLOCK = 1 << 20  # bytes
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from charlm.data.folders import temporary_sibling
+from charlm.files import temporary_sibling
 
 _CODE_POINTS = 0x110000
 _COPY = 1 << 20  # symbols that are widened at a time
