@@ -39,6 +39,7 @@ from charlm.model.language_model import LanguageModel
 from charlm.model.native import library
 from charlm.runtime import arithmetic, cpu_name, prepare, resolve_precision
 from charlm.sampling import SamplingParams, generate
+from charlm.threads import most, use
 from charlm.training.update import Updater
 
 KINDS = ("train", "evaluate", "sample")
@@ -213,7 +214,7 @@ def bench(sweep: Sweep, device: torch.device, *, memory: bool = False) -> Report
         memory: measure each configuration's memory too, in a process of its own, which takes seconds.
     """
     planned, left_out = plan(sweep, device)
-    threads = prepare(None)
+    threads = prepare(most())  # as many for every case, whatever else runs here
     products = [(precision, size) for precision in _precisions_of(planned) for size in _product_sizes(device)]
     speeds: dict[Configuration, Speed] = {}
     ceilings: dict[str, float] = {}
@@ -347,6 +348,7 @@ def _training(about: Configuration, shape: Shape, device: torch.device) -> Itera
     update = Updater(model, TrainSection(optimizer="sgd", lr=_RATE, clip=_CLIP), about.precision)
     state = model.zero_state(shape.batch)
     for inputs, targets in _batches(shape, device):
+        use(most(), torch_threads=1 if model.is_thread_invariant else None)
         state = update(inputs, targets, targets.numel(), state, _RATE).state
         yield targets.numel()
 
@@ -356,6 +358,7 @@ def _training_with_torch_nn(about: Configuration, shape: Shape, device: torch.de
     optimizer = torch.optim.SGD(model.parameters(), lr=_RATE)
     state = None
     for inputs, targets in _batches(shape, device):
+        use(most())
         with arithmetic(about.precision, device):
             logits, state = model(inputs, state)
             loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
@@ -381,6 +384,7 @@ def _evaluation_with_torch_nn(about: Configuration, shape: Shape, device: torch.
     ids = torch.from_numpy(_random_ids(shape, CHUNK + 1)).to(device)[:, None]
     state = None
     while True:
+        use(most())
         with torch.inference_mode():
             logits, state = model(ids[:-1], state)
             F.cross_entropy(logits.flatten(0, 1), ids[1:].flatten(), reduction="sum").item()
@@ -401,6 +405,7 @@ def _sampling_with_torch_nn(about: Configuration, shape: Shape, device: torch.de
     model = _TorchNN(about.cell, shape).to(device)
     ids, state = torch.zeros(1, 1, dtype=torch.long, device=device), None
     while True:
+        use(most())
         with torch.inference_mode():
             for _ in range(_DRAWN_AT_ONCE):
                 logits, state = model(ids, state)
@@ -416,6 +421,7 @@ def _products(rows: int, inner: int, columns: int, precision: str, device: torch
     b = torch.randn(inner, columns, device=device).to(dtype)
     product = torch.empty(rows, columns, dtype=dtype, device=device)
     while True:
+        use(most())
         torch.mm(a, b, out=product)
         if device.type == "cuda":
             torch.cuda.synchronize(device)

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from charlm.errors import UsageError
+from charlm.threads import limit, most
 
 # Denormal numbers are flushed to zero: the tails of saturated gates make them, and they slow a CPU up to 20 times. The
 # setting belongs to a thread, and worker threads inherit it when they are created: it must be made before the first
@@ -97,20 +98,21 @@ def device_name(device: torch.device) -> str:
     """A device as people know it: ``cpu (AMD EPYC, 2 threads)``, ``cuda:0 (NVIDIA H100)``."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
-    threads = torch.get_num_threads()
+    threads = most()
     return f"cpu ({cpu_name()}, {threads} thread{'s' if threads > 1 else ''})"
 
 
 def prepare(threads: int | None) -> int:
-    """Set the process up for recurrent networks and return the number of CPU threads in use.
+    """Set the process up for recurrent networks and return the number of CPU threads that it may use.
 
     On a GPU fp32 means fp32: cuDNN would otherwise use TF32's 10-bit mantissa.
+
+    Args:
+        threads: see :func:`charlm.threads.limit`.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     torch.backends.cudnn.allow_tf32 = False
-    return torch.get_num_threads()
+    return limit(threads)
 
 
 def derived_seed(seed: int, *purpose: object) -> int:

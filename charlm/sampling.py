@@ -19,6 +19,7 @@ from charlm.errors import DivergedError, UsageError
 from charlm.model.cells import State
 from charlm.model.language_model import LanguageModel
 from charlm.runtime import derived_seed
+from charlm.threads import Tuner
 
 Probabilities = npt.NDArray[np.float64]
 
@@ -97,11 +98,13 @@ def read(model: LanguageModel, ids: Sequence[int]) -> tuple[Probabilities, State
     Returns:
         The logits of the next character ``(V,)``, and the state.
     """
+    tuner = Tuner("evaluation", model.is_thread_invariant)
     with torch.inference_mode():
         state = model.zero_state(1)
         for start in range(0, len(ids), _PROMPT_CHUNK):
             part = torch.tensor(ids[start : start + _PROMPT_CHUNK], device=state[0].device)[:, None]
-            features, state = model.features(part, state)
+            with tuner.piece(len(part)):
+                features, state = model.features(part, state)
         return _logits(model, features), state
 
 
@@ -148,10 +151,11 @@ def generate_together(
         # PyTorch's CPU kernels repack all weights at every call, which for one character costs more than the character.
         model = model.with_engine("reference")
     rows = np.tile(logits, (N, 1))
+    tuner = Tuner("sampling", model.is_thread_invariant)
     while True:
         drawn = [draw(distribution(row, params), one.random()) for row, one in zip(rows, random, strict=True)]
         yield drawn
-        with torch.inference_mode():
+        with torch.inference_mode(), tuner.piece(N):
             features, state = model.features(torch.tensor([drawn], device=state[0].device), state)
             rows = np.asarray(model.logits(features[-1]).double().cpu().numpy())
 
@@ -171,9 +175,12 @@ def _in_blocks(
         model, torch.from_numpy(logits), state, params.temperature, params.top_k, params.top_p, params.banned,
         torch.bfloat16 if precision == "bf16" else torch.float32,
     )  # fmt: skip
+    tuner = Tuner("sampling", model.is_thread_invariant)
     count = 1  # the first characters at once, for whoever watches; then longer and longer blocks
     while True:
-        yield from writer.write(np.stack([one.random(count) for one in random], axis=1)).tolist()
+        with tuner.piece(count * len(random)):
+            drawn = writer.write(np.stack([one.random(count) for one in random], axis=1)).tolist()
+        yield from drawn
         count = min(2 * count, _BLOCK)
 
 

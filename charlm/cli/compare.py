@@ -153,7 +153,6 @@ def _results(
     lengths = work.lengths(seconds) if seconds is not None else None
     for number in range(given.seeds):
         for candidate in planned:
-            work.restore_threads()
             sets_the_time = given.equal is Equal.time and seconds is None and candidate is planned[0]
             seed = candidate.load().recipe.train.seed + number
             name = f"{candidate.name}-seed{seed}"
@@ -190,12 +189,9 @@ class _Work:
     """
 
     def __init__(self, folder: Path, resume: ResumeChoice, overwrite: bool, device: str, quiet: bool) -> None:
-        import torch
-
         self.folder = folder
         self.problems: list[str] = []
         self._resume, self._overwrite, self._device, self._quiet = resume, overwrite, device, quiet
-        self._threads = torch.get_num_threads()
         self._said: set[str] = set()
 
     def say(self, *sentences: str) -> None:
@@ -220,12 +216,6 @@ class _Work:
         if self._overwrite:
             path.unlink(missing_ok=True)
         return EqualTime(path, seconds, self._device, as_the_first=as_the_first)
-
-    def restore_threads(self) -> None:
-        """A recipe's ``train.threads`` holds for the process; the next recipe may have none."""
-        import torch
-
-        torch.set_num_threads(self._threads)
 
     def run(self, name: str, loaded: LoadedRecipe, about: str) -> dict[str, Any] | None:
         """Train a run to its end, unless it is there already.

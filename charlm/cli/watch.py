@@ -47,11 +47,11 @@ def follow(events: Iterator[Event], trainer: Trainer, live: Live, brief: bool = 
     Args:
         brief: the status line alone, without a line for each evaluation and the samples.
     """
-    from charlm.training.events import Evaluated, Finished, Sampled, StepDone
+    from charlm.training.events import Evaluated, Finished, Sampled, StepDone, ThreadsChanged
 
     said_at = time.monotonic()
     last: StepDone | None = None
-    sample_shown = 0.0
+    sample_shown, threads_told = 0.0, False
     for event in events:
         match event:
             case StepDone():
@@ -68,6 +68,12 @@ def follow(events: Iterator[Event], trainer: Trainer, live: Live, brief: bool = 
             case Sampled() if live.is_drawn and not brief and time.monotonic() - sample_shown > 15:
                 sample_shown = time.monotonic()
                 live.say(f"{event.prompt}{event.text}", style="dim")
+            case ThreadsChanged() if not threads_told:
+                threads_told = True
+                live.say(
+                    f"other programs use this machine's cores: {event.threads} thread{'s' * (event.threads > 1)} from here on, "
+                    "adapted while training; train.threads sets a fixed number"
+                )
             case Finished():
                 return event
             case _:

@@ -17,6 +17,7 @@ from charlm.data.dataset import Text
 from charlm.errors import DivergedError
 from charlm.evaluation.perplexity import Progress, Score
 from charlm.model.language_model import LanguageModel
+from charlm.threads import Tuner
 
 SEGMENT = 32
 """Characters between two updates."""
@@ -50,16 +51,18 @@ def dynamic(
     targets = len(text) - 1
     total, unknown = 0.0, 0
     state = learner.zero_state(1)
+    tuner = Tuner("dynamic evaluation", model.is_thread_invariant)
     for start in range(0, targets, segment):
         ids = torch.from_numpy(text.ids(start, min(start + segment, targets) + 1)).to(state[0].device)
-        nats, state = learner.nats(ids[:-1, None], ids[1:, None], state)
+        with tuner.piece(len(ids)):
+            nats, state = learner.nats(ids[:-1, None], ids[1:, None], state)
+            gradients = torch.autograd.grad(nats / (len(ids) - 1), weights)
         state = tuple(part.detach() for part in state)
         total += float(nats.detach())
         if not math.isfinite(total):
             raise DivergedError(
                 f"the model's weights stopped being finite after {start:,} characters; a lower --dynamic-rate helps"
             )
-        gradients = torch.autograd.grad(nats / (len(ids) - 1), weights)
         with torch.no_grad():
             torch._foreach_add_(weights, gradients, alpha=-rate)
         unknown += int((ids[1:] == unknown_id).sum()) if unknown_id is not None else 0

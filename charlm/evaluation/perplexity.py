@@ -19,12 +19,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from charlm.data.dataset import Text
-from charlm.data.streams import IGNORED, side_by_side
+from charlm.data.streams import side_by_side
 from charlm.model.language_model import LanguageModel
+from charlm.threads import Tuner
 
 CHUNK = 1024
 """Characters read per call; any value gives the same figure."""
@@ -98,12 +98,14 @@ def carried(
     targets = len(text) - 1
     chunk = chunk or targets
     total, unknown = 0.0, 0
+    tuner = _tuner(model)
     with torch.inference_mode():
         state = model.zero_state(1)
         for start in range(0, targets, chunk):
             ids = torch.from_numpy(text.ids(start, min(start + chunk, targets) + 1)).to(state[0].device)
-            features, state = model.features(ids[:-1, None], state)
-            total += _nats(model, features, ids[1:, None])
+            with tuner.piece(len(ids)):
+                features, state = model.features(ids[:-1, None], state)
+                total += _nats(model, features, ids[1:, None])
             unknown += int((ids[1:] == unknown_id).sum()) if unknown_id is not None else 0
             if progress is not None:
                 progress(min(start + chunk, targets), targets)
@@ -117,11 +119,12 @@ def reset(
     targets = len(text) - 1
     starts = np.arange(0, targets, window, dtype=np.int64)
     total, unknown = 0.0, 0
+    tuner = _tuner(model)
     with torch.inference_mode():
         for first in range(0, len(starts), _WINDOWS_AT_ONCE):
             group = starts[first : first + _WINDOWS_AT_ONCE]
             inputs, expected = side_by_side(text.ids, group, np.minimum(window, targets - group))
-            total += _read(model, inputs, expected, model.zero_state(len(group)))[0]
+            total += _read(model, inputs, expected, model.zero_state(len(group)), tuner)[0]
             unknown += int((expected == unknown_id).sum()) if unknown_id is not None else 0
             if progress is not None:
                 progress(int(min(group[-1] + window, targets)), targets)
@@ -145,6 +148,7 @@ def segments(model: LanguageModel, text: Text, *, pieces: int = 32, warm: int = 
     numbers = np.arange(S + 1, dtype=np.int64)
     bounds, left_out = numbers * targets // S, numbers * (len(text) - 1 - targets) // S
     starts, lengths = (bounds + left_out)[:-1], np.diff(bounds)
+    tuner = _tuner(model)
     with torch.inference_mode():
         state = model.zero_state(S)
         if S > 1 and warm > 0:
@@ -152,12 +156,13 @@ def segments(model: LanguageModel, text: Text, *, pieces: int = 32, warm: int = 
             before, _ = side_by_side(text.ids, starts[1:] - warm, np.full(S - 1, warm, dtype=np.int64))
             warmed = model.zero_state(S - 1)
             for part in torch.split(before.to(state[0].device), CHUNK):
-                _, warmed = model.features(part, warmed)
+                with tuner.piece(part.numel()):
+                    _, warmed = model.features(part, warmed)
             state = tuple(torch.cat([zero[:, :1], after], dim=1) for zero, after in zip(state, warmed, strict=True))
         total = 0.0
         for at in range(0, int(lengths.max()), CHUNK):  # chunk by chunk, so that a long text needs no memory
             inputs, expected = side_by_side(text.ids, starts + at, np.clip(lengths - at, 0, CHUNK))
-            nats, state = _read(model, inputs, expected, state)
+            nats, state = _read(model, inputs, expected, state, tuner)
             total += nats
     return Score(total, int(targets))
 
@@ -172,12 +177,19 @@ def _pieces(targets: int, pieces: int, warm: int) -> int:
     return max(1, min(pieces, targets // max(1, warm)))
 
 
-def _read(model: LanguageModel, inputs: Tensor, targets: Tensor, state: tuple[Tensor, ...]) -> tuple[float, tuple[Tensor, ...]]:
+def _tuner(model: LanguageModel) -> Tuner:
+    return Tuner("evaluation", model.is_thread_invariant)
+
+
+def _read(
+    model: LanguageModel, inputs: Tensor, targets: Tensor, state: tuple[Tensor, ...], tuner: Tuner
+) -> tuple[float, tuple[Tensor, ...]]:
     """Score ``(T, B)`` characters in chunks, with carried state; returns Σ nats."""
     total = 0.0
     for part, expected in zip(torch.split(inputs, CHUNK), torch.split(targets, CHUNK), strict=True):
-        features, state = model.features(part.to(state[0].device), state)
-        total += _nats(model, features, expected.to(state[0].device))
+        with tuner.piece(part.numel()):
+            features, state = model.features(part.to(state[0].device), state)
+            total += _nats(model, features, expected.to(state[0].device))
     return total, state
 
 
@@ -191,6 +203,5 @@ def _nats(model: LanguageModel, features: Tensor, targets: Tensor) -> float:
     rows = max(1, _LOGITS_AT_ONCE // model.vocabulary_size)
     total = 0.0
     for part, expected in zip(torch.split(features.flatten(0, 1), rows), torch.split(targets.flatten(), rows), strict=True):
-        each = F.cross_entropy(model.logits(part).float(), expected, ignore_index=IGNORED, reduction="none")
-        total += float(each.double().sum())
+        total += float(model.cross_entropy(part, expected))
     return total

@@ -36,6 +36,9 @@ class Engine(Protocol):
     def why_not(self, model: ModelSection, device: torch.device) -> str | None:
         """Say why this engine cannot run such a model here; ``None``: it can."""
 
+    def is_thread_invariant(self, model: ModelSection) -> bool:
+        """Whether an update of such a model has the same bits for any number of threads, if PyTorch itself gets one thread."""
+
     def run(
         self, layer: RecurrentLayer, inputs: Tensor, state: State, embedding: Tensor | None, weight_hh: Tensor | None = None
     ) -> tuple[Tensor, State]:
@@ -52,7 +55,7 @@ class Engine(Protocol):
         """
 
     def cross_entropy(self, features: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
-        """Output layer and loss: Σ −ln softmax(W·features + b)[target], a scalar.
+        """Output layer and loss: Σ −ln softmax(W·features + b)[target], a scalar in fp64.
 
         Args:
             features: ``(N, H)``, the last layer's outputs.
@@ -71,6 +74,10 @@ class ReferenceEngine:
         """It runs everything, everywhere."""
         return None
 
+    def is_thread_invariant(self, model: ModelSection) -> bool:
+        """PyTorch's matrix products divide long sums between threads."""
+        return False
+
     def run(
         self, layer: RecurrentLayer, inputs: Tensor, state: State, embedding: Tensor | None, weight_hh: Tensor | None = None
     ) -> tuple[Tensor, State]:
@@ -86,7 +93,7 @@ class ReferenceEngine:
     def cross_entropy(self, features: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
         """See :class:`Engine`."""
         logits = F.linear(features, weight, bias).float()
-        return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+        return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none").double().sum()
 
     @staticmethod
     def _input_gates(layer: RecurrentLayer, inputs: Tensor, embedding: Tensor | None) -> Tensor:

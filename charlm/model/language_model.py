@@ -155,8 +155,16 @@ class LanguageModel(nn.Module):
             ids, state, dropout: see :meth:`forward`.
         """
         features, state = self.features(ids, state, dropout)
-        weight = self.output_matrix()
-        return self.engine.cross_entropy(features.flatten(0, 1), weight, self.output_bias, targets.flatten()), state
+        return self.cross_entropy(features.flatten(0, 1), targets.flatten()), state
+
+    def cross_entropy(self, features: Tensor, targets: Tensor) -> Tensor:
+        """Output layer and loss: Σ −ln p(target), a scalar in fp64.
+
+        Args:
+            features: ``(N, H)``.
+            targets: ``(N,)`` ids; ``IGNORED`` ones cost nothing.
+        """
+        return self.engine.cross_entropy(features, self.output_matrix(), self.output_bias, targets)
 
     def logits(self, features: Tensor) -> Tensor:
         """The output layer: ``(…, H)`` → ``(…, V)``."""
@@ -182,6 +190,11 @@ class LanguageModel(nn.Module):
         other = copy.copy(self)
         other.engine = ENGINES[name]
         return other
+
+    @property
+    def is_thread_invariant(self) -> bool:
+        """Whether results have the same bits for any number of threads; see :class:`charlm.model.engines.Engine`."""
+        return self.engine.is_thread_invariant(self.section)
 
     def parameter_count(self) -> int:
         """How many numbers training adjusts."""

@@ -30,6 +30,7 @@ from charlm.data.streams import Batches
 from charlm.evaluation import perplexity
 from charlm.model.dropout import Dropout
 from charlm.model.language_model import LanguageModel
+from charlm.threads import Tuner
 from charlm.training.optimisation import WeightAverage
 from charlm.training.plan import EXACT_CHARACTERS, Resolved, read_by_an_evaluation
 from charlm.training.update import Updater
@@ -186,13 +187,15 @@ def characters_in(seconds: float, recipe: Recipe, dataset: Dataset, resolved: Re
 def _seconds_per_character(recipe: Recipe, model: LanguageModel, batches: Batches, resolved: Resolved, seconds: float) -> float:
     """What an update takes, by some seconds of them on the text itself, for each of its characters."""
     update, average = Updater(model, recipe.train, resolved.precision), WeightAverage(model, 0.5)
+    tuner = Tuner("training", model.is_thread_invariant)
     state, done, read, began = model.zero_state(batches.shape.batch), 0, 0, time.perf_counter()
     while done < 2 * _WARM_UP or time.perf_counter() - began < seconds:
         if done == _WARM_UP:
             read, began = 0, time.perf_counter()
         batch = batches.batch(0, done % batches.epoch_length(0))
         inputs, targets = batch.inputs.to(resolved.device), batch.targets.to(resolved.device)
-        state = update(inputs, targets, batch.scored, state, 1e-4, Dropout(recipe.model, 0, done)).state
+        with tuner.piece(batch.scored):
+            state = update(inputs, targets, batch.scored, state, 1e-4, Dropout(recipe.model, 0, done)).state
         done, read = done + 1, read + batch.scored
         average.update(done)
     return (time.perf_counter() - began) / read

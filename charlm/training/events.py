@@ -19,6 +19,14 @@ class StepDone:
 
 
 @dataclass(frozen=True)
+class ThreadsChanged:
+    """From the next step on another number of CPU threads is faster: other programs began or ceased to use the cores."""
+
+    step: int
+    threads: int
+
+
+@dataclass(frozen=True)
 class Evaluated:
     """A validation; ``regular``: one that the recipe asks for at this step, rather than one made because the run stops."""
 
@@ -52,4 +60,4 @@ class Finished:
     samples: list[Sampled]
 
 
-Event = StepDone | Evaluated | Sampled | Saved | Finished
+Event = StepDone | ThreadsChanged | Evaluated | Sampled | Saved | Finished

@@ -39,7 +39,11 @@ def read_by_an_evaluation(recipe: Recipe, length: int) -> int:
 
 @dataclass(frozen=True)
 class Resolved:
-    """What ``auto`` became, and why."""
+    """What ``auto`` became, and why.
+
+    Attributes:
+        threads: that the run began with.
+    """
 
     device: torch.device
     engine: str

@@ -200,7 +200,9 @@ def _resolve(recipe: Recipe, device: torch.device, earlier: Checkpoint | None, n
         engine_reason = "as the run began"
     if stands and precision == before["precision"]:
         precision_reason = "as the run began"
-    threads = prepare(recipe.train.threads or (before.get("threads") if stands else None))
+    threads = prepare(recipe.train.threads)
+    if stands and recipe.train.threads is None:
+        threads = before.get("threads", threads)
     return Resolved(device, engine, engine_reason, precision, precision_reason, threads)
 
 

@@ -30,7 +30,8 @@ from charlm.evaluation import perplexity
 from charlm.model.cells import State
 from charlm.model.dropout import Dropout
 from charlm.model.language_model import LanguageModel
-from charlm.training.events import Evaluated, Event, Finished, Sampled, Saved, StepDone
+from charlm.threads import Tuner
+from charlm.training.events import Evaluated, Event, Finished, Sampled, Saved, StepDone, ThreadsChanged
 from charlm.training.optimisation import LossScale, WeightAverage, learning_rate, optimizer_tensors, restore_optimizer
 from charlm.training.plan import EXACT_CHARACTERS, Limits, Plan, Resolved, read_by_an_evaluation
 from charlm.training.run_folder import BEST, LAST, RunFolder
@@ -77,6 +78,10 @@ class Trainer:
         self.validation = self._validation_text()
         self._update = Updater(model, recipe.train, resolved.precision)
         self.resumed_from: int | None = None
+        # Where the number of threads decides about last bits, a resumed run begins with the number that the run had.
+        threads = resolved.threads if resume is not None and not model.is_thread_invariant else 0
+        self._tuner = Tuner("training", model.is_thread_invariant, threads)
+        self._threads = self._tuner.threads  # as last told
 
         self.step = 0
         self.epoch = 0
@@ -116,6 +121,7 @@ class Trainer:
             self._closing_seconds = self._estimate_closing_seconds()
         while (reason := self._reason_to_stop()) is None:
             yield self._train_step()
+            yield from self._told_threads()
             began = time.perf_counter()
             yield from self._between_steps()
             self._longest_pause = max(self._longest_pause, time.perf_counter() - began)
@@ -131,7 +137,8 @@ class Trainer:
         inputs, targets = batch.inputs.to(device), batch.targets.to(device)
         dropout = Dropout(self.recipe.model, train.seed, self.step)
         rate = learning_rate(train, self.step, self.plan.steps, self.batches.epoch_length(0))
-        outcome = self._update(inputs, targets, batch.scored, state, rate, dropout)
+        with self._tuner.piece(batch.scored):
+            outcome = self._update(inputs, targets, batch.scored, state, rate, dropout)
         nats, norm = outcome.nats, outcome.norm
         if outcome.diverged:
             self._diverged(nats, norm)
@@ -169,6 +176,12 @@ class Trainer:
             "(train.warmup), stronger clipping (train.clip)"
         )
 
+    def _told_threads(self) -> Iterator[ThreadsChanged]:
+        if self._tuner.threads != self._threads:
+            self._threads = self._tuner.threads
+            self.folder.record({"kind": "threads", "step": self.step, "threads": self._threads})
+            yield ThreadsChanged(self.step, self._threads)
+
     # -- between steps --
 
     def _between_steps(self) -> Iterator[Event]:
@@ -178,6 +191,8 @@ class Trainer:
                 yield self._sample(self.model, prompt)
         if self._is_regular():
             yield self._evaluate(regular=True)
+            if not self.model.is_thread_invariant:
+                self._tuner.choose()
         if (self.step % self.plan.checkpoint_every == 0 or self._is_kept()) and self._last_saved != self.step:
             self._save()
         if self._last_saved == self.step:
@@ -385,7 +400,8 @@ class Trainer:
             vocabulary=self.dataset.vocabulary,
             corpus=self.dataset.fingerprint(),
             resolved={
-                "engine": self.resolved.engine, "precision": self.resolved.precision, "threads": self.resolved.threads,
+                "engine": self.resolved.engine, "precision": self.resolved.precision,
+                "threads": self.resolved.threads if self.model.is_thread_invariant else self._tuner.threads,
                 "device": self.resolved.device.type,
             },
             progress=progress,

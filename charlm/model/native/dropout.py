@@ -11,6 +11,7 @@ from torch import Tensor
 from charlm.model.native import library
 from charlm.model.native.interface import Dropping, address, is_bf16
 from charlm.model.native.memory import POOL
+from charlm.threads import kernel_threads
 
 
 class Drop(torch.autograd.Function):
@@ -39,7 +40,7 @@ def _dropped(values: Tensor, period: int, key: int, threshold: int) -> Tensor:
     values = values.contiguous()
     out = POOL.take(tuple(values.shape), values.dtype)
     call = Dropping(
-        bf16=is_bf16(values.dtype), threads=torch.get_num_threads(), count=values.numel(), period=period, key=key,
+        bf16=is_bf16(values.dtype), threads=kernel_threads(), count=values.numel(), period=period, key=key,
         threshold=threshold, scale=65536 / (65536 - threshold), values=address(values), out=address(out),
     )  # fmt: skip
     library.current().charlm_drop(ctypes.byref(call))

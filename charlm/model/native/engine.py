@@ -15,7 +15,8 @@ from torch import Tensor
 
 from charlm.model.cells import State
 from charlm.model.native import library, loss
-from charlm.model.native.layer import Packed, Recurrence, pack, rounded_up
+from charlm.model.native.layer import Recurrence
+from charlm.model.native.linear import Packed, linear, pack, product, rounded_up
 
 if TYPE_CHECKING:
     from charlm.config import ModelSection
@@ -36,6 +37,10 @@ class NativeEngine:
         """It needs a CPU, and a library that was built for it."""
         return library.reason() if device.type == "cpu" else "the native engine is for CPUs"
 
+    def is_thread_invariant(self, model: ModelSection) -> bool:
+        """See :class:`charlm.model.engines.Engine`: all sums are ours, but for those of attention."""
+        return model.attention == 0
+
     def run(
         self, layer: RecurrentLayer, inputs: Tensor, state: State, embedding: Tensor | None, weight_hh: Tensor | None = None
     ) -> tuple[Tensor, State]:
@@ -46,7 +51,7 @@ class NativeEngine:
         dtype, training = _operands(), torch.is_grad_enabled()
         weights = weights_of(layer, dtype, training, weight_hh)
         if inputs.is_floating_point():
-            x, ids = F.linear(inputs.to(dtype), weights.weight_ih.to(dtype), weights.bias.to(dtype)), None
+            x, ids = _products_of(layer, weights, inputs, dtype, training), None
         else:
             x, ids = _looked_up(layer, weights, inputs.contiguous(), embedding, training)
         missing = weights.weight_hh.shape[1] - H
@@ -128,6 +133,17 @@ def _with_zero_units(rows: Tensor, G: int, missing: int) -> Tensor:
     return torch.cat([blocks, blocks.new_zeros(G, missing, *blocks.shape[2:])], dim=1).flatten(0, 1)
 
 
+def _products_of(layer: RecurrentLayer, weights: Weights, inputs: Tensor, dtype: torch.dtype, training: bool) -> Tensor:
+    """W_ih·input + biases of the layer below's outputs ``(T, B, D)``: ``(T, B, G·H)``."""
+    if training:
+        return linear(inputs, weights.weight_ih, weights.bias, dtype, dtype)
+    missing = rounded_up(inputs.shape[-1]) - inputs.shape[-1]
+    weight_ih = F.pad(weights.weight_ih, (0, missing))
+    packed = _once(layer, f"input weights {dtype}", (), lambda: pack(weight_ih, dtype, backward=False))
+    rows = F.pad(inputs.to(dtype), (0, missing)).flatten(0, 1)
+    return product(rows, packed.forward, len(weights.bias), dtype, weights.bias).view(*inputs.shape[:2], -1)
+
+
 def _looked_up(
     layer: RecurrentLayer, weights: Weights, ids: Tensor, embedding: Tensor | None, training: bool
 ) -> tuple[Tensor, Tensor]:
@@ -157,7 +173,8 @@ def _rows(weights: Weights, symbols: Tensor | None, embedding: Tensor | None) ->
     if embedding is None:
         columns = weights.weight_ih.t() if symbols is None else weights.weight_ih.t()[symbols]
     else:
-        columns = F.linear(embedding if symbols is None else F.embedding(symbols, embedding), weights.weight_ih)
+        rows = embedding if symbols is None else F.embedding(symbols, embedding)
+        return linear(rows, weights.weight_ih, weights.bias, _operands(), torch.float32)
     return (columns + weights.bias).float()
 
 

@@ -27,11 +27,29 @@ class Layer(ctypes.Structure):
 
 
 class Packing(ctypes.Structure):
-    """A matrix to be packed for a product (``layer.h``)."""
+    """A matrix to be packed for a product (``linear.h``)."""
 
     _fields_ = [
         ("bf16", _N), ("threads", _N), ("matrix", _P), ("rows", _N), ("columns", _N), ("gates", _N), ("depth", _N),
         ("transposed", _P), ("plain", _P),
+    ]  # fmt: skip
+
+
+class Linear(ctypes.Structure):
+    """A linear layer (``linear.h``)."""
+
+    _fields_ = [
+        ("bf16", _N), ("threads", _N), ("rows", _N), ("K", _N), ("N", _N), ("a", _P), ("weights", _P), ("bias", _P),
+        ("out_is_float", _N), ("out", _P),
+    ]  # fmt: skip
+
+
+class WeightGradient(ctypes.Structure):
+    """The gradient of a linear layer's weights (``linear.h``)."""
+
+    _fields_ = [
+        ("bf16", _N), ("threads", _N), ("K", _N), ("M", _N), ("N", _N), ("a_is_float", _N), ("b_is_float", _N),
+        ("a", _P), ("a_step", _N), ("b", _P), ("b_step", _N), ("packed", _P), ("depth", _N), ("out", _P), ("sums", _P),
     ]  # fmt: skip
 
 

@@ -16,26 +16,20 @@ products, G·H·s. H counts as rounded up to a multiple of 32: units beyond are 
 from __future__ import annotations
 
 import ctypes
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from charlm.model.native import library
-from charlm.model.native.interface import KINDS, Layer, Packing, SumById, address, is_bf16
+from charlm.model.native.interface import KINDS, Layer, SumById, address, is_bf16
+from charlm.model.native.linear import Packed, pack, rounded_up, weight_gradient
 from charlm.model.native.memory import POOL
-
-PANEL = 32
-"""Hidden units are counted in panels of so many (``products.h``)."""
+from charlm.threads import kernel_threads
 
 GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3, "gru_reset_before": 3}
 SLOTS = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 4, "gru_reset_before": 3}
 _INPUT_SLOTS = {"gru": (0, 1, 3)}  # elsewhere input and hidden side share their gradients
-
-
-def rounded_up(size: int) -> int:
-    """To whole panels."""
-    return -(-size // PANEL) * PANEL
 
 
 def bytes_kept(kind: str, H: int, layers: int, V: int, size: int) -> int:
@@ -49,32 +43,6 @@ def bytes_kept(kind: str, H: int, layers: int, V: int, size: int) -> int:
     recurrent = layers * (numbers * size + (4 * H if kind == "lstm" else 0))
     inputs = (layers - 1) * G * H * size
     return recurrent + inputs + (rounded_up(V) + H) * size
-
-
-class Packed(NamedTuple):
-    """Recurrent weights in the order in which the products read them."""
-
-    forward: Tensor
-    backward: Tensor | None
-
-
-def pack(matrix: Tensor, dtype: torch.dtype, *, gates: int = 1, depth: int | None = None, backward: bool) -> Packed:
-    """Pack a matrix ``(N, K)`` for A·Wᵀ, and if asked for also for A·W, which the backward pass needs.
-
-    Args:
-        gates: blocks of rows whose panels alternate.
-        depth: K of the product A·W where it is more than N: the rest is zeros.
-    """
-    matrix = matrix.detach().contiguous()
-    N, K = matrix.shape
-    depth = N if depth is None else depth
-    packed = Packed(POOL.take((rounded_up(N) * K,), dtype), POOL.take((K * depth,), dtype) if backward else None)
-    call = Packing(
-        is_bf16(dtype), torch.get_num_threads(), address(matrix), N, K, gates, depth,
-        address(packed.forward), address(packed.backward),
-    )  # fmt: skip
-    library.current().charlm_pack(ctypes.byref(call))
-    return packed
 
 
 class Recurrence(torch.autograd.Function):
@@ -111,7 +79,7 @@ class Recurrence(torch.autograd.Function):
         kept = POOL.take((steps, B, S * H), dtype)
         rh = POOL.take((steps, B, H), dtype) if kind == "gru_reset_before" else None
         call = Layer(
-            kind=KINDS[kind], bf16=is_bf16(dtype), threads=torch.get_num_threads(),
+            kind=KINDS[kind], bf16=is_bf16(dtype), threads=kernel_threads(),
             T=T, B=B, H=H, weights=address(packed.forward), b_n=address(b_n), x=address(x), ids=address(ids),
             h=address(outputs), carried=address(carried), carried_step=B * H if keeps_carried else 0,
             kept=address(kept), kept_step=B * S * H if training else 0, rh=address(rh), rh_step=B * H if training else 0,
@@ -142,10 +110,12 @@ class Recurrence(torch.autograd.Function):
         d = kept.view(T * B, S * H)  # the gates' gradients have replaced the gates
         before = outputs[:-1].view(T * B, H)
         if kind == "gru_reset_before":
-            d_weight = torch.cat([d[:, : 2 * H].t() @ before, d[:, 2 * H :].t() @ rh.view(T * B, H)])
+            gates, _ = weight_gradient(d[:, : 2 * H], before, dtype)
+            candidate, sums = weight_gradient(d[:, 2 * H :], rh.view(T * B, H), dtype)
+            d_weight = torch.cat([gates, candidate])
         else:
-            d_weight = d[:, : G * H].t() @ before
-        d_b_n = d[:, 2 * H : 3 * H].sum(0, dtype=torch.float32) if kind == "gru" else None
+            d_weight, sums = weight_gradient(d[:, : G * H], before, dtype, sums=kind == "gru")
+        d_b_n = sums[2 * H :] if sums is not None else None
         slots = _INPUT_SLOTS.get(kind)
         if ids is not None:
             d_x = sum_by_id(d, ids, ctx.x_shape[0], H, slots or tuple(range(G)))
@@ -153,7 +123,7 @@ class Recurrence(torch.autograd.Function):
             d_x = d.view(T, B, S, H)[:, :, list(slots)].view(ctx.x_shape)
         else:
             d_x = d.view(ctx.x_shape)
-        return d_x, None, d_weight.float(), d_b_n, dh, dc if kind == "lstm" else None, None, None, None, None, None
+        return d_x, None, d_weight, d_b_n, dh, dc if kind == "lstm" else None, None, None, None, None, None
 
 
 def sum_by_id(d: Tensor, ids: Tensor, V: int, H: int, slots: tuple[int, ...]) -> Tensor:
@@ -161,7 +131,7 @@ def sum_by_id(d: Tensor, ids: Tensor, V: int, H: int, slots: tuple[int, ...]) ->
     sums = torch.zeros(V, len(slots) * H)
     order = (ctypes.c_int64 * len(slots))(*slots)
     call = SumById(
-        is_bf16(d.dtype), torch.get_num_threads(), address(d), address(ids), ids.numel(), d.shape[1], H, len(slots),
+        is_bf16(d.dtype), kernel_threads(), address(d), address(ids), ids.numel(), d.shape[1], H, len(slots),
         ctypes.addressof(order), address(sums),
     )  # fmt: skip
     library.current().charlm_sum_by_id(ctypes.byref(call))

@@ -13,7 +13,7 @@ import torch  # noqa: F401 - first of all: the libraries then share its OpenMP, 
 from charlm.errors import UsageError
 from charlm.model.native.build import BUILT, LEVELS, Record, fingerprint, library_name, read_record
 
-INTERFACE = 1
+INTERFACE = 2
 """The version of the C functions; the libraries tell theirs."""
 
 FOLDER = Path(__file__).with_name("lib")

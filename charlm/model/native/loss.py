@@ -11,8 +11,9 @@ from torch import Tensor
 
 from charlm.model.native import library
 from charlm.model.native.interface import CrossEntropy, address, is_bf16
-from charlm.model.native.layer import pack, rounded_up
+from charlm.model.native.linear import pack, rounded_up, weight_gradient
 from charlm.model.native.memory import POOL
+from charlm.threads import kernel_threads
 
 _GRADIENTS_AT_ONCE = 1 << 24
 """Numbers of d_logits held at a time."""
@@ -46,7 +47,7 @@ class OutputLoss(torch.autograd.Function):
             d_logits = POOL.take((here, padded), dtype) if training else None
             d_biases = POOL.take((-(-here // 32), padded), torch.float32) if training else None
             call = CrossEntropy(
-                is_bf16(dtype), torch.get_num_threads(), here, H, V, padded,
+                is_bf16(dtype), kernel_threads(), here, H, V, padded,
                 address(features[part]), address(packed.forward), address(packed.backward), address(bias),
                 address(targets[part]), address(nats[part]), address(d_logits),
                 address(d_features[part]) if d_features is not None else None,
@@ -54,10 +55,10 @@ class OutputLoss(torch.autograd.Function):
             )  # fmt: skip
             library.current().charlm_cross_entropy(ctypes.byref(call))
             if d_logits is not None and d_biases is not None and d_weight is not None and d_bias is not None:
-                d_weight += (d_logits.t() @ features[part])[:V]
+                d_weight += weight_gradient(d_logits, features[part], dtype)[0][:V]
                 d_bias += d_biases.sum(0)[:V]
         ctx.kept = (d_features, d_weight, d_bias)
-        return nats.sum()
+        return nats.new_tensor(nats.numpy().sum())  # in one order, unlike PyTorch's sum of many
 
     @staticmethod
     def backward(ctx: Any, d_nats: Tensor) -> tuple[Tensor | None, ...]:

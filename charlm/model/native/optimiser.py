@@ -11,6 +11,7 @@ from torch import Tensor
 
 from charlm.model.native import library
 from charlm.model.native.interface import RULES, Update, addresses
+from charlm.threads import kernel_threads
 
 
 class Optimiser:
@@ -35,7 +36,7 @@ class Optimiser:
     def norm(self) -> float:
         """The Euclidean norm of all gradients."""
         self._gradients = addresses([_gradient(weight) for weight in self._weights])
-        self._call.threads = torch.get_num_threads()
+        self._call.threads = kernel_threads()
         self._call.gradients = ctypes.addressof(self._gradients)
         library.current().charlm_gradient_norm(ctypes.byref(self._call))
         return float(self._call.norm)

@@ -18,7 +18,9 @@ from charlm.model.cells import State
 from charlm.model.native import library
 from charlm.model.native.engine import table_of, weights_of
 from charlm.model.native.interface import KINDS, Generation, address, addresses, is_bf16
-from charlm.model.native.layer import SLOTS, pack, rounded_up
+from charlm.model.native.layer import SLOTS
+from charlm.model.native.linear import pack, rounded_up
+from charlm.threads import kernel_threads
 
 if TYPE_CHECKING:
     from charlm.model.language_model import LanguageModel
@@ -80,7 +82,7 @@ class Writer:
         self._keep = (weights, inputs, output, bias, table, forbidden, recurrent, below, biases, b_n)  # as long as the call
         matrices = [*(w.packed for w in weights if w.packed is not None), *inputs]
         read_per_step = sum(matrix.forward.numel() for matrix in matrices) * dtype.itemsize
-        self._threads = 1 if N == 1 and read_per_step <= _ALONE else torch.get_num_threads()
+        self._is_alone = N == 1 and read_per_step <= _ALONE
         self._call = Generation(
             bf16=is_bf16(dtype), kind=KINDS[which], layers=len(layers), V=padded, H=H, N=N, symbols=V,
             residual=model.section.residual,
@@ -101,7 +103,7 @@ class Writer:
         """
         uniforms = np.ascontiguousarray(uniforms, dtype=np.float64)
         drawn = np.empty(uniforms.shape, dtype=np.int64)
-        self._call.threads = self._threads
+        self._call.threads = 1 if self._is_alone else kernel_threads()
         self._call.count = len(uniforms)
         self._call.uniforms, self._call.drawn = uniforms.ctypes.data, drawn.ctypes.data
         library.current().charlm_generate(ctypes.byref(self._call))

@@ -16,6 +16,7 @@ from charlm.config import ModelSection
 from charlm.data.streams import IGNORED
 from charlm.model.language_model import LanguageModel
 from charlm.model.native import library
+from charlm.threads import use
 
 CELLS: dict[str, dict[str, Any]] = {
     "rnn_tanh": {"cell": "rnn"},
@@ -110,7 +111,7 @@ def _usable(request: pytest.FixtureRequest) -> Iterator[None]:
         pytest.skip(str(library.reason()))
     threads = torch.get_num_threads()
     yield
-    torch.set_num_threads(threads)
+    use(threads)
 
 
 @pytest.fixture(scope="session")

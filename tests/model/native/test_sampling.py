@@ -15,6 +15,7 @@ from charlm.errors import DivergedError
 from charlm.model.language_model import LanguageModel
 from charlm.model.native.sampling import Writer
 from charlm.sampling import SamplingParams, generate, generate_together, read
+from charlm.threads import use
 
 LETTERS = Vocabulary("char", tuple(range(97, 97 + 40)))
 
@@ -78,7 +79,7 @@ def test_the_number_of_threads_does_not_matter(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("charlm.model.native.sampling._ALONE", 0)
     texts = []
     for count in (1, 2, 3):
-        torch.set_num_threads(count)
+        use(count)
         texts.append([_text(_model(fixture), SamplingParams(), 150) for fixture in FIXTURES])
     assert texts[0] == texts[1] == texts[2]
 

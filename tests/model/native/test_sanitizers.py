@@ -23,6 +23,7 @@ import torch
 from charlm.config import TrainSection
 from charlm.model.native import library, memory
 from charlm.model.native.sampling import Writer
+from charlm.threads import use
 from charlm.training.update import Updater
 
 spec = importlib.util.spec_from_file_location("shared", sys.argv[1])
@@ -43,7 +44,7 @@ shapes = [
     dict(T=4, B=33, H=31, V=32, layers=2, inputs=40),
 ]
 for threads in (1, 2):
-    torch.set_num_threads(threads)
+    use(threads)
     for cell in shared.CELLS:
         for shape in shapes:
             case = shared.Case(cell, **shape)

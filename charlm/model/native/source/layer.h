@@ -183,31 +183,6 @@ static void run_layer(const Layer& layer, bool forward) {
     }
 }
 
-// Packs a matrix (N, K) of floats for a product; see products.h.
-struct Packing {
-    int64_t bf16, threads;
-    const float* matrix;
-    int64_t rows, columns;     // of the matrix
-    int64_t gates;             // blocks of rows that are interleaved panel by panel; 1: none
-    int64_t depth;             // K of the product, at least as many as the matrix has: the rest is zeros
-    void* transposed;          // for A · Wᵀ, or null: [rows/32 rounded up][depth][32]
-    void* plain;               // for A · W, or null: [columns/32][depth][32]
-};
-
-template <class E>
-static void pack(const Packing& p) {
-    const long transposed = p.transposed ? (p.rows + PANEL - 1) / PANEL : 0, plain = p.plain ? p.columns / PANEL : 0;
-#pragma omp parallel for num_threads(p.threads) schedule(static) if (p.threads > 1)
-    for (long n = 0; n < transposed + plain; n++) {
-        if (n < transposed) {
-            const long first = (n % p.gates) * (p.rows / p.gates) + n / p.gates * PANEL;
-            pack_transposed<E>(p.matrix, p.rows, p.columns, first, (E*)p.transposed + n * p.columns * PANEL);
-        } else
-            pack_plain<E>(p.matrix, p.rows, p.columns, p.depth, (n - transposed) * PANEL,
-                          (E*)p.plain + (n - transposed) * p.depth * PANEL);
-    }
-}
-
 // The gradient of a table's rows: for each id the sum of d over the places where it stands.
 struct SumById {
     int64_t bf16, threads;

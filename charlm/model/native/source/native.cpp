@@ -3,6 +3,7 @@
 
 #include "dropout.h"
 #include "layer.h"
+#include "linear.h"
 #include "loss.h"
 #include "optimiser.h"
 #include "sampling.h"
@@ -14,7 +15,7 @@
 
 #define PUBLIC extern "C" __attribute__((visibility("default")))
 
-PUBLIC int charlm_interface_version() { return 1; }
+PUBLIC int charlm_interface_version() { return 2; }
 
 PUBLIC const char* charlm_instruction_set() { return CHARLM_ISA; }
 
@@ -52,6 +53,12 @@ PUBLIC int charlm_processor_has(const char* level) {
 }
 
 PUBLIC void charlm_pack(const Packing* p) { p->bf16 ? pack<bf16>(*p) : pack<float>(*p); }
+
+PUBLIC void charlm_linear(const Linear* p) { p->bf16 ? linear<bf16>(*p) : linear<float>(*p); }
+
+PUBLIC void charlm_weight_gradient(const WeightGradient* p) {
+    p->bf16 ? weight_gradient<bf16>(*p) : weight_gradient<float>(*p);
+}
 
 PUBLIC void charlm_layer_forward(const Layer* layer) { run_layer(*layer, true); }
 

@@ -44,8 +44,12 @@ constexpr int MOST_ROWS = 12;
 constexpr int MOST_ROWS = 6;
 #endif
 
+// How A lies in memory: its rows one after the other, `step` words apart; or, as a weight gradient has it, the words of all rows
+// at one k together, and those of the next k `step` words further on.
+enum Layout { BY_ROW, BY_POSITION };
+
 // R rows × (C vectors of columns) for P panels, all sums in registers.
-template <class E, int R, int P>
+template <class E, int R, int P, Layout LAYOUT = BY_ROW>
 static inline void tile(const uint32_t* a, long a_step, const uint32_t* w, long w_step, long K, float* y, long y_step,
                         long y_panel, bool add) {
     constexpr int C = 2;
@@ -64,7 +68,7 @@ static inline void tile(const uint32_t* a, long a_step, const uint32_t* w, long 
                     weights[p * C + c] = as_bits(load((const float*)(w + p * w_step + k * PANEL + column + c * LANES)));
 #pragma GCC unroll 16
             for (int r = 0; r < R; r++) {
-                Words x = a[r * a_step + k] - Words{};
+                Words x = a[LAYOUT == BY_ROW ? r * a_step + k : k * a_step + r] - Words{};
 #pragma GCC unroll 16
                 for (int p = 0; p < P * C; p++) sums[r][p] = multiply_add<E>(sums[r][p], x, weights[p]);
             }
@@ -81,13 +85,24 @@ static inline void tile(const uint32_t* a, long a_step, const uint32_t* w, long 
     }
 }
 
-template <class E, int R>
+template <class E, int R, Layout LAYOUT = BY_ROW>
 static void rows_of_panel(long rows, const uint32_t* a, long a_step, const uint32_t* w, long K, float* y, long y_step, bool add) {
     if constexpr (R > 0) {
         if (rows == R)
-            tile<E, R, 1>(a, a_step, w, 0, K, y, y_step, 0, add);
+            tile<E, R, 1, LAYOUT>(a, a_step, w, 0, K, y, y_step, 0, add);
         else
-            rows_of_panel<E, R - 1>(rows, a, a_step, w, K, y, y_step, add);
+            rows_of_panel<E, R - 1, LAYOUT>(rows, a, a_step, w, K, y, y_step, add);
+    }
+}
+
+// One panel of Y (+)= A · W with A BY_POSITION, all in words.
+template <class E>
+static void product_by_position(long rows, const uint32_t* a, long a_step, const uint32_t* w, long K, float* y, long y_step,
+                                bool add) {
+    const long blocks = (rows + MOST_ROWS - 1) / MOST_ROWS;
+    for (long block = 0; block < blocks; block++) {
+        const long first = rows * block / blocks, count = rows * (block + 1) / blocks - first;
+        rows_of_panel<E, MOST_ROWS, BY_POSITION>(count, a + first, a_step, w, K, y + first * y_step, y_step, add);
     }
 }
 

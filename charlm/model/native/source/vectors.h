@@ -28,6 +28,7 @@ typedef uint16_t Halves __attribute__((vector_size(VECTOR_BYTES / 2)));
 
 // The same at any address.
 typedef float VectorAnywhere __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
+typedef uint32_t WordsAnywhere __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
 typedef uint16_t HalvesAnywhere __attribute__((vector_size(VECTOR_BYTES / 2), aligned(2), may_alias));
 
 // A float's upper half: 8 bits of exponent, 7 of mantissa.
@@ -46,16 +47,23 @@ static inline Vector load(const bf16* from) {
     return as_floats(__builtin_convertvector((Halves) * (const HalvesAnywhere*)from, Words) << 16);
 }
 
-// Rounds to nearest, ties to even; what is not a number stays so.
+// Each lane's bits in bf16, in the low half of a word: to nearest, ties to even; NaN stays NaN.
+static inline Words rounded(Vector x) {
+    Words bits = as_bits(x);
+    Words even = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return (x == x) ? even : (bits >> 16) | 0x40;
+}
+
+// Two neighbours in bf16 share a word: the first in its low half.
+static inline Words pair(Vector first, Vector second) { return rounded(first) | rounded(second) << 16; }
+
+// The same, half as wide in memory.
 static inline void store(bf16* to, Vector x) {
 #if defined(__AVX512BF16__)
     __m256bh rounded = _mm512_cvtneps_pbh((__m512)x);
     memcpy(to, &rounded, sizeof rounded);
 #else
-    Words bits = as_bits(x);
-    Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    rounded = (x == x) ? rounded : (bits >> 16) | 0x40;
-    *(HalvesAnywhere*)to = __builtin_convertvector(rounded, Halves);
+    *(HalvesAnywhere*)to = __builtin_convertvector(rounded(x), Halves);
 #endif
 }
 

@@ -1,0 +1,141 @@
+"""Linear layers in C++. Sums have a fixed order: the result has the same bits for any number of threads.
+
+PyTorch's matrix products divide long sums between threads, so their last bits depend on how many there are.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from charlm.model.native import interface, library
+from charlm.model.native.interface import address, is_bf16
+from charlm.model.native.memory import POOL
+from charlm.threads import kernel_threads
+
+PANEL = 32
+"""Columns of a product are counted in panels of so many (``products.h``)."""
+
+_DEPTH = 512
+"""Positions of a weight gradient that are packed at a time."""
+
+
+def rounded_up(size: int) -> int:
+    """To whole panels."""
+    return -(-size // PANEL) * PANEL
+
+
+class Packed(NamedTuple):
+    """A matrix in the order in which the products read it.
+
+    Attributes:
+        forward: for A·Wᵀ.
+        backward: for A·W; ``None`` where no gradient is wanted.
+    """
+
+    forward: Tensor
+    backward: Tensor | None
+
+
+def pack(matrix: Tensor, dtype: torch.dtype, *, gates: int = 1, depth: int | None = None, backward: bool) -> Packed:
+    """Pack a matrix ``(N, K)`` for A·Wᵀ, and if asked for also for A·W, which the backward pass needs.
+
+    Args:
+        gates: blocks of rows whose panels alternate.
+        depth: K of the product A·W where it is more than N: the rest is zeros.
+    """
+    matrix = matrix.detach().float().contiguous()
+    N, K = matrix.shape
+    depth = N if depth is None else depth
+    packed = Packed(POOL.take((rounded_up(N) * K,), dtype), POOL.take((K * depth,), dtype) if backward else None)
+    call = interface.Packing(
+        is_bf16(dtype), kernel_threads(), address(matrix), N, K, gates, depth,
+        address(packed.forward), address(packed.backward),
+    )  # fmt: skip
+    library.current().charlm_pack(ctypes.byref(call))
+    return packed
+
+
+def product(a: Tensor, packed: Tensor, N: int, out_dtype: torch.dtype, bias: Tensor | None = None) -> Tensor:
+    """A·W + bias, ``(rows, N)``.
+
+    Args:
+        a: ``(rows, K)`` in fp32 or bf16, the type that W was packed in.
+        packed: W, from :func:`pack`.
+        out_dtype: fp32, or the type of ``a``.
+        bias: ``(N,)`` in fp32.
+    """
+    a = a.contiguous()
+    out = POOL.take((len(a), N), out_dtype)
+    bias = None if bias is None else bias.detach().float().contiguous()
+    call = interface.Linear(
+        is_bf16(a.dtype), kernel_threads(), len(a), a.shape[1], N, address(a), address(packed), address(bias),
+        int(out_dtype == torch.float32), address(out),
+    )  # fmt: skip
+    library.current().charlm_linear(ctypes.byref(call))
+    return out
+
+
+def weight_gradient(a: Tensor, b: Tensor, dtype: torch.dtype, *, sums: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Aᵀ·B ``(M, N)`` in fp32, and the sums of A's columns ``(M,)`` if asked for: the gradients of a weight and its bias.
+
+    Args:
+        a: ``(K, M)``, fp32 or ``dtype``; M a multiple of 32; rows may lie apart.
+        b: ``(K, N)``, likewise.
+        dtype: of the product's operands.
+    """
+    (K, M), N = a.shape, b.shape[1]
+    depth = min(_DEPTH, rounded_up(K))
+    packed = POOL.take(((M + N) * depth,), dtype)
+    out = POOL.take((M, N), torch.float32)
+    totals = torch.zeros(M) if sums else None
+    call = interface.WeightGradient(
+        is_bf16(dtype), kernel_threads(), K, M, N, int(a.dtype == torch.float32), int(b.dtype == torch.float32),
+        a.data_ptr(), a.stride(0), b.data_ptr(), b.stride(0), address(packed), depth, address(out), address(totals),
+    )  # fmt: skip
+    library.current().charlm_weight_gradient(ctypes.byref(call))
+    return out, totals
+
+
+class _Linear(torch.autograd.Function):
+    """See :func:`linear`; all widths are multiples of 32."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype, out_dtype: torch.dtype) -> Tensor:
+        """``(rows, N)``."""
+        operand = a.detach().to(dtype)
+        packed = pack(weight, dtype, backward=ctx.needs_input_grad[0])
+        ctx.kept = operand, packed.backward, a.dtype
+        return product(operand, packed.forward, len(weight), out_dtype, bias)
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of a, weight and bias."""
+        operand, weights, a_dtype = ctx.kept
+        d_out = d_out.contiguous()
+        d_weight, d_bias = weight_gradient(d_out, operand, operand.dtype, sums=True)
+        d_a = None
+        if weights is not None:
+            d_a = product(d_out.to(operand.dtype), weights, operand.shape[1], torch.float32).to(a_dtype)
+        return d_a, d_weight, d_bias, None, None
+
+
+def linear(a: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype, out_dtype: torch.dtype) -> Tensor:
+    """A·Wᵀ + bias, with gradients.
+
+    Args:
+        a: ``(…, K)``.
+        weight: ``(N, K)`` in fp32, N a multiple of 32.
+        bias: ``(N,)`` in fp32.
+        dtype: of the product's operands, fp32 or bf16.
+        out_dtype: fp32, or ``dtype``.
+    """
+    rows = a.reshape(-1, a.shape[-1])
+    if missing := rounded_up(rows.shape[1]) - rows.shape[1]:
+        rows, weight = F.pad(rows, (0, missing)), F.pad(weight, (0, missing))
+    out: Tensor = _Linear.apply(rows, weight, bias, dtype, out_dtype)  # type: ignore[no-untyped-call]
+    return out.view(*a.shape[:-1], len(weight))

@@ -1,0 +1,182 @@
+// Whole matrix products, divided between threads: a linear layer forwards, and the gradient of its weights.
+//
+// The order of every sum depends on the shapes alone, never on the number of threads, so a result has the same bits for any
+// number of them. Work is handed out piece by piece: a thread whose core another program has taken holds up one piece only.
+
+#pragma once
+
+#include "threads.h"
+
+// Packs a matrix (N, K) of floats for a product; see products.h.
+struct Packing {
+    int64_t bf16, threads;
+    const float* matrix;
+    int64_t rows, columns;     // of the matrix
+    int64_t gates;             // blocks of rows that are interleaved panel by panel; 1: none
+    int64_t depth;             // K of the product, at least as many as the matrix has: the rest is zeros
+    void* transposed;          // for A · Wᵀ, or null: [rows/32 rounded up][depth][32]
+    void* plain;               // for A · W, or null: [columns/32][depth][32]
+};
+
+template <class E>
+static void pack(const Packing& p) {
+    const long transposed = p.transposed ? (p.rows + PANEL - 1) / PANEL : 0, plain = p.plain ? p.columns / PANEL : 0;
+#pragma omp parallel for num_threads(p.threads) schedule(static) if (p.threads > 1)
+    for (long n = 0; n < transposed + plain; n++) {
+        if (n < transposed) {
+            const long first = (n % p.gates) * (p.rows / p.gates) + n / p.gates * PANEL;
+            pack_transposed<E>(p.matrix, p.rows, p.columns, first, (E*)p.transposed + n * p.columns * PANEL);
+        } else
+            pack_plain<E>(p.matrix, p.rows, p.columns, p.depth, (n - transposed) * PANEL,
+                          (E*)p.plain + (n - transposed) * p.depth * PANEL);
+    }
+}
+
+// Y = A · W + bias.
+struct Linear {
+    int64_t bf16, threads;
+    int64_t rows, K, N;        // K and N are multiples of 32
+    const void* a;             // (rows, K) of E
+    const void* weights;       // packed: [N/32][K][32]
+    const float* bias;         // (N,), or null
+    int64_t out_is_float;      // Y is of floats, else of E
+    void* out;                 // (rows, N)
+};
+
+template <class E, class Out>
+static void linear(const Linear& p) {
+    constexpr long BLOCK = 96;  // rows that share a panel while it is in the cache
+    const long blocks = (p.rows + BLOCK - 1) / BLOCK, panels = p.N / PANEL;
+#pragma omp parallel num_threads(p.threads) if (p.threads > 1)
+    {
+        Worker worker;
+        alignas(64) float sums[BLOCK * PANEL];
+#pragma omp for collapse(2) schedule(dynamic)
+        for (long block = 0; block < blocks; block++)
+            for (long panel = 0; panel < panels; panel++) {
+                const long first = block * BLOCK, rows = p.rows - first < BLOCK ? p.rows - first : BLOCK;
+                product<E>(rows, (const E*)p.a + first * p.K, p.K, (const E*)p.weights + panel * p.K * PANEL, 1, p.K, sums, PANEL,
+                           0, false);
+                for (long r = 0; r < rows; r++)
+                    for (long j = 0; j < PANEL; j += LANES) {
+                        Vector y = load(sums + r * PANEL + j);
+                        if (p.bias) y = y + load(p.bias + panel * PANEL + j);
+                        store((Out*)p.out + (first + r) * p.N + panel * PANEL + j, y);
+                    }
+            }
+    }
+}
+
+template <class E>
+static void linear(const Linear& p) {
+    p.out_is_float ? linear<E, float>(p) : linear<E, E>(p);
+}
+
+// C = Aᵀ · B, summed over K positions: the gradient of a weight matrix (M, N) from the gradients of its outputs and its inputs.
+struct WeightGradient {
+    int64_t bf16, threads;     // of the product's operands
+    int64_t K, M, N;           // M and N are multiples of 32
+    int64_t a_is_float, b_is_float;
+    const void* a;             // (K, M): rows `a_step` numbers apart
+    int64_t a_step;
+    const void* b;             // (K, N)
+    int64_t b_step;
+    void* packed;              // scratch: (M + N) · depth numbers of E
+    int64_t depth;             // positions at a time, a multiple of 32
+    float* out;                // (M, N)
+    float* sums;               // (M,): sums of A over K, the gradient of a bias; or null
+};
+
+constexpr long STRIP = 96;     // columns of A that are packed together
+
+// Columns of A or B (K, …) as words: [depth or depth/2][columns], of bf16 the numbers at two neighbours in K in one word. What
+// lies beyond `count` positions is 0.
+template <class From, class E>
+static void pack_positions(const From* from, long step, long columns, long count, long depth, uint32_t* words) {
+    for (long k = 0; k < depth; k += sizeof(E) == 4 ? 1 : 2)
+        for (long j = 0; j < columns; j += LANES) {
+            Vector even = k < count ? load(from + k * step + j) : Vector{};
+            if constexpr (sizeof(E) == 4)
+                store((float*)words, even);
+            else {
+                Vector odd = k + 1 < count ? load(from + (k + 1) * step + j) : Vector{};
+                *(WordsAnywhere*)words = pair(even, odd);
+            }
+            words += LANES;
+        }
+}
+
+#if defined(__AMX_BF16__) || defined(CHARLM_EMULATE_AMX)
+// Columns of A as rows of `depth` numbers, which the matrix unit wants.
+template <class From>
+static void transpose(const From* a, long a_step, long columns, long count, long depth, bf16* rows) {
+    for (long j0 = 0; j0 < columns; j0 += PANEL)
+        for (long k0 = 0; k0 < depth; k0 += PANEL) {
+            alignas(64) float block[PANEL][PANEL], row[PANEL];
+            for (long k = 0; k < PANEL; k++)
+                for (long j = 0; j < PANEL; j += LANES)
+                    store(&block[k][j], k0 + k < count ? load(a + (k0 + k) * a_step + j0 + j) : Vector{});
+            for (long j = 0; j < PANEL; j++) {
+                for (long k = 0; k < PANEL; k++) row[k] = block[k][j];
+                for (long k = 0; k < PANEL; k += LANES) store(rows + (j0 + j) * depth + k0 + k, load(row + k));
+            }
+        }
+}
+#endif
+
+template <class E, class A, class B>
+static void weight_gradient(const WeightGradient& p) {
+#if defined(__AMX_BF16__) || defined(CHARLM_EMULATE_AMX)
+    constexpr bool transposed = sizeof(E) == 2;
+#else
+    constexpr bool transposed = false;
+#endif
+    const long strips = (p.M + STRIP - 1) / STRIP, panels = p.N / PANEL;
+    E *rows = (E*)p.packed, *columns = rows + p.M * p.depth;
+#pragma omp parallel num_threads(p.threads) if (p.threads > 1)
+    {
+        Worker worker;
+        for (long k0 = 0; k0 < p.K; k0 += p.depth) {
+            const long count = p.K - k0 < p.depth ? p.K - k0 : p.depth, depth = (count + 31) / 32 * 32;
+            const A* a = (const A*)p.a + k0 * p.a_step;
+            const B* b = (const B*)p.b + k0 * p.b_step;
+#pragma omp for schedule(dynamic)
+            for (long n = 0; n < strips + panels; n++) {
+                const long first = n * STRIP, width = p.M - first < STRIP ? p.M - first : STRIP, panel = n - strips;
+                if (n >= strips) {
+                    pack_positions<B, E>(b + panel * PANEL, p.b_step, PANEL, count, depth, (uint32_t*)(columns + panel * PANEL * depth));
+                    continue;
+                }
+#if defined(__AMX_BF16__) || defined(CHARLM_EMULATE_AMX)
+                if constexpr (transposed) transpose(a + first, p.a_step, width, count, depth, rows + first * depth);
+#endif
+                if constexpr (!transposed)
+                    pack_positions<A, E>(a + first, p.a_step, width, count, depth, (uint32_t*)(rows + first * depth));
+                for (long k = 0; p.sums && k < count; k++)
+                    for (long j = first; j < first + width; j += LANES)
+                        store(p.sums + j, load(p.sums + j) + load(a + k * p.a_step + j));
+            }
+#pragma omp for collapse(2) schedule(dynamic)
+            for (long strip = 0; strip < strips; strip++)
+                for (long panel = 0; panel < panels; panel++) {
+                    const long first = strip * STRIP, width = p.M - first < STRIP ? p.M - first : STRIP;
+                    float* out = p.out + first * p.N + panel * PANEL;
+                    if constexpr (transposed)
+                        product<E>(width, rows + first * depth, depth, columns + panel * PANEL * depth, 1, depth, out, p.N, 0, k0 > 0);
+                    else
+                        product_by_position<E>(width, (const uint32_t*)(rows + first * depth), width,
+                                               (const uint32_t*)(columns + panel * PANEL * depth), words<E>(depth), out, p.N, k0 > 0);
+                }
+        }
+    }
+}
+
+template <class E>
+static void weight_gradient(const WeightGradient& p) {
+    if constexpr (sizeof(E) == 4)
+        weight_gradient<E, float, float>(p);
+    else if (p.a_is_float)
+        p.b_is_float ? weight_gradient<E, float, float>(p) : weight_gradient<E, float, E>(p);
+    else
+        p.b_is_float ? weight_gradient<E, E, float>(p) : weight_gradient<E, E, E>(p);
+}
