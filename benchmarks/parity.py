@@ -1,4 +1,4 @@
-"""What must hold on a device, as checks that report numbers. ``benchmarks/cuda.py`` prints them, ``tests/gpu`` asserts them.
+"""What must hold on a device, as checks that report numbers. ``benchmarks/gpu.py`` prints them, ``tests/gpu`` asserts them.
 
 A check compares the device with the CPU, or one engine with another, and never looks at the clock.
 """
@@ -262,7 +262,8 @@ class _Run:
         self.update = Updater(self.model, self.recipe.train, precision)
 
     def train(self, steps: int) -> None:
-        for self.step in range(self.step + 1, self.step + steps + 1):
+        for _ in range(steps):
+            self.step += 1
             ids = _ids(self.step, STEPS + 1, STREAMS).to(self.device)
             dropout = Dropout(self.recipe.model, seed=1, step=self.step)
             rate = self.recipe.train.lr
@@ -330,4 +331,4 @@ def _average(hidden: int, device: torch.device) -> tuple[float, str]:
     carried(average.model, _text(100))
     after = dict(run.model.named_parameters())
     expected = {name: before[name] + 0.9 * (after[name].detach() - before[name]) for name in before}
-    return _largest({name: weight for name, weight in average.model.named_parameters()}, expected)
+    return _largest(dict(average.model.named_parameters()), expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable
 
 import pytest
@@ -158,3 +159,14 @@ def test_memory_is_what_the_network_takes() -> None:
         pytest.skip("this system does not tell")
     weights = 4 * count_parameters(bench.section_of("lstm", shape), shape.symbols)
     assert weights < taken < 5 * weights
+
+
+def test_a_gpu_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failing would mean that work which a GPU has only been asked for counts as done; or that a CPU is timed otherwise."""
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    gpu = torch.device("cuda", 0)
+    clock = bench.clock_of(gpu)
+    assert clock() <= clock() and waited == [gpu, gpu]
+    assert bench.clock_of(CPU) is time.perf_counter
+    assert bench.precisions_on(gpu) == ("fp32", "bf16", "fp16") and bench.precisions_on(CPU) == ("fp32", "bf16")

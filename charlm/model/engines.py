@@ -125,7 +125,7 @@ class TorchEngine(ReferenceEngine):
         if inputs.device.type == "cuda":
             # Autocast's wrapper around cuDNN casts to fp16 whatever type autocast has: bf16 would silently be fp16.
             dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else inputs.dtype
-            inputs, carried = inputs.to(dtype), tuple(part.to(dtype).contiguous() for part in carried)
+            inputs, carried = inputs.to(dtype), for_cudnn(carried, dtype)
             if dtype != weight_hh.dtype or weight_hh is not layer.weight_hh:
                 weights = one_block(weights, dtype)
             with torch.autocast("cuda", enabled=False):
@@ -165,6 +165,11 @@ class TorchEngine(ReferenceEngine):
             weight_ih = F.linear(weight_ih, embedding)
         one_hot = torch.eye(weight_ih.shape[1], dtype=dtype, device=inputs.device)
         return weight_ih, F.embedding(inputs, one_hot)
+
+
+def for_cudnn(state: State, dtype: torch.dtype) -> State:
+    """The state as cuDNN accepts it: of the inputs' type and contiguous, which one prompt's state for many samples is not."""
+    return tuple(part.to(dtype).contiguous() for part in state)
 
 
 def one_block(weights: list[Tensor], dtype: torch.dtype) -> list[Tensor]:

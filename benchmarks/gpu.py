@@ -1,8 +1,8 @@
 """Does charlm compute on this GPU what it computes on a CPU, and how fast? Run once from a source tree; needs no build:
 
-    python benchmarks/cuda.py --json cuda.json          # about five minutes
-    python benchmarks/cuda.py --only parity             # the checks alone
-    python benchmarks/cuda.py --tiny --device cpu       # seconds; shows that the script itself works
+    python benchmarks/gpu.py --json gpu.json          # about five minutes
+    python benchmarks/gpu.py --only parity             # the checks alone
+    python benchmarks/gpu.py --tiny --device cpu       # seconds; shows that the script itself works
 
 Needs torch (with CUDA), numpy, pydantic, platformdirs, pyyaml, safetensors, filelock, typer and rich; no network. Sections:
 
@@ -29,12 +29,12 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+# This file's folder is on the path already. (A file called `cuda.py` in it would hide NVIDIA's package from PyTorch.)
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import parity  # noqa: E402
+import parity
 
-from charlm.bench import (  # noqa: E402
+from charlm.bench import (
     TORCH_NN,
     Configuration,
     Report,
@@ -45,9 +45,9 @@ from charlm.bench import (  # noqa: E402
     precisions_on,
     section_of,
 )
-from charlm.errors import CharlmError  # noqa: E402
-from charlm.model.language_model import activation_bytes, count_parameters  # noqa: E402
-from charlm.runtime import device_name, prepare, resolve_device  # noqa: E402
+from charlm.errors import CharlmError
+from charlm.model.language_model import activation_bytes, count_parameters
+from charlm.runtime import device_name, prepare, resolve_device
 
 SECTIONS = ("parity", "training", "evaluation", "sampling", "memory")
 D2L = Shape()
