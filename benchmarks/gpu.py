@@ -108,7 +108,7 @@ def _machine(device: torch.device) -> dict[str, Any]:
         "device": device_name(device),
         "torch": str(torch.__version__),
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         "python": platform.python_version(),
     }
 

@@ -69,11 +69,13 @@ def kept(key: int, count: int, threshold: int, device: torch.device) -> Tensor:
     SplitMix64 (Steele et al. 2014) hashes key and position to 64 bits, which decide about four neighbours each: 16 bits below
     ``threshold`` mean a zero. It is computed on the device: a large batch's mask takes a CPU longer than a GPU's whole step.
     """
-    z = torch.arange(1, -(-count // 4) + 1, dtype=torch.int64, device=device) * _signed(0x9E3779B97F4A7C15) + _signed(key)
-    z = (z ^ _shifted(z, 30)) * _signed(0xBF58476D1CE4E5B9)
-    z = (z ^ _shifted(z, 27)) * _signed(0x94D049BB133111EB)
-    quarters = (z ^ _shifted(z, 31)).view(torch.int16)  # the lowest 16 bits first, as memory is little-endian
-    return quarters[:count] ^ -32768 >= threshold - 32768  # both 2¹⁵ lower: unsigned order, by a signed comparison
+    z = torch.arange(1, -(-count // 4) + 1, dtype=torch.int64, device=device)
+    z.mul_(_signed(0x9E3779B97F4A7C15)).add_(_signed(key))
+    z.bitwise_xor_(_shifted(z, 30)).mul_(_signed(0xBF58476D1CE4E5B9))
+    z.bitwise_xor_(_shifted(z, 27)).mul_(_signed(0x94D049BB133111EB))
+    z.bitwise_xor_(_shifted(z, 31))
+    quarters = z.view(torch.int16)[:count]  # the lowest 16 bits first, as memory is little-endian
+    return quarters.bitwise_xor_(-32768) >= threshold - 32768  # both 2¹⁵ lower: unsigned order, by a signed comparison
 
 
 def _signed(bits: int) -> int:
@@ -83,4 +85,4 @@ def _signed(bits: int) -> int:
 
 def _shifted(z: Tensor, places: int) -> Tensor:
     """Each number's 64 bits moved to the right, zeros coming in (PyTorch's own shift copies the sign)."""
-    return (z >> places) & (1 << 64 - places) - 1
+    return (z >> places).bitwise_and_((1 << 64 - places) - 1)
