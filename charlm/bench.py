@@ -45,6 +45,7 @@ from charlm.training.update import Updater
 KINDS = ("train", "evaluate", "sample")
 CELLS = ("rnn", "gru", "lstm")
 PRECISIONS = ("fp32", "bf16")
+"""On every device; :func:`precisions_on` adds fp16 on a GPU."""
 TORCH_NN = "torch.nn"
 """Stands where an engine's name stands: the program one writes without charlm."""
 
@@ -89,8 +90,8 @@ class Sweep:
     Attributes:
         shape: of every network.
         kinds, cells, engines: from ``KINDS``, ``CELLS`` and ``ENGINES``.
-        precisions: of training, and of sampling with the native engine; ``None``: fp32, and bf16 where ``precision: auto``
-            would choose it.
+        precisions: from :func:`precisions_on`, of training, and of sampling with the native engine; ``None``: fp32, and bf16
+            where ``precision: auto`` would choose it.
         repetitions: turns of each case.
         seconds: how long a turn lasts, at least.
     """
@@ -175,6 +176,11 @@ class Report:
     not_run: list[NotRun]
 
 
+def precisions_on(device: torch.device) -> tuple[str, ...]:
+    """The precisions that can be measured on a device."""
+    return (*PRECISIONS, "fp16") if device.type == "cuda" else PRECISIONS
+
+
 # -- the sweep -------------------------------------------------------------------------------------------------------
 
 
@@ -185,13 +191,13 @@ def plan(sweep: Sweep, device: torch.device) -> tuple[list[Configuration], list[
     for kind, cell in itertools.product(sweep.kinds, sweep.cells):
         precisions = ("fp32",) if kind == "evaluate" else sweep.precisions or PRECISIONS
         for engine, precision in itertools.product(sweep.engines, precisions):
-            if kind == "sample" and precision == "bf16" and engine != "native":
+            if kind == "sample" and precision != "fp32" and engine != "native":
                 continue  # only the native engine samples in bf16
             if reason := _why_not(sweep, cell, engine, precision, device):
                 left_out[NotRun(cell, engine, precision, reason)] = None
             else:
                 planned.append(Configuration(kind, cell, engine, precision))
-        for precision in PRECISIONS:
+        for precision in precisions_on(device):
             wanted = kind == "train" and precision in precisions and not _why_not(sweep, cell, TORCH_NN, precision, device)
             if wanted or precision == "fp32":
                 planned.append(Configuration(kind, cell, TORCH_NN, precision))
@@ -199,7 +205,7 @@ def plan(sweep: Sweep, device: torch.device) -> tuple[list[Configuration], list[
 
 
 def _why_not(sweep: Sweep, cell: str, engine: str, precision: str, device: torch.device) -> str | None:
-    if engine != TORCH_NN and (reason := ENGINES[engine].why_not(_section(cell, sweep.shape), device)):
+    if engine != TORCH_NN and (reason := ENGINES[engine].why_not(section_of(cell, sweep.shape), device)):
         return reason
     if sweep.precisions is None and precision == "bf16":
         chosen, reason = resolve_precision("auto", device, engine)
@@ -223,7 +229,7 @@ def bench(sweep: Sweep, device: torch.device, *, memory: bool = False) -> Report
         runs: list[Callable[[], float]] = [build(configuration, sweep.shape, device) for configuration in group]
         products_now = [] if ceilings else products  # in the first kind: training, if it is measured
         runs += [_products(*size, precision, device).__next__ for precision, size in products_now]
-        found = measure(runs, sweep.repetitions, sweep.seconds)
+        found = measure(runs, sweep.repetitions, sweep.seconds, clock_of(device))
         speeds |= dict(zip(group, found, strict=False))
         for (precision, _), speed in zip(products_now, found[len(group) :], strict=True):
             ceilings[precision] = max(speed.high, ceilings.get(precision, 0.0))
@@ -246,7 +252,9 @@ def bench(sweep: Sweep, device: torch.device, *, memory: bool = False) -> Report
         threads=threads,
         torch=str(torch.__version__),
         native=library.reason() or library.choose(),
-        gemm_gflops={precision: ceilings[precision] / 1e9 if precision in ceilings else None for precision in PRECISIONS},
+        gemm_gflops={
+            precision: ceilings[precision] / 1e9 if precision in ceilings else None for precision in precisions_on(device)
+        },
         shape=sweep.shape,
         rows=[row(configuration) for configuration in planned],
         not_run=left_out,
@@ -254,7 +262,19 @@ def bench(sweep: Sweep, device: torch.device, *, memory: bool = False) -> Report
 
 
 def _precisions_of(planned: Sequence[Configuration]) -> list[str]:
-    return [precision for precision in PRECISIONS if any(about.precision == precision for about in planned)]
+    return [precision for precision in (*PRECISIONS, "fp16") if any(about.precision == precision for about in planned)]
+
+
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """A clock in seconds for work on a device; on a GPU it waits for what has been started there, so that all of it counts."""
+    if device.type != "cuda":
+        return time.perf_counter
+
+    def clock() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return clock
 
 
 def measure(
@@ -311,13 +331,24 @@ def _peak_memory_here(about: Configuration, shape: Shape, device_name: str, thre
     prepare(threads)
     device = torch.device(device_name)
     _warm_up(build(about, Shape(hidden=2, symbols=2, steps=2, batch=1, layers=shape.layers), device))
+    if device.type == "cuda":
+        return peak_on_gpu(about, shape, device)
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak so far is forgotten
         before = _status("VmRSS")
         _warm_up(build(about, shape, device))
-        return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM") - before
+        return _status("VmHWM") - before
     except OSError:
         return None
+
+
+def peak_on_gpu(about: Configuration, shape: Shape, device: torch.device) -> int:
+    """The most memory in bytes that PyTorch allocates for a configuration, beyond what is allocated already."""
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    _warm_up(build(about, shape, device))
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def _status(name: str) -> int:
@@ -416,7 +447,7 @@ def _sampling_with_torch_nn(about: Configuration, shape: Shape, device: torch.de
 
 def _products(rows: int, inner: int, columns: int, precision: str, device: torch.device) -> Iterator[float]:
     """Matrix products; yields floating-point operations."""
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     a = torch.randn(rows, inner, device=device).to(dtype)
     b = torch.randn(inner, columns, device=device).to(dtype)
     product = torch.empty(rows, columns, dtype=dtype, device=device)
@@ -449,14 +480,15 @@ class _TorchNN(nn.Module):
         return self.output(outputs), state
 
 
-def _section(cell: str, shape: Shape) -> ModelSection:
+def section_of(cell: str, shape: Shape) -> ModelSection:
+    """The network that is measured: one-hot input, no dropout."""
     return ModelSection.model_validate(
         {"cell": cell, "hidden": shape.hidden, "layers": shape.layers, "input": "one-hot", "dropout": 0.0}
     )
 
 
 def _model(about: Configuration, shape: Shape, device: torch.device) -> LanguageModel:
-    model = LanguageModel(_section(about.cell, shape), shape.symbols, about.engine)
+    model = LanguageModel(section_of(about.cell, shape), shape.symbols, about.engine)
     model.initialise(seed=1)
     model.to(device)
     model.flatten_for_cudnn()

@@ -105,13 +105,14 @@ def device_name(device: torch.device) -> str:
 def prepare(threads: int | None) -> int:
     """Set the process up for recurrent networks and return the number of CPU threads that it may use.
 
-    On a GPU fp32 means fp32: cuDNN would otherwise use TF32's 10-bit mantissa.
+    On a GPU fp32 means fp32: cuDNN, and matrix products if the environment asks, would otherwise use TF32's 10-bit mantissa.
 
     Args:
         threads: see :func:`charlm.threads.limit`.
     """
     torch.set_flush_denormal(True)
     torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
     return limit(threads)
 
 

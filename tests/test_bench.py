@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable
 
 import pytest
@@ -71,7 +72,7 @@ def test_operations_are_six_per_multiplied_weight(cell: str, layers: int) -> Non
     """Failing would mean that the share of the ceiling is not a share of what has to be computed."""
     shape = Shape(hidden=8, symbols=5, layers=layers)
     gates = {"rnn": 1, "gru": 3, "lstm": 4}[cell]
-    weights = count_parameters(bench._section(cell, shape), shape.symbols)
+    weights = count_parameters(bench.section_of(cell, shape), shape.symbols)
     biases = 2 * gates * shape.hidden * layers + shape.symbols
     looked_up = gates * shape.hidden * shape.symbols  # one-hot input
     assert shape.flop_per_character(cell) == 6 * (weights - biases - looked_up)
@@ -82,14 +83,14 @@ def test_torch_nn_has_the_same_network(cell: str) -> None:
     """Failing would mean that the program beside ours does other work."""
     shape = Shape(hidden=8, symbols=5, layers=2)
     theirs = sum(weight.numel() for weight in bench._TorchNN(cell, shape).parameters())
-    assert theirs == count_parameters(bench._section(cell, shape), shape.symbols)
+    assert theirs == count_parameters(bench.section_of(cell, shape), shape.symbols)
 
 
 @pytest.mark.parametrize("kind", bench.KINDS)
 @pytest.mark.parametrize("engine", [*ENGINES, bench.TORCH_NN])
 def test_all_work_can_be_repeated(kind: str, engine: str) -> None:
     """Failing would mean that a program cannot go on from its own state, or miscounts its characters."""
-    if engine in ENGINES and ENGINES[engine].why_not(bench._section("lstm", TINY), CPU):
+    if engine in ENGINES and ENGINES[engine].why_not(bench.section_of("lstm", TINY), CPU):
         pytest.skip("this engine does not run here")
     run = bench.build(Configuration(kind, "lstm", engine, "fp32"), TINY, CPU)
     characters = {"train": TINY.steps * TINY.batch, "evaluate": perplexity.CHUNK, "sample": run()}[kind]
@@ -156,5 +157,16 @@ def test_memory_is_what_the_network_takes() -> None:
     taken = bench.peak_memory(Configuration("evaluate", "lstm", "reference", "fp32"), shape, CPU, threads=1)
     if taken is None:
         pytest.skip("this system does not tell")
-    weights = 4 * count_parameters(bench._section("lstm", shape), shape.symbols)
+    weights = 4 * count_parameters(bench.section_of("lstm", shape), shape.symbols)
     assert weights < taken < 5 * weights
+
+
+def test_a_gpu_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failing would mean that work which a GPU has only been asked for counts as done; or that a CPU is timed otherwise."""
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    gpu = torch.device("cuda", 0)
+    clock = bench.clock_of(gpu)
+    assert clock() <= clock() and waited == [gpu, gpu]
+    assert bench.clock_of(CPU) is time.perf_counter
+    assert bench.precisions_on(gpu) == ("fp32", "bf16", "fp16") and bench.precisions_on(CPU) == ("fp32", "bf16")

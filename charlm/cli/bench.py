@@ -30,7 +30,9 @@ def bench(
     precisions: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PRECISIONS", help="Of training: fp32 or bf16.", show_default="fp32, and bf16 where auto would choose it"
+            metavar="PRECISIONS",
+            help="Of training: fp32, bf16 or, on a GPU, fp16.",
+            show_default="fp32, and bf16 where auto would choose it",
         ),
     ] = None,
     hidden: Annotated[int, typer.Option(min=1, help="Hidden units H of each layer.")] = 256,
@@ -51,21 +53,21 @@ def bench(
 
     The defaults are the shape of d2l's experiment. Options that choose take a list (gru,lstm) and may be repeated.
     """
-    from charlm.bench import CELLS, KINDS, PRECISIONS, Shape, Sweep, plan
+    from charlm.bench import CELLS, KINDS, Shape, Sweep, plan, precisions_on
     from charlm.bench import bench as measure
     from charlm.model.engines import ENGINES
     from charlm.runtime import prepare, resolve_device
 
+    on = resolve_device(device)
     sweep = Sweep(
         shape=Shape(hidden, symbols, steps, batch, layers),
         kinds=_chosen("--only", only, KINDS),
         cells=_chosen("--cells", cells, CELLS),
         engines=_chosen("--engines", engines, tuple(ENGINES)),
-        precisions=None if precisions is None else _chosen("--precisions", precisions, PRECISIONS),
+        precisions=None if precisions is None else _chosen("--precisions", precisions, precisions_on(on)),
         repetitions=repetitions,
         seconds=seconds,
     )
-    on = resolve_device(device)
     prepare(threads)
     if is_terminal():  # a line that stands still: redrawing one would take time from what is measured
         count = len(plan(sweep, on)[0])

@@ -47,6 +47,7 @@ def dynamic(
         DivergedError: the rate is so high that the weights stop being finite.
     """
     learner = copy.deepcopy(model)
+    learner.flatten_for_cudnn()
     weights: list[torch.Tensor] = list(learner.parameters())
     targets = len(text) - 1
     total, unknown = 0.0, 0

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -61,18 +59,30 @@ class Dropout:
         if values.device.type == "cpu" and library.reason() is None and values.dtype in (torch.float32, torch.bfloat16):
             dropped: Tensor = Drop.apply(values, period, key, threshold)  # type: ignore[no-untyped-call]
             return dropped
-        mask = torch.from_numpy(kept(key, period, threshold)).to(values.device, values.dtype) * (65536 / (65536 - threshold))
+        mask = kept(key, period, threshold, values.device).to(values.dtype) * (65536 / (65536 - threshold))
         return (values.view(-1, period) * mask).view(values.shape)
 
 
-def kept(key: int, count: int, threshold: int) -> npt.NDArray[np.bool_]:
+def kept(key: int, count: int, threshold: int, device: torch.device) -> Tensor:
     """Which of ``count`` neighbours are kept, in the random sequence of a key.
 
     SplitMix64 (Steele et al. 2014) hashes key and position to 64 bits, which decide about four neighbours each: 16 bits below
-    ``threshold`` mean a zero.
+    ``threshold`` mean a zero. It is computed on the device: a large batch's mask takes a CPU longer than a GPU's whole step.
     """
-    z = np.uint64(key) + np.arange(1, -(-count // 4) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    quarters: npt.NDArray[np.uint16] = (z ^ (z >> np.uint64(31))).astype("<u8").view("<u2")
-    return quarters[:count] >= threshold
+    z = torch.arange(1, -(-count // 4) + 1, dtype=torch.int64, device=device)
+    z.mul_(_signed(0x9E3779B97F4A7C15)).add_(_signed(key))
+    z.bitwise_xor_(_shifted(z, 30)).mul_(_signed(0xBF58476D1CE4E5B9))
+    z.bitwise_xor_(_shifted(z, 27)).mul_(_signed(0x94D049BB133111EB))
+    z.bitwise_xor_(_shifted(z, 31))
+    quarters = z.view(torch.int16)[:count]  # the lowest 16 bits first, as memory is little-endian
+    return quarters.bitwise_xor_(-32768) >= threshold - 32768  # both 2¹⁵ lower: unsigned order, by a signed comparison
+
+
+def _signed(bits: int) -> int:
+    """64 bits as PyTorch's integers have them; products and sums wrap around alike."""
+    return (bits & (1 << 64) - 1 ^ 1 << 63) - (1 << 63)
+
+
+def _shifted(z: Tensor, places: int) -> Tensor:
+    """Each number's 64 bits moved to the right, zeros coming in (PyTorch's own shift copies the sign)."""
+    return (z >> places).bitwise_and_((1 << 64 - places) - 1)

@@ -129,6 +129,21 @@ class TorchEngine(ReferenceEngine):
         weight_hh = layer.weight_hh if weight_hh is None else weight_hh
         weights: list[Tensor] = [weight_ih, weight_hh, layer.bias_ih, layer.bias_hh]
         carried = tuple(part.unsqueeze(0) for part in state)  # PyTorch counts layers in front; here is one
+        if inputs.device.type == "cuda":
+            # Autocast's wrapper around cuDNN casts to fp16 whatever type autocast has: bf16 would silently be fp16.
+            dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else inputs.dtype
+            inputs, carried = inputs.to(dtype), for_cudnn(carried, dtype)
+            if dtype != weight_hh.dtype or weight_hh is not layer.weight_hh:
+                weights = one_block(weights, dtype)
+            with torch.autocast("cuda", enabled=False):
+                outputs, carried_on = self._kernel(layer, inputs, carried, weights)
+        else:
+            outputs, carried_on = self._kernel(layer, inputs, carried, weights)
+        return outputs, tuple(part.squeeze(0).to(state[0].dtype) for part in carried_on)
+
+    @staticmethod
+    def _kernel(layer: RecurrentLayer, inputs: Tensor, carried: State, weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """One call of PyTorch's: the outputs, and the state with PyTorch's dimension of layers in front."""
         # In PyTorch's order: has biases, layers, dropout, training, bidirectional, batch first.
         options = (True, 1, 0.0, torch.is_grad_enabled(), False, False)
         if layer.cell.name == "lstm":
@@ -136,7 +151,7 @@ class TorchEngine(ReferenceEngine):
         else:
             kernel = {"gru": torch.gru, "rnn_tanh": torch.rnn_tanh, "rnn_relu": torch.rnn_relu}[layer.kernel]
             outputs, *carried_on = kernel(inputs, carried[0], weights, *options)
-        return outputs, tuple(part.squeeze(0).to(state[0].dtype) for part in carried_on)
+        return outputs, carried_on
 
     @staticmethod
     def _input_product(
@@ -157,6 +172,18 @@ class TorchEngine(ReferenceEngine):
             weight_ih = F.linear(weight_ih, embedding)
         one_hot = torch.eye(weight_ih.shape[1], dtype=dtype, device=inputs.device)
         return weight_ih, F.embedding(inputs, one_hot)
+
+
+def for_cudnn(state: State, dtype: torch.dtype) -> State:
+    """The state as cuDNN accepts it: of the inputs' type and contiguous, which one prompt's state for many samples is not."""
+    return tuple(part.to(dtype).contiguous() for part in state)
+
+
+def one_block(weights: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """The same weights as views of one new block of memory, in cuDNN's order, which would otherwise copy them at every call."""
+    block = torch.cat([weight.flatten() for weight in weights]).to(dtype)
+    parts = torch.split(block, [weight.numel() for weight in weights])
+    return [part.view(weight.shape) for part, weight in zip(parts, weights, strict=True)]
 
 
 ENGINES: dict[str, Engine] = {"native": NativeEngine(), "torch": TorchEngine(), "reference": ReferenceEngine()}

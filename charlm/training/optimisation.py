@@ -53,6 +53,7 @@ class WeightAverage:
 
     def __init__(self, model: LanguageModel, decay: float) -> None:
         self.model = copy.deepcopy(model).requires_grad_(False)
+        self.model.flatten_for_cudnn()
         self._weights: list[Tensor] = list(model.parameters())
         self._averages: list[Tensor] = list(self.model.parameters())
         self._decay = decay**self.EVERY

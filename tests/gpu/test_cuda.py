@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
+from charlm.bench import Configuration, Shape, Sweep, bench, peak_on_gpu, precisions_on
 from charlm.cli.app import run
-from charlm.config import ModelSection
-from charlm.model.language_model import LanguageModel
 from charlm.runtime import prepare
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+def _benchmark(name: str) -> ModuleType:
+    """A module of ``benchmarks/``, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[2] / "benchmarks" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+parity = _benchmark("parity")
 
 
 @pytest.fixture
@@ -33,23 +48,23 @@ def record_of(capfd: pytest.CaptureFixture[str]) -> dict[str, object]:
     return loaded
 
 
-@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
-def test_engines_agree_on_cuda(cell: str) -> None:
-    """cuDNN and the reference equations give the same outputs and gradients."""
+@pytest.mark.parametrize("check", list(parity.checks(torch.device("cuda", 0))), ids=lambda check: check.name)
+def test_parity(check: Any) -> None:
+    """CUDA computes what the CPU computes: each check of ``benchmarks/cuda.py``."""
     prepare(None)
-    section = ModelSection(cell=cell, hidden=64, layers=2)  # type: ignore[arg-type]
-    results = []
-    for engine in ("reference", "torch"):
-        model = LanguageModel(section, 40, engine)
-        model.initialise(1)
-        model.to("cuda")
-        model.flatten_for_cudnn()
-        ids = (torch.arange(20 * 8, device="cuda") * 7 % 40).view(20, 8)
-        logits, _ = model(ids, model.zero_state(8))
-        logits.square().sum().backward()
-        results.append([logits.detach(), *(weight.grad for weight in model.parameters())])
-    for reference, fused in zip(*results, strict=True):
-        assert torch.allclose(reference, fused, rtol=1e-4, atol=1e-4 * float(reference.abs().max()))
+    finding = check.run()
+    assert finding.passed, f"found {finding.found:.2g}, allowed {finding.allowed:g} ({finding.note})"
+
+
+def test_a_gpu_is_measured() -> None:
+    """Training on CUDA is timed, with fp16, and held against a ceiling and a memory formula."""
+    device = torch.device("cuda", 0)
+    shape = Shape(hidden=128, steps=16, batch=8)
+    sweep = Sweep(shape, cells=["lstm"], engines=["torch"], precisions=precisions_on(device), repetitions=1, seconds=0.0)
+    report = bench(sweep, device)
+    assert {row.precision for row in report.rows if row.kind == "train"} == {"fp32", "bf16", "fp16"}
+    assert all(report.gemm_gflops.values())
+    assert peak_on_gpu(Configuration("train", "lstm", "torch", "fp32"), shape, device) > 4 * 128 * 128 * 4
 
 
 @pytest.mark.parametrize("precision", ["auto", "fp32", "bf16", "fp16"])
@@ -64,7 +79,7 @@ def test_every_precision_learns(recipe: Path, tmp_path: Path, precision: str, ca
 
 
 def test_checkpoint_moves_cpu_cuda_cpu(recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A run begun on a CPU goes on on CUDA and back, and both devices score a checkpoint alike."""
+    """A run resumes on another device and back again, and both devices score a checkpoint alike."""
     out = str(tmp_path / "run")
     for device, steps, resume in (("cpu", 20, "never"), ("cuda", 40, "must"), ("cpu", 60, "must")):
         assert (

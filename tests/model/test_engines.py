@@ -11,7 +11,7 @@ from torch import nn
 
 from charlm.config import ModelSection
 from charlm.errors import UsageError
-from charlm.model.engines import ENGINES, resolve_engine
+from charlm.model.engines import ENGINES, for_cudnn, one_block, resolve_engine
 from charlm.model.native import library
 from charlm.runtime import arithmetic, resolve_precision
 
@@ -179,3 +179,24 @@ def test_precision_is_chosen_by_the_machine(monkeypatch: pytest.MonkeyPatch) -> 
     assert resolve_precision("auto", CPU, "torch")[0] == "fp32"
     with pytest.raises(UsageError, match="fp16 needs a CUDA device"):
         resolve_precision("fp16", CPU, "torch")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_cudnn_gets_a_state_that_it_accepts(dtype: torch.dtype) -> None:
+    """Failing would mean that on a GPU several samples of one prompt, or a precision other than fp32, are refused."""
+    state = tuple(torch.randn(1, 1, H).expand(1, B, -1) for _ in "hc")
+    assert not state[0].is_contiguous()
+    for found, given in zip(for_cudnn(state, dtype), state, strict=True):
+        assert found.is_contiguous() and found.dtype == dtype and torch.equal(found, given.to(dtype))
+
+
+def test_one_block_holds_the_same_weights() -> None:
+    """Failing would mean that cuDNN finds weights where others lie, or that a gradient is lost on the way."""
+    weights = [torch.randn(shape, requires_grad=True) for shape in ((12, 5), (12, 4), (12,), (12,))]
+    block = one_block(weights, torch.float64)
+    start = block[0].data_ptr()
+    for one, weight in zip(block, weights, strict=True):
+        assert one.data_ptr() == start and torch.equal(one, weight.double())
+        start += one.numel() * one.element_size()
+    sum((one * n).sum() for n, one in enumerate(block, 1)).backward()  # type: ignore[union-attr]
+    assert all(torch.equal(weight.grad, torch.full_like(weight, n)) for n, weight in enumerate(weights, 1))  # type: ignore[arg-type]

@@ -11,10 +11,11 @@ import torch
 from pydantic import ValidationError
 
 from charlm.config import ModelSection
-from charlm.model.dropout import Dropout
+from charlm.model.dropout import Dropout, kept
 from charlm.model.engines import ENGINES
 from charlm.model.language_model import LanguageModel, count_parameters, embedding_width
 from charlm.model.native import library
+from charlm.training.optimisation import WeightAverage
 
 BLOCKS = {"rnn": 1, "gru": 3, "lstm": 4}
 
@@ -351,3 +352,26 @@ def test_dropout_in_cpp_draws_the_same_zeros(monkeypatch: pytest.MonkeyPatch, dt
         for mine, expected in zip(*found, strict=True):
             assert torch.equal(mine == 0, expected == 0), (shape, dtype)
             torch.testing.assert_close(mine, expected, rtol=8e-3 if dtype == torch.bfloat16 else 1e-6, atol=0)
+
+
+@pytest.mark.parametrize("count", [1, 10, 4096])
+def test_zeros_are_drawn_by_splitmix64(count: int) -> None:
+    """Failing would mean that devices without the native engine drop other numbers, so that a moved run is another run."""
+    key, threshold = 2**63 - 5, 20000
+    mask = (1 << 64) - 1
+    expected = []
+    for block in range(1, -(-count // 4) + 1):
+        z = (key + block * 0x9E3779B97F4A7C15) & mask
+        z = ((z ^ z >> 30) * 0xBF58476D1CE4E5B9) & mask
+        z = ((z ^ z >> 27) * 0x94D049BB133111EB) & mask
+        z ^= z >> 31
+        expected += [(z >> 16 * quarter & 0xFFFF) >= threshold for quarter in range(4)]
+    assert kept(key, count, threshold, torch.device("cpu")).tolist() == expected[:count]
+
+
+def test_copies_are_laid_out_for_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failing would mean that cuDNN copies the averaged weights at each call, and warns of it."""
+    laid_out: list[LanguageModel] = []
+    monkeypatch.setattr(LanguageModel, "flatten_for_cudnn", lambda model: laid_out.append(model))
+    average = WeightAverage(LanguageModel(ModelSection(hidden=4), 5, "reference"), 0.99)
+    assert laid_out == [average.model]
