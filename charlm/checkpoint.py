@@ -3,15 +3,14 @@
 The file is in the safetensors format: tensors, and a JSON text under the metadata key ``charlm``. Nothing is ever
 unpickled. A checksum covers metadata and tensors. No absolute path, user or host name and no time of day goes in.
 
-It is written to a temporary name, flushed, renamed, and the folder flushed: at any moment a reader (or a power cut)
-finds either the old file whole or the new one whole.
+It is written atomically (:mod:`charlm.files`): at any moment a reader, also after a power failure, finds either the old
+file whole or the new one whole.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,7 @@ from charlm import __version__
 from charlm.config import Recipe, is_path, validate_recipe
 from charlm.data.vocabulary import Vocabulary
 from charlm.errors import CharlmError, CheckpointError, UsageError
-from charlm.files import flush_folder
+from charlm.files import to_json, whole_path
 from charlm.model.cells import State
 from charlm.model.engines import resolve_engine
 from charlm.model.language_model import LanguageModel
@@ -101,8 +100,11 @@ def fill(model: LanguageModel, weights: dict[str, Tensor]) -> None:
             weight.copy_(weights[name])
 
 
-def save(path: Path, checkpoint: Checkpoint) -> None:
+def save(path: Path, checkpoint: Checkpoint, *, keep: Path | None = None) -> None:
     """Write a checkpoint so that ``path`` is at every moment either the old file or the new one, whole.
+
+    Args:
+        keep: a name in the same folder for the file that was at ``path``.
 
     Raises:
         CheckpointError: the disk is full or not writable.
@@ -121,19 +123,14 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "resolved": checkpoint.resolved,
         "progress": checkpoint.progress,
     }
-    text = json.dumps(described, ensure_ascii=False)
+    text = to_json(described)
     metadata = {"charlm": text, "sha256": _checksum(text, tensors)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(tensors, temporary, metadata=metadata)
-        # safetensors makes files that only their owner can read; a checkpoint is as open as the folder it lies in.
-        temporary.chmod(path.parent.stat().st_mode & 0o666)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        flush_folder(path.parent)
+        with whole_path(path, keep=keep) as new:
+            save_file(tensors, new, metadata=metadata)
+            # safetensors makes files that only their owner can read; a checkpoint is as open as its folder.
+            new.chmod(path.parent.stat().st_mode & 0o666)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
         raise CheckpointError(f"cannot write {path}: {error}; what was there before is untouched") from None
 
 

@@ -66,25 +66,16 @@ def start(loaded: LoadedRecipe, options: Options) -> Started:
     """
     if options.resume != "never" and (options.overwrite or options.init):
         raise UsageError("--resume goes on with a run; --overwrite and --init start one. Choose one of them")
-    existed = options.out.exists()
     folder = RunFolder(options.out)
     try:
         return _start(loaded, options, folder)
     except BaseException:
-        folder.close()
-        if not existed:
-            _remove_if_empty(options.out)
+        folder.abandon()
         raise
 
 
-def _remove_if_empty(folder: Path) -> None:
-    (folder / ".lock").unlink(missing_ok=True)
-    if not any(folder.iterdir()):
-        folder.rmdir()
-
-
 def _start(loaded: LoadedRecipe, options: Options, folder: RunFolder) -> Started:
-    notices: list[str] = []
+    notices = folder.examine()
     earlier = _earlier(options, folder, notices)
     if earlier is not None:
         loaded = replace(loaded, recipe=defaults.as_before(loaded.recipe, earlier.recipe))
@@ -130,6 +121,7 @@ def _start(loaded: LoadedRecipe, options: Options, folder: RunFolder) -> Started
         notices.append(f"the run that was here is now in {folder.move_aside()}")
     if earlier is None:
         folder.cut_logs({})  # what a run left that never reached its first checkpoint
+    folder.remove_temporaries()
     folder.write_config(anchored(loaded))
     trainer = Trainer(recipe, stored_recipe, dataset, model, resolved, folder, options.limits, earlier)
     shape = trainer.batches.shape
