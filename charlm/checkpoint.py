@@ -12,6 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from charlm import __version__
 from charlm.config import Recipe, is_path, validate_recipe
 from charlm.data.vocabulary import Vocabulary
 from charlm.errors import CharlmError, CheckpointError, UsageError
-from charlm.files import to_json, whole_path
+from charlm.files import is_utf8, to_json, whole_path
 from charlm.model.cells import State
 from charlm.model.engines import resolve_engine
 from charlm.model.language_model import LanguageModel
@@ -152,7 +154,7 @@ def load(path: Path) -> Checkpoint:
     text, sha256 = _metadata(path)
     described = _described(path, text)
     try:
-        with safe_open(path, framework="pt") as file:
+        with _opened(path) as file:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
@@ -185,9 +187,18 @@ def describe(path: Path) -> dict[str, Any]:
         CheckpointError: as :func:`load`, but the checksum is not verified.
     """
     text, sha256 = _metadata(path)
-    with safe_open(path, framework="pt") as file:
+    with _opened(path) as file:
         shapes = {name: list(file.get_slice(name).get_shape()) for name in sorted(file.keys())}
     return {**_described(path, text), "sha256": sha256, "bytes": path.stat().st_size, "tensors": shapes}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """``safe_open``, which takes only paths that are UTF-8, for any path."""
+    with path.open("rb") as file:
+        name = path if is_utf8(str(path)) else Path(f"/proc/self/fd/{file.fileno()}")
+        with safe_open(name, framework="pt") as opened:
+            yield opened
 
 
 def _metadata(path: Path) -> tuple[str, str]:
@@ -206,7 +217,7 @@ def _metadata(path: Path) -> tuple[str, str]:
     if len(head) < 9 or not 2 <= struct.unpack("<Q", head[:8])[0] <= 100_000_000:
         raise CheckpointError(f"{path} is not a charlm checkpoint: no safetensors header in its {size} bytes")
     try:
-        with safe_open(path, framework="pt") as opened:
+        with _opened(path) as opened:
             metadata = opened.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is truncated or damaged ({size:,} bytes): {error}") from None

@@ -97,11 +97,17 @@ def _give_name(path: Path, link: Path, name: Path) -> None:
         path.replace(name)
 
 
-def to_json(value: Any) -> str:
-    """JSON that can be encoded as UTF-8.
+def is_utf8(path: str) -> bool:
+    """Whether a path can be written as text: in Python the bytes of another name become lone surrogates."""
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
-    A file name that is not UTF-8 holds lone surrogates in Python; here they become JSON escapes such as ``\\udcfc``.
-    """
+
+def to_json(value: Any) -> str:
+    """JSON that can be encoded as UTF-8: lone surrogates (see :func:`is_utf8`) become escapes such as ``\\udcfc``."""
     return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -15,6 +15,7 @@ from charlm.config import LoadedRecipe, Recipe, SplitFiles, is_path, reconcile
 from charlm.data.dataset import Dataset, open_dataset
 from charlm.data.vocabulary import Vocabulary, describe_characters
 from charlm.errors import CheckpointError, RecipeError, UsageError
+from charlm.files import is_utf8
 from charlm.model.engines import ENGINES, resolve_engine
 from charlm.model.language_model import LanguageModel, embedding_width
 from charlm.runtime import prepare, resolve_device, resolve_precision
@@ -277,4 +278,6 @@ def _absolute(path: str | None, folder: Path) -> str | None:
         return path
     expanded = Path(path).expanduser()
     beside_recipe = (folder / expanded).exists() or any(folder.glob(path) if not expanded.is_absolute() else ())
-    return str((folder / expanded if beside_recipe else expanded).absolute())
+    absolute = str((folder / expanded if beside_recipe else expanded).absolute())
+    # YAML cannot hold a path that is not UTF-8: the text is then found from the recipe's folder alone.
+    return absolute if is_utf8(absolute) else path
