@@ -22,18 +22,18 @@ def temporary_sibling(path: Path) -> Path:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what killed writers left in a folder: only names of :func:`temporary_sibling`, and never through a link.
+    """Remove what killed writers left in a folder: files with a name of :func:`temporary_sibling`; links stay.
 
     The caller makes sure that nobody writes there now.
     """
     for path in [entry for entry in folder.iterdir() if _TEMPORARY.fullmatch(entry.name)]:
         with suppress(OSError):
-            if not stat.S_ISDIR(os.lstat(path).st_mode):
-                path.unlink()
-                continue
-            for inner in path.iterdir():
-                inner.unlink()
-            path.rmdir()
+            is_folder = stat.S_ISDIR(os.lstat(path).st_mode)
+            for file in path.iterdir() if is_folder else [path]:
+                if stat.S_ISREG(os.lstat(file).st_mode):
+                    file.unlink()
+            if is_folder:
+                path.rmdir()
 
 
 @contextmanager

@@ -78,9 +78,8 @@ class RunFolder:
         except OSError:
             if not self.path.is_dir():
                 raise RunFolderError(f"the run's folder {self.path} was removed while it was trained in") from None
-            held = self._lock
+            self._lock.release()
             self._acquire()
-            held.release()
             return
         if identity != self._lock_identity:
             raise RunFolderError(
