@@ -3,16 +3,17 @@
 The file is in the safetensors format: tensors, and a JSON text under the metadata key ``charlm``. Nothing is ever
 unpickled. A checksum covers metadata and tensors. No absolute path, user or host name and no time of day goes in.
 
-It is written to a temporary name, flushed, renamed, and the folder flushed: at any moment a reader (or a power cut)
-finds either the old file whole or the new one whole.
+It is written atomically (:mod:`charlm.files`): at any moment a reader, also after a power failure, finds either the old
+file whole or the new one whole.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from charlm import __version__
 from charlm.config import Recipe, is_path, validate_recipe
 from charlm.data.vocabulary import Vocabulary
 from charlm.errors import CharlmError, CheckpointError, UsageError
-from charlm.files import flush_folder
+from charlm.files import is_utf8, to_json, whole_path
 from charlm.model.cells import State
 from charlm.model.engines import resolve_engine
 from charlm.model.language_model import LanguageModel
@@ -101,8 +102,11 @@ def fill(model: LanguageModel, weights: dict[str, Tensor]) -> None:
             weight.copy_(weights[name])
 
 
-def save(path: Path, checkpoint: Checkpoint) -> None:
+def save(path: Path, checkpoint: Checkpoint, *, keep: Path | None = None) -> None:
     """Write a checkpoint so that ``path`` is at every moment either the old file or the new one, whole.
+
+    Args:
+        keep: a name in the same folder for the file that was at ``path``.
 
     Raises:
         CheckpointError: the disk is full or not writable.
@@ -121,19 +125,14 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "resolved": checkpoint.resolved,
         "progress": checkpoint.progress,
     }
-    text = json.dumps(described, ensure_ascii=False)
+    text = to_json(described)
     metadata = {"charlm": text, "sha256": _checksum(text, tensors)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(tensors, temporary, metadata=metadata)
-        # safetensors makes files that only their owner can read; a checkpoint is as open as the folder it lies in.
-        temporary.chmod(path.parent.stat().st_mode & 0o666)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        flush_folder(path.parent)
+        with whole_path(path, keep=keep) as new:
+            save_file(tensors, new, metadata=metadata)
+            # safetensors makes files that only their owner can read; a checkpoint is as open as its folder.
+            new.chmod(path.parent.stat().st_mode & 0o666)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
         raise CheckpointError(f"cannot write {path}: {error}; what was there before is untouched") from None
 
 
@@ -155,7 +154,7 @@ def load(path: Path) -> Checkpoint:
     text, sha256 = _metadata(path)
     described = _described(path, text)
     try:
-        with safe_open(path, framework="pt") as file:
+        with _opened(path) as file:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
@@ -188,9 +187,18 @@ def describe(path: Path) -> dict[str, Any]:
         CheckpointError: as :func:`load`, but the checksum is not verified.
     """
     text, sha256 = _metadata(path)
-    with safe_open(path, framework="pt") as file:
+    with _opened(path) as file:
         shapes = {name: list(file.get_slice(name).get_shape()) for name in sorted(file.keys())}
     return {**_described(path, text), "sha256": sha256, "bytes": path.stat().st_size, "tensors": shapes}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """``safe_open``, which takes only paths that are UTF-8, for any path."""
+    with path.open("rb") as file:
+        name = path if is_utf8(str(path)) else Path(f"/proc/self/fd/{file.fileno()}")
+        with safe_open(name, framework="pt") as opened:
+            yield opened
 
 
 def _metadata(path: Path) -> tuple[str, str]:
@@ -209,7 +217,7 @@ def _metadata(path: Path) -> tuple[str, str]:
     if len(head) < 9 or not 2 <= struct.unpack("<Q", head[:8])[0] <= 100_000_000:
         raise CheckpointError(f"{path} is not a charlm checkpoint: no safetensors header in its {size} bytes")
     try:
-        with safe_open(path, framework="pt") as opened:
+        with _opened(path) as opened:
             metadata = opened.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is truncated or damaged ({size:,} bytes): {error}") from None

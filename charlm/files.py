@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from uuid import uuid4
+
+_TEMPORARY = re.compile(r"\.new-[0-9a-f]{32}")
 
 
 def temporary_sibling(path: Path) -> Path:
     """A hidden name beside ``path`` that nobody else uses."""
     return path.with_name(f".new-{uuid4().hex}")
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what killed writers left in a folder: files with a name of :func:`temporary_sibling`; links stay.
+
+    The caller makes sure that nobody writes there now.
+    """
+    for path in [entry for entry in folder.iterdir() if _TEMPORARY.fullmatch(entry.name)]:
+        with suppress(OSError):
+            is_folder = stat.S_ISDIR(os.lstat(path).st_mode)
+            for file in path.iterdir() if is_folder else [path]:
+                if stat.S_ISREG(os.lstat(file).st_mode):
+                    file.unlink()
+            if is_folder:
+                path.rmdir()
 
 
 @contextmanager
@@ -38,6 +59,56 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
         raise
     flush_folder(path.parent)
+
+
+@contextmanager
+def whole_path(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
+    """As :func:`whole_file`, for a writer that wants a path and may make files of its own beside it.
+
+    Yields a path in a hidden folder beside ``path``, whose folder must exist.
+
+    Args:
+        keep: in the same folder; the file that was at ``path`` gets this name, once the new one is complete.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    hidden = temporary_sibling(path)
+    hidden.mkdir(mode=0o700)
+    try:
+        new = hidden / path.name
+        yield new
+        with new.open("rb+") as file:
+            os.fsync(file.fileno())
+        if keep is not None and os.path.lexists(path):
+            _give_name(path, hidden / keep.name, keep)
+        new.replace(path)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+    flush_folder(path.parent)
+
+
+def _give_name(path: Path, link: Path, name: Path) -> None:
+    """Give a file a second name (by way of ``link``), so that ``path`` exists at every moment."""
+    try:
+        os.link(path, link)
+        link.replace(name)
+    except OSError:  # a file system without hard links
+        path.replace(name)
+
+
+def is_utf8(path: str) -> bool:
+    """Whether a path can be written as text: in Python the bytes of another name become lone surrogates."""
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def to_json(value: Any) -> str:
+    """JSON that can be encoded as UTF-8: lone surrogates (see :func:`is_utf8`) become escapes such as ``\\udcfc``."""
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def flush_folder(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import getpass
 import json
+import os
 import socket
 import struct
 from collections.abc import Callable
@@ -324,7 +325,7 @@ def test_a_failing_write_leaves_the_old_file(file: Path, monkeypatch: pytest.Mon
         case "writing":
             monkeypatch.setattr(checkpoint, "save_file", half)
         case "flushing":
-            monkeypatch.setattr(checkpoint.os, "fsync", fails)
+            monkeypatch.setattr(os, "fsync", fails)
         case "renaming":
             monkeypatch.setattr(Path, "replace", fails)
     with pytest.raises(CheckpointError, match=r"No space left on device.*what was there before is untouched"):

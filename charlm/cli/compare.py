@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from charlm.cli.console import Live, columns, duration, json_line, notice, out, progress_bar, table, visible_word
-from charlm.cli.options import ResumeChoice, parse_limit
+from charlm.cli.console import Live, columns, duration, json_line, notice, out, progress_bar, shell_words, table, visible_word
+from charlm.cli.options import ResumeChoice, parse_folder, parse_limit
 from charlm.cli.watch import follow, stop_on_signals
 from charlm.errors import DivergedError, UsageError
 
@@ -61,7 +60,14 @@ def compare(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key for all candidates. Repeatable.")
     ] = None,
     out_dir: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the runs' folders.", show_default="checkpoints/compare-<recipes>")
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            parser=parse_folder,
+            help="Folder of the runs' folders.",
+            show_default="checkpoints/compare-<recipes>",
+        ),
     ] = None,
     resume: Annotated[
         ResumeChoice,
@@ -140,7 +146,7 @@ def _again(given: _Given, max_time: str | None, to: float | None, out_dir: Path 
     words += ["--to", f"{to:g}"] if to is not None else []
     words += ["--out", str(out_dir)] if out_dir is not None else []
     words += ["--device", device] if device != "auto" else []
-    return shlex.join(words)
+    return shell_words(words)
 
 
 def _results(
@@ -210,11 +216,11 @@ class _Work:
 
     def lengths(self, seconds: float, *, as_the_first: bool = False) -> EqualTime:
         """Plans for so many seconds of training, which may be those of the first run."""
-        from charlm.comparison.equal import EqualTime
+        from charlm.comparison.equal import EqualTime, remove_plans
 
         path = self.folder / "equal-time.json"
         if self._overwrite:
-            path.unlink(missing_ok=True)
+            remove_plans(path)
         return EqualTime(path, seconds, self._device, as_the_first=as_the_first)
 
     def run(self, name: str, loaded: LoadedRecipe, about: str) -> dict[str, Any] | None:
@@ -276,6 +282,8 @@ def _conclude(found: Comparison, work: _Work, equal: Equal, as_json: bool) -> No
     picture = work.folder / "compare.png"
     drawn = write_comparison_png(found.curves, found.measured_on, picture)
     notices = found.notices + work.problems
+    if not drawn and picture.exists():
+        notices.append(f"{picture} was not drawn by this charlm and stays as it is; no picture of this comparison was written")
     if as_json:
         json_line(
             {"candidates": [asdict(row) for row in found.rows], "to_perplexity": found.to_perplexity, "equal": equal.value,

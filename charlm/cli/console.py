@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import shlex
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -86,6 +87,24 @@ def _is_control(character: str) -> bool:
 
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
+
+
+def shell_words(words: Sequence[str]) -> str:
+    """A command line that a shell (bash, ksh, zsh) reads back: what cannot be shown is written as ``$'\\xfc'``."""
+    return " ".join(_shell_word(word) for word in words)
+
+
+def _shell_word(word: str) -> str:
+    if not any(_is_control(character) for character in word):
+        return shlex.quote(word)
+    # Bytes of a file name that are not UTF-8 are lone surrogates in Python.
+    quoted = (
+        "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogateescape"))
+        if _is_control(character)
+        else f"\\{character}" if character in "\\'" else character
+        for character in word
+    )  # fmt: skip
+    return f"$'{''.join(quoted)}'"
 
 
 def table(title: str | None, headers: Sequence[str], rows: Sequence[Sequence[str]], to_stderr: bool = False) -> None:

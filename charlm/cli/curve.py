@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from charlm.comparison.figures import Point
 
 Points = list[tuple[float, float]]
@@ -60,7 +62,11 @@ def draw(curve: Curve, width: int = 64, height: int = 12) -> str:
 
 
 def write_png(curve: Curve, path: Path) -> bool:
-    """Write the curve as a picture. Returns whether matplotlib (the ``plot`` extra) was there to do it."""
+    """Write the curve as a picture.
+
+    Returns:
+        Whether it was written: matplotlib (the ``plot`` extra) is installed, and no other program's file is in the way.
+    """
     if importlib.util.find_spec("matplotlib") is None or not curve.training:
         return False
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -79,7 +85,18 @@ def write_png(curve: Curve, path: Path) -> bool:
     axes.set_ylabel("nats per character")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=120)
+    return _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> bool:
+    """Write a picture atomically, and only over one that charlm drew."""
+    from charlm.files import whole_file
+    from charlm.training.own_files import PICTURE_SOFTWARE, may_draw
+
+    if not may_draw(path):
+        return False
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=120, metadata={"Software": PICTURE_SOFTWARE})
     return True
 
 
@@ -91,7 +108,7 @@ def write_comparison_png(curves: Mapping[str, Sequence[Sequence[Point]]], measur
         measured_on: ``training`` or ``validation``.
 
     Returns:
-        Whether matplotlib (the ``plot`` extra) was there to do it.
+        As :func:`write_png`.
     """
     if importlib.util.find_spec("matplotlib") is None:
         return False
@@ -113,5 +130,4 @@ def write_comparison_png(curves: Mapping[str, Sequence[Sequence[Point]]], measur
     for axes in (left, right):
         axes.grid(alpha=0.3)
     right.legend()
-    figure.savefig(path, dpi=120)
-    return True
+    return _save(figure, path)

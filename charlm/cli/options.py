@@ -57,6 +57,17 @@ def parse_limit(max_time: str | None) -> float | None:
     return seconds
 
 
+def parse_folder(given: str) -> Path:
+    """The folder that ``--out`` names.
+
+    Raises:
+        UsageError: it is empty, which a path would take for the current folder.
+    """
+    if not given:
+        raise UsageError("--out is empty; expected a folder, such as --out runs/first")
+    return Path(given)
+
+
 def read_text(given: str, option: str = "--prompt") -> str:
     """What TEXT, @FILE or - (standard input) stand for.
 

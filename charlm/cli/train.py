@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,11 +18,12 @@ from charlm.cli.console import (
     notice,
     out,
     progress_bar,
+    shell_words,
     size,
     visible,
     visible_word,
 )
-from charlm.cli.options import ResumeChoice, parse_limit
+from charlm.cli.options import ResumeChoice, parse_folder, parse_limit
 from charlm.cli.watch import follow, stop_on_signals
 
 if TYPE_CHECKING:
@@ -41,7 +41,10 @@ def train(
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as model.hidden=256. Repeatable."),
     ] = None,
     out_dir: Annotated[
-        Path | None, typer.Option("--out", help="The run's folder.", show_default="checkpoints/<recipe>")
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", parser=parse_folder, help="The run's folder.", show_default="checkpoints/<recipe>"
+        ),
     ] = None,
     resume: Annotated[
         ResumeChoice, typer.Option(help="Go on with the run in this folder: never, if there is one, or else fail.")
@@ -113,7 +116,7 @@ def _resume_command(recipe: str, overrides: list[str], seed: int | None, out_dir
     words += ["--seed", str(seed)] if seed is not None else []
     words += ["--out", str(out_dir)] if out_dir is not None else []
     words += ["--device", device] if device != "auto" else []
-    return shlex.join([*words, "--resume", "auto"])
+    return shell_words([*words, "--resume", "auto"])
 
 
 def _introduce(loaded: LoadedRecipe, begun: Started) -> None:
@@ -170,8 +173,11 @@ def _conclude(finished: Finished, trainer: Trainer, loaded: LoadedRecipe, quiet:
         if is_terminal() and (drawing := draw(curve)):
             notice(drawing)
         picture = trainer.folder.path / "learning-curve.png"
-        if write_png(curve, picture):
-            notice(f"learning curve: {picture}")
+        try:
+            if write_png(curve, picture):
+                notice(f"learning curve: {picture}")
+        except OSError as error:  # the run is complete without it
+            notice(f"learning curve: cannot write {picture}: {error.strerror}")
         facts(_summary(record, loaded, again))
     show = notice if as_json else out
     if not quiet or not as_json:
@@ -218,7 +224,7 @@ def _summary(record: dict[str, Any], loaded: LoadedRecipe, again: str) -> list[t
         ]  # fmt: skip
         lines += _overfitting(record)
     lines += _comparison(record, loaded)
-    checkpoint = shlex.quote(record["checkpoint"])
+    checkpoint = shell_words([record["checkpoint"]])
     if record["stopped_because"] != "finished":
         lines.append(("go on", again))
     lines.append(("sample", f"charlm sample {checkpoint}"))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from charlm.comparison.candidates import Candidate
 from charlm.config import LoadedRecipe, ModelSection
 from charlm.errors import UsageError
+from charlm.files import whole_file
 from charlm.model.language_model import count_parameters
 from charlm.training import defaults
 from charlm.training.plan import Limits
@@ -103,8 +106,8 @@ class EqualTime:
         self._path, self._seconds, self._device = path, seconds, device
         self._chosen_for = None if as_the_first else seconds
         self._plans: dict[str, list[str]] = {}
-        if path.exists():
-            stored = json.loads(path.read_text(encoding="utf-8"))
+        if os.path.lexists(path):
+            stored = _stored_plans(path)
             if stored["seconds"] != seconds:
                 raise UsageError(
                     f"{path.parent} holds runs planned for {stored['seconds']:.1f} s of training, and now {seconds:.1f} s are "
@@ -119,9 +122,30 @@ class EqualTime:
             closed = candidate.but(*chosen)
             updates = max(1, round(self._seconds / seconds_per_update(closed, self._device, self._seconds)))
             self._plans[candidate.name] = [*chosen, f"train.updates={updates}", "train.time=null"]
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.write_text(json.dumps({"seconds": self._seconds, "plans": self._plans}), encoding="utf-8")
+            with whole_file(self._path) as file:
+                file.write(json.dumps({"seconds": self._seconds, "plans": self._plans}).encode())
         return self._plans[candidate.name]
+
+
+def _stored_plans(path: Path) -> dict[str, Any]:
+    try:
+        stored = json.loads(path.read_bytes()) if path.is_file() and not path.is_symlink() else None
+    except ValueError:
+        stored = None
+    if not isinstance(stored, dict) or stored.keys() != {"seconds", "plans"}:
+        raise UsageError(f"{path} was not written by charlm compare; move it elsewhere, or choose another --out")
+    return stored
+
+
+def remove_plans(path: Path) -> None:
+    """Forget the plans of an earlier comparison.
+
+    Raises:
+        UsageError: the file is not charlm's.
+    """
+    if os.path.lexists(path):
+        _stored_plans(path)
+        path.unlink()
 
 
 def values_left_open(candidate: Candidate, device: str, seconds: float | None = None) -> list[str]:

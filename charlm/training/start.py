@@ -15,6 +15,7 @@ from charlm.config import LoadedRecipe, Recipe, SplitFiles, is_path, reconcile
 from charlm.data.dataset import Dataset, open_dataset
 from charlm.data.vocabulary import Vocabulary, describe_characters
 from charlm.errors import CheckpointError, RecipeError, UsageError
+from charlm.files import is_utf8
 from charlm.model.engines import ENGINES, resolve_engine
 from charlm.model.language_model import LanguageModel, embedding_width
 from charlm.runtime import prepare, resolve_device, resolve_precision
@@ -66,25 +67,16 @@ def start(loaded: LoadedRecipe, options: Options) -> Started:
     """
     if options.resume != "never" and (options.overwrite or options.init):
         raise UsageError("--resume goes on with a run; --overwrite and --init start one. Choose one of them")
-    existed = options.out.exists()
     folder = RunFolder(options.out)
     try:
         return _start(loaded, options, folder)
     except BaseException:
-        folder.close()
-        if not existed:
-            _remove_if_empty(options.out)
+        folder.abandon()
         raise
 
 
-def _remove_if_empty(folder: Path) -> None:
-    (folder / ".lock").unlink(missing_ok=True)
-    if not any(folder.iterdir()):
-        folder.rmdir()
-
-
 def _start(loaded: LoadedRecipe, options: Options, folder: RunFolder) -> Started:
-    notices: list[str] = []
+    notices = folder.examine()
     earlier = _earlier(options, folder, notices)
     if earlier is not None:
         loaded = replace(loaded, recipe=defaults.as_before(loaded.recipe, earlier.recipe))
@@ -130,6 +122,7 @@ def _start(loaded: LoadedRecipe, options: Options, folder: RunFolder) -> Started
         notices.append(f"the run that was here is now in {folder.move_aside()}")
     if earlier is None:
         folder.cut_logs({})  # what a run left that never reached its first checkpoint
+    folder.remove_temporaries()
     folder.write_config(anchored(loaded))
     trainer = Trainer(recipe, stored_recipe, dataset, model, resolved, folder, options.limits, earlier)
     shape = trainer.batches.shape
@@ -287,4 +280,6 @@ def _absolute(path: str | None, folder: Path) -> str | None:
         return path
     expanded = Path(path).expanduser()
     beside_recipe = (folder / expanded).exists() or any(folder.glob(path) if not expanded.is_absolute() else ())
-    return str((folder / expanded if beside_recipe else expanded).absolute())
+    absolute = str((folder / expanded if beside_recipe else expanded).absolute())
+    # YAML cannot hold a path that is not UTF-8: the text is then found from the recipe's folder alone.
+    return absolute if is_utf8(absolute) else path

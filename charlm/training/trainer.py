@@ -33,8 +33,9 @@ from charlm.model.language_model import LanguageModel
 from charlm.threads import Tuner
 from charlm.training.events import Evaluated, Event, Finished, Sampled, Saved, StepDone, ThreadsChanged
 from charlm.training.optimisation import LossScale, WeightAverage, learning_rate, optimizer_tensors, restore_optimizer
+from charlm.training.own_files import BEST, LAST
 from charlm.training.plan import EXACT_CHARACTERS, Limits, Plan, Resolved, read_by_an_evaluation
-from charlm.training.run_folder import BEST, LAST, RunFolder
+from charlm.training.run_folder import RunFolder
 from charlm.training.update import Updater
 
 RECENT_STEPS = 100

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import math
 
-from charlm.cli.curve import Curve, draw, read_curve, write_png
+import pytest
+
+from charlm.cli.curve import Curve, draw, read_curve, write_comparison_png, write_png
+from charlm.comparison.figures import Point
 
 
 def _run(folder, entries):
@@ -63,3 +66,31 @@ def test_a_flat_curve_can_be_drawn():
 def test_only_validation_can_be_drawn():
     """Failing would mean that a curve without training points breaks the end of a run."""
     assert "●" in draw(Curve([], [(1, 2.0), (2, 1.5), (3, 1.2)]))
+
+
+def test_a_picture_is_written_only_over_charlms_own(tmp_path):
+    """Failing would mean that a user's picture is replaced, or written to through a link."""
+    pytest.importorskip("matplotlib")
+    curve = Curve([(step, 3 - step / 100) for step in range(1, 101)], [(50, 2.6), (100, 2.1)])
+    path, foreign = tmp_path / "learning-curve.png", tmp_path / "lecture.png"
+    assert write_png(curve, path) and write_png(curve, path)
+    assert path.read_bytes().startswith(b"\x89PNG") and b"charlm" in path.read_bytes()[:1000]
+    foreign.write_bytes(b"\x89PNG of a lecture")
+    path.unlink()
+    for put in (lambda: path.write_bytes(foreign.read_bytes()), lambda: path.symlink_to(foreign)):
+        put()
+        assert not write_png(curve, path)
+        assert path.read_bytes() == foreign.read_bytes() == b"\x89PNG of a lecture"
+        path.unlink()
+    assert sorted(tmp_path.iterdir()) == [foreign]
+
+
+def test_a_comparison_leaves_a_picture_that_is_not_its_own(tmp_path):
+    """Failing would mean that a picture drawn with Matplotlib by somebody else is taken for charlm's."""
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "compare.png"
+    path.write_bytes(b"\x89PNG Software\0Matplotlib version 3")
+    curves = {"lstm": [[Point(1, 10, 0.1, 2.0), Point(2, 20, 0.2, 1.0)]]}
+    assert not write_comparison_png(curves, "validation", path)
+    path.unlink()
+    assert write_comparison_png(curves, "validation", path)

@@ -1,0 +1,197 @@
+"""Which files in a run's folder charlm wrote itself. It replaces, cuts, moves and removes no others.
+
+A file with one of charlm's names is charlm's own if it has its mark:
+
+checkpoints         charlm's metadata in the safetensors header
+metrics.jsonl       a first line that is a record of a step, an evaluation or the end
+samples.txt         a first line that is a heading of a sample
+learning-curve.png  a text entry that names charlm
+config.yaml         a first line that says so, with a checksum of the lines below
+
+Empty and damaged files, and some of earlier versions, have no mark. They are charlm's if another file in the folder has one.
+
+``config.yaml`` belongs to charlm only while it is as charlm wrote it. If its user edits it, charlm leaves it as it is: the
+recipe of the run is also in its checkpoints.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import stat
+from enum import Enum, auto
+from pathlib import Path
+
+from charlm.config import Recipe
+from charlm.errors import CharlmError, UsageError
+from charlm.yaml_text import dump_yaml, parse_yaml
+
+LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safetensors"
+METRICS, SAMPLES, CONFIG, PICTURE, LOCK = "metrics.jsonl", "samples.txt", "config.yaml", "learning-curve.png", ".lock"
+
+PICTURE_SOFTWARE = "charlm (with Matplotlib)"
+"""The ``Software`` entry of a PNG that charlm drew."""
+
+_STEP = re.compile(r"step-([0-9]+)\.safetensors")
+_OLD_TEMPORARY = re.compile(r"\.(?:last|previous|best|step-[0-9]+)\.safetensors\.(?:[0-9]+\.)?tmp")
+_HEADING = re.compile(r"━━━ step [0-9]+, epoch ")
+_WRITTEN = re.compile(r"# Written by charlm\b.*\(sha256 ([0-9a-f]{16})\)")
+_HEAD = 4096  # bytes, in which every mark but that of config.yaml is found
+
+
+class Origin(Enum):
+    """Who wrote a file."""
+
+    CHARLM = auto()
+    EDITED = auto()
+    """Written by charlm, then edited by its user (``config.yaml`` only)."""
+    UNMARKED = auto()
+    """Nothing tells: empty, damaged, or perhaps of an earlier version."""
+    FOREIGN = auto()
+
+
+def is_checkpoint(name: str) -> bool:
+    """Whether this is the name of a checkpoint in a run's folder."""
+    return name in (LAST, PREVIOUS, BEST) or _STEP.fullmatch(name) is not None
+
+
+def kept_steps(folder: Path) -> list[str]:
+    """The names of the ``step-N`` checkpoints in a folder, the latest first."""
+    found = [(int(match[1]), name) for path in folder.iterdir() if (match := _STEP.fullmatch(name := path.name))]
+    return [name for _, name in sorted(found, reverse=True)]
+
+
+def present(folder: Path) -> list[str]:
+    """The names in a folder that charlm writes to, but for its lock.
+
+    Raises:
+        UsageError: one of them, or the lock, is a link, a folder or a device.
+    """
+    names = []
+    for name in sorted(path.name for path in folder.iterdir()):
+        if not (is_checkpoint(name) or name in (METRICS, SAMPLES, CONFIG, PICTURE, LOCK)):
+            continue
+        found = os.lstat(folder / name)
+        if not stat.S_ISREG(found.st_mode):
+            raise UsageError(
+                f"{folder / name} is {_kind(found.st_mode)}; expected a file of charlm's. Remove it, or choose another --out"
+            )
+        if name != LOCK:
+            names.append(name)
+        elif found.st_size:
+            raise UsageError(f"{folder / name} is not charlm's lock, which is empty; choose another --out")
+    return names
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISLNK(mode):
+        return "a symbolic link"
+    return "a folder" if stat.S_ISDIR(mode) else "a device, pipe or socket"
+
+
+def origin(path: Path) -> Origin:
+    """Who wrote a regular file that has one of charlm's names.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+        if path.name == CONFIG:
+            return _config_origin(head + file.read())
+    if path.name == METRICS:
+        return _metrics_origin(head)
+    if path.name == SAMPLES:
+        own = _HEADING.match(head.decode("utf-8", "replace"))
+        return Origin.CHARLM if own else Origin.FOREIGN if head else Origin.UNMARKED
+    return picture_origin(head) if path.name == PICTURE else _checkpoint_origin(head)
+
+
+def _checkpoint_origin(head: bytes) -> Origin:
+    # A header's length, then JSON, whose metadata come first: a truncated file has the mark too.
+    if head[8:].startswith(b'{"__metadata__":') and b'"charlm":' in head:
+        return Origin.CHARLM
+    if len(head) < min(_HEAD, 8 + int.from_bytes(head[:8], "little")) and head[8:9] in (b"", b"{"):
+        return Origin.UNMARKED  # cut off inside the header
+    is_something_else = head[8:9] == b"{" or head[:4] == b"PK\x03\x04" or head[:1] == b"\x80"
+    return Origin.FOREIGN if is_something_else else Origin.UNMARKED
+
+
+def _metrics_origin(head: bytes) -> Origin:
+    if not head:
+        return Origin.UNMARKED
+    line, end, _ = head.partition(b"\n")
+    if not end:  # cut off, or a long record
+        return Origin.UNMARKED if line.startswith(b'{"kind": "') else Origin.FOREIGN
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return Origin.FOREIGN
+    own = isinstance(record, dict) and record.get("kind") in ("step", "evaluation", "finished") and "step" in record
+    return Origin.CHARLM if own else Origin.FOREIGN
+
+
+def picture_origin(head: bytes) -> Origin:
+    """Who drew a PNG, from its first bytes. Earlier versions of charlm left Matplotlib's own entry."""
+    if not head:
+        return Origin.UNMARKED
+    if not head.startswith(b"\x89PNG"):
+        return Origin.FOREIGN
+    if PICTURE_SOFTWARE.encode() in head:
+        return Origin.CHARLM
+    return Origin.UNMARKED if b"Matplotlib version" in head else Origin.FOREIGN
+
+
+def may_draw(path: Path) -> bool:
+    """Whether a picture may be written here: there is nothing, or what charlm drew itself.
+
+    Matplotlib's own entry is enough for a learning curve, whose folder is known to be a run's.
+    """
+    try:
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            return False
+        with path.open("rb") as file:
+            found = picture_origin(file.read(_HEAD))
+    except FileNotFoundError:
+        return True
+    return found is Origin.CHARLM or (found is Origin.UNMARKED and path.name == PICTURE)
+
+
+def config_text(recipe: Recipe) -> str:
+    """A recipe as ``config.yaml`` holds it, with charlm's mark."""
+    body = dump_yaml(recipe.model_dump(mode="json"))
+    mark = f"# Written by charlm: the recipe of this run. If you edit it, charlm never replaces it (sha256 {_digest(body)})."
+    return f"{mark}\n{body}"
+
+
+def _config_origin(content: bytes) -> Origin:
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError:
+        return Origin.FOREIGN
+    if not text:
+        return Origin.UNMARKED
+    first, _, body = text.partition("\n")
+    if mark := _WRITTEN.match(first):
+        return Origin.CHARLM if mark[1] == _digest(body) else Origin.EDITED
+    return Origin.UNMARKED if _is_plain_dump(text) else Origin.FOREIGN
+
+
+def _is_plain_dump(text: str) -> bool:
+    """Whether a text is a whole recipe exactly as charlm dumps it: earlier versions wrote no mark."""
+    try:
+        values = parse_yaml(text, CONFIG)
+    except CharlmError:
+        return False
+    return isinstance(values, dict) and values.keys() >= Recipe.model_fields.keys() and dump_yaml(values) == text
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+
+def is_old_temporary(name: str) -> bool:
+    """Whether earlier versions of charlm gave this name to a file that they were writing."""
+    return _OLD_TEMPORARY.fullmatch(name) is not None
