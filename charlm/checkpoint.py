@@ -130,10 +130,25 @@ def save(path: Path, checkpoint: Checkpoint, *, keep: Path | None = None) -> Non
     try:
         with whole_path(path, keep=keep) as new:
             save_file(tensors, new, metadata=metadata)
+            _order_metadata(new, metadata["sha256"])
             # safetensors makes files that only their owner can read; a checkpoint is as open as its folder.
             new.chmod(path.parent.stat().st_mode & 0o666)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write {path}: {error}; what was there before is untouched") from None
+
+
+def _order_metadata(path: Path, sha256: str) -> None:
+    """Put the checksum behind the description: safetensors' order is random, and equal runs shall end in equal files."""
+    begin, first = '{"__metadata__":{', f'"sha256":"{sha256}",'
+    with path.open("r+b") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        header = file.read(size).decode("utf-8")
+        if header.startswith(begin + first):
+            second = len(begin + first)
+            _, end = json.JSONDecoder().raw_decode(header, second + len('"charlm":'))
+            header = f"{begin}{header[second:end]},{first[:-1]}{header[end:]}"
+            file.seek(8)
+            file.write(header.encode())
 
 
 def _checksum(text: str, tensors: dict[str, Tensor]) -> str:

@@ -368,3 +368,14 @@ def test_finding_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(runs / "empty")
     with pytest.raises(UsageError, match="there are no runs in checkpoints/ here"):
         find_checkpoint("full")
+
+
+def test_the_same_checkpoint_is_the_same_bytes(run: Any, tmp_path: Path) -> None:
+    """If this fails, two runs that are equal to the bit leave different files, and nobody can compare them by checksum."""
+    stored = load(run.folder / "last.safetensors")
+    written = set()
+    for _ in range(12):
+        save(tmp_path / "x.safetensors", stored)
+        written.add((tmp_path / "x.safetensors").read_bytes())
+    assert len(written) == 1
+    assert load(tmp_path / "x.safetensors").progress == stored.progress

@@ -129,7 +129,7 @@ def _metrics_origin(head: bytes) -> Origin:
         record = json.loads(line)
     except ValueError:
         return Origin.FOREIGN
-    own = isinstance(record, dict) and record.get("kind") in ("step", "evaluation", "finished") and "step" in record
+    own = isinstance(record, dict) and record.get("kind") in ("step", "threads", "evaluation", "finished") and "step" in record
     return Origin.CHARLM if own else Origin.FOREIGN
 
 

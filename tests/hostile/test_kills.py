@@ -76,7 +76,10 @@ def test_a_run_that_is_killed_again_and_again_ends_the_same(
     folders = {kills: tmp_path / f"after {kills} kills" for kills in (0, KILLS)}
     for kills, folder in folders.items():
         done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, str(recipe), str(folder), str(kills), "7"], capture_output=True, text=True, timeout=1800
+            [sys.executable, "-c", SCRIPT, str(recipe), str(folder), str(kills), "7"],
+            capture_output=True,
+            text=True,
+            timeout=1800,
         )
         log = Path(f"{folder}.log").read_text(encoding="utf-8")
         assert done.returncode == 0, done.stderr + log[-3000:]
