@@ -254,7 +254,7 @@ def transplant(model: LanguageModel, vocabulary: Vocabulary, initial: Checkpoint
 
 
 def portable(recipe: Recipe) -> Recipe:
-    """The recipe as a checkpoint may hold it: texts that were given by absolute paths are reduced to their names."""
+    """The recipe as a checkpoint may hold it: absolute paths and those with ``..`` are reduced to names."""
     data = recipe.data
     if isinstance(data.split, SplitFiles):
         files = SplitFiles(validation=_relative(data.split.validation), test=_relative(data.split.test))
@@ -266,7 +266,7 @@ def _relative(path: str | None) -> str | None:
     if path is None or not is_path(path):
         return path
     expanded = Path(path).expanduser()
-    return f"./{expanded.name}" if expanded.is_absolute() else path
+    return f"./{expanded.name}" if expanded.is_absolute() or ".." in expanded.parts else path
 
 
 def anchored(loaded: LoadedRecipe) -> Recipe:
