@@ -148,6 +148,8 @@ def encode(
     paths = [file.path for file in sources.files if file.path is not None]
     began_ns = time.time_ns()
     seen = stamps(paths)
+    if recorded is not None:
+        _possible(sources, recorded)
     if verify or not paths:
         content: str | None = _hash(sources, progress)
     else:
@@ -158,7 +160,7 @@ def encode(
         return known
     if recorded is not None:
         _look(sources, settings, recorded, progress)
-    return _make(sources, settings, seen, began_ns, recorded, progress)
+    return _make(sources, settings, seen, began_ns, verify, recorded, progress)
 
 
 def _make(
@@ -166,6 +168,7 @@ def _make(
     settings: _Settings,
     seen: list[Stamp],
     began_ns: int,
+    verify: bool,
     recorded: Recorded | None,
     progress: Progress | None,
 ) -> Encoded:
@@ -180,7 +183,7 @@ def _make(
             raise CorpusError(f"the corpus {sources.name} changed while it was read; start again when it is complete")
         entry = _entry(content, sources, seen, settings)
         _describe(work, {**meta, "key": entry.name})
-        _keep(work, entry)
+        _keep(work, entry, verify)
     except OSError as error:
         raise CorpusError(
             f"cannot write the encoded text to the cache {folder}: {error.strerror}; "
@@ -237,15 +240,18 @@ class _Writer(Protocol):
 
 
 class _Nowhere:
-    """Counts symbols and keeps none."""
+    """Counts symbols and keeps none. More text than ``limit`` is refused at the end of a file."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int) -> None:
         self.characters = 0
+        self._limit = limit
 
     def append(self, piece: bytes | str) -> None:
         self.characters += len(piece)
 
     def mark(self) -> tuple[int, int]:
+        if self.characters > self._limit:
+            raise CorpusError(f"more than {self._limit:,} characters")
         return self.characters, 0
 
     def rewind(self, mark: tuple[int, int]) -> None:
@@ -256,25 +262,27 @@ def _look(sources: Sources, settings: _Settings, recorded: Recorded, progress: P
     """Find out whether files are a recorded text, without writing anything.
 
     Raises:
-        OtherTextError: they are not, or they are no ordinary files.
+        OtherTextError: they are not.
     """
-    _ordinary(sources)
     size = sum(_size(file) for file in sources.files)
-    if size < recorded.bytes or (size > recorded.bytes and not sources.is_collection):
-        raise _other_text(sources, recorded)
     if size == recorded.bytes:
         found = Recorded(size, _hash(sources, progress))
     else:  # the recorded sha256 leaves out the files that are not text
         data = _Bytes(sources, progress)
         try:
-            _read(data, sources, settings, _Nowhere())
+            _read(data, sources, settings, _Nowhere(recorded.bytes))
         except CorpusError:  # it could say what is in a file
             raise _other_text(sources, recorded) from None
         found = Recorded(data.done_of_read, data.read.hexdigest())
     _same_text(sources, found, recorded)
 
 
-def _ordinary(sources: Sources) -> None:
+def _possible(sources: Sources, recorded: Recorded) -> None:
+    """Refuse files that cannot be a recorded text, without opening them.
+
+    Raises:
+        OtherTextError: they have another size, or are no ordinary files.
+    """
     # What the kernel shows as files of /proc and /sys can wait for events or never end. The text of a run is on a disk.
     kernel = {folder.stat().st_dev for folder in (Path("/proc"), Path("/sys")) if folder.is_dir()}
     for file in sources.files:
@@ -282,6 +290,9 @@ def _ordinary(sources: Sources) -> None:
             status = file.path.stat()
             if not stat.S_ISREG(status.st_mode) or status.st_dev in kernel:
                 raise OtherTextError(f"{file.label} is not an ordinary file")
+    size = sum(_size(file) for file in sources.files)
+    if size < recorded.bytes or (size > recorded.bytes and not sources.is_collection):  # a collection's can be left out
+        raise _other_text(sources, recorded)
 
 
 def _same_text(sources: Sources, found: Recorded, recorded: Recorded | None) -> None:
@@ -418,12 +429,12 @@ def _entry(content: str, sources: Sources, seen: list[Stamp], settings: _Setting
     return cache_part("encodings") / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _keep(work: Path, entry: Path) -> None:
+def _keep(work: Path, entry: Path, verify: bool) -> None:
     """Give a finished entry its name. If another process was faster, its entry stays, unless that is damaged."""
     try:
         work.rename(entry)
     except OSError:
-        if _load(entry) is not None:
+        if _load(entry, verify) is not None:
             return
         if not entry.exists():
             raise

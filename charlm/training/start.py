@@ -13,6 +13,7 @@ from charlm import checkpoint
 from charlm.checkpoint import Checkpoint
 from charlm.config import LoadedRecipe, Recipe, SplitFiles, is_path, reconcile
 from charlm.data.dataset import Dataset, open_dataset
+from charlm.data.recorded import recorded_text
 from charlm.data.vocabulary import Vocabulary, describe_characters
 from charlm.errors import CheckpointError, RecipeError, UsageError
 from charlm.model.engines import ENGINES, resolve_engine
@@ -85,6 +86,7 @@ def _remove_if_empty(folder: Path) -> None:
 
 def _start(loaded: LoadedRecipe, options: Options, folder: RunFolder) -> Started:
     notices: list[str] = []
+    given = loaded.recipe
     earlier = _earlier(options, folder, notices)
     if earlier is not None:
         loaded = replace(loaded, recipe=defaults.as_before(loaded.recipe, earlier.recipe))
@@ -101,6 +103,7 @@ def _start(loaded: LoadedRecipe, options: Options, folder: RunFolder) -> Started
         vocabulary=source.vocabulary if source else None,
         grow=initial is not None,
         verify=options.verify,
+        recorded=recorded_text(earlier.corpus, options.out) if earlier and _names_files(earlier, given) else None,
         fetch_progress=options.fetch_progress,
         encode_progress=options.encode_progress,
     )
@@ -165,6 +168,11 @@ def _rule(recipe: Recipe, dataset: Dataset, resolved: Resolved, started_at: floa
     if recipe.train.time is not None:
         budget = defaults.characters_in(recipe.train.time, recipe, dataset, resolved, started_at)
     return defaults.rule(max(1, stop - start), budget, recipe.model.cell)
+
+
+def _names_files(earlier: Checkpoint, given: Recipe) -> bool:
+    """Whether the checkpoint, and not the user's recipe, says which files are read."""
+    return isinstance(earlier.recipe.data.split, SplitFiles) and "split" not in given.data.model_fields_set
 
 
 def _same_text(earlier: Checkpoint, dataset: Dataset) -> None:
