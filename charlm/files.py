@@ -36,13 +36,28 @@ def remove_temporaries(folder: Path) -> None:
                 path.rmdir()
 
 
+def make_private_folder(path: Path) -> None:
+    """Make a folder, and those above it that are missing, for this user alone (mode 0700), whatever the umask.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    if not path.parent.exists():
+        make_private_folder(path.parent)
+    path.mkdir(mode=0o700, exist_ok=True)
+
+
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
+def whole_file(path: Path, *, mode: int | None = None) -> Iterator[BinaryIO]:
     """Write a file atomically; makes its folder.
 
     The file is written under a temporary name, flushed, renamed, and the folder flushed: at any moment, also after a power
     failure, a reader finds either the old file whole or the new one whole. If the block raises, nothing changes. A symbolic
     link at ``path`` is replaced, never followed.
+
+    Args:
+        path: the file.
+        mode: its permissions, whatever the umask; ``None``: the umask decides.
 
     Raises:
         OSError: it cannot be written.
@@ -51,6 +66,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     temporary = temporary_sibling(path)
     try:
         with temporary.open("xb") as file:
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
             yield file
             file.flush()
             os.fsync(file.fileno())

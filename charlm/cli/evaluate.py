@@ -183,6 +183,12 @@ def _file(stored: Checkpoint, file: str) -> tuple[Text, Encoded, dict[str, Any]]
 
 def _part(corpus: Dataset, split: str) -> tuple[Text, Encoded, dict[str, Any]]:
     encoded, offsets = corpus.encoded, list(corpus.splits[split])
+    if offsets[1] - offsets[0] < 2:
+        scorable = [name for name, (start, stop) in corpus.splits.items() if stop - start >= 2]
+        raise UsageError(
+            f"the {split} part of {corpus.name} is too short to score ({offsets[1] - offsets[0]} characters, at least 2 are "
+            f"needed); choose --split {' or '.join(scorable)}"
+        )
     return corpus.text(split), encoded, {"text": corpus.name, "sha256": encoded.sha256, "offsets": offsets, "split": split}
 
 
@@ -195,27 +201,15 @@ def _training_text(stored: Checkpoint, path: Path) -> Dataset:
 
 def _own_corpus(stored: Checkpoint, path: Path, advice: str) -> Dataset:
     """The text that the model was trained on, found again; used only if it is the same to the byte."""
-    from charlm.config import LoadedRecipe, SplitFiles, is_path, load_recipe
-    from charlm.data.dataset import open_dataset
+    from charlm.data.encoding import OtherTextError
+    from charlm.data.recorded import open_recorded
 
-    recipe = stored.recipe
-    # A text of the user's own is named in full by the run's config.yaml; the checkpoint itself holds no paths.
-    config = path.parent / "config.yaml"
-    corpus, data, folder = recipe.corpus, recipe.data, path.parent
-    if config.is_file() and (is_path(corpus) or isinstance(data.split, SplitFiles)):
-        beside = load_recipe(str(config)).recipe
-        corpus, data = beside.corpus, beside.data
-    loaded = LoadedRecipe(path.stem, recipe.model_copy(update={"corpus": corpus, "data": data}), folder)
     try:
-        dataset = open_dataset(loaded, vocabulary=stored.vocabulary)
+        return open_recorded(stored.recipe, stored.corpus, stored.vocabulary, path)
     except UsageError as error:
         raise UsageError(f"the text this model was trained on is not at hand ({error}); {advice}") from None
-    if dataset.encoded.sha256 != stored.corpus["sha256"]:
-        raise CorpusError(
-            f"{dataset.name} is not the text this model was trained on (sha256 {dataset.encoded.sha256[:12]}…, was "
-            f"{stored.corpus['sha256'][:12]}…); {advice}"
-        )
-    return dataset
+    except OtherTextError as error:
+        raise CorpusError(f"{error}; {advice}") from None
 
 
 def _baselines(corpus: Dataset, text: Text, encoded: Encoded, offsets: list[int]) -> dict[str, Any]:

@@ -25,10 +25,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from charlm.config import check_split, is_path
 from charlm.data.fingerprint import sha256_of
 from charlm.data.folders import cache_folder as cache_folder
+from charlm.data.folders import cache_part
 from charlm.data.folders import data_folder as data_folder
 from charlm.data.normalisation import normalisation
 from charlm.errors import CorpusError, RecipeError, UsageError
-from charlm.files import whole_file
+from charlm.files import make_private_folder, whole_file
 from charlm.resources import shipped_files
 from charlm.yaml_text import dump_yaml, parse_yaml
 
@@ -385,7 +386,7 @@ def fetch(name: str, card: Card, progress: Progress | None = None) -> Path:
         return here
     target = _cached(card)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(target.parent)
     except OSError as error:
         raise _cache_error(target.parent, error) from None
     failures = []
@@ -427,7 +428,7 @@ def _supplied_folders() -> list[Path]:
 
 
 def _cached(card: Card) -> Path:
-    return cache_folder() / "corpora" / card.files[0]
+    return cache_part("corpora") / card.files[0]
 
 
 def _cached_or_none(card: Card) -> Path | None:
@@ -442,7 +443,7 @@ def _download(url: str, target: Path, card: Card, progress: Progress | None) -> 
     """
     hasher, done = hashlib.sha256(), 0
     request = urllib.request.Request(url, headers={"User-Agent": "charlm"})
-    with urllib.request.urlopen(request, timeout=_TIMEOUT) as response, whole_file(target) as file:
+    with urllib.request.urlopen(request, timeout=_TIMEOUT) as response, whole_file(target, mode=0o600) as file:
         while block := response.read(_BLOCK):
             file.write(block)
             hasher.update(block)

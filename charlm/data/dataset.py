@@ -5,9 +5,11 @@ Data flows: corpora (where the text is) → encoding (indices on disk) → here 
 
 from __future__ import annotations
 
+import io
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +18,11 @@ import numpy.typing as npt
 
 from charlm.config import DataSection, LoadedRecipe, SplitFiles
 from charlm.data.corpora import SourceFile, Sources, locate
-from charlm.data.encoding import Encoded, encode
+from charlm.data.encoding import Encoded, Recorded, encode
 from charlm.data.splits import DEFAULT_SPLIT, split_offsets
 from charlm.data.vocabulary import Vocabulary, describe_characters
 from charlm.errors import CorpusError, UsageError
+from charlm.files import whole_file
 
 _BLOCK = 1 << 22  # characters counted at a time
 _REMEMBER_COUNTS_FROM = 1 << 24  # counting less than this is quicker than a file
@@ -112,6 +115,7 @@ def open_dataset(
     vocabulary: Vocabulary | None = None,
     grow: bool = False,
     verify: bool = False,
+    recorded: Recorded | None = None,
     fetch_progress: Progress | None = None,
     encode_progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
@@ -121,8 +125,10 @@ def open_dataset(
         vocabulary: that of a checkpoint; ``None``: made from the training part.
         grow: add the training part's own characters to ``vocabulary``.
         verify: hash the files even if they look unchanged.
+        recorded: what the text must be; see :func:`charlm.data.encoding.encode`.
 
     Raises:
+        OtherTextError: the files are not what was ``recorded``.
         UsageError: no such corpus, or a split that it cannot have.
         CorpusError: the text cannot be had or read.
     """
@@ -131,7 +137,7 @@ def open_dataset(
     first_of_part: dict[str, int] = {}
     if isinstance(section.split, SplitFiles):
         sources, first_of_part = _with_split_files(sources, section.split, loaded.folder)
-    encoded = _encode(sources, section, sources.normalise, verify, encode_progress)
+    encoded = _encode(sources, section, sources.normalise, verify, encode_progress, recorded)
     splits = _splits(encoded, section, sources, first_of_part)
     return _cut(sources, encoded, splits, section, vocabulary, grow)
 
@@ -171,6 +177,7 @@ def _encode(
     normalise: str,
     verify: bool,
     progress: Callable[[int, int], None] | None,
+    recorded: Recorded | None = None,
 ) -> Encoded:
     return encode(
         sources,
@@ -179,6 +186,7 @@ def _encode(
         newlines=section.newlines,
         normalise=section.normalise or normalise,
         verify=verify,
+        recorded=recorded,
         progress=progress,
     )
 
@@ -272,13 +280,35 @@ def count(encoded: Encoded, start: int, stop: int) -> npt.NDArray[np.int64]:
     remembered: Path | None = None
     if stop - start >= _REMEMBER_COUNTS_FROM and isinstance(encoded.ids, np.memmap) and encoded.ids.filename:
         remembered = Path(encoded.ids.filename).with_name(f"counts-{start}-{stop}.npy")
-        if remembered.is_file():
-            return np.asarray(np.load(remembered, allow_pickle=False), dtype=np.int64)
+        if (known := _read_counts(remembered, len(encoded.alphabet), stop - start)) is not None:
+            return known
     total = np.zeros(len(encoded.alphabet), dtype=np.int64)
     for block in range(start, stop, _BLOCK):
-        total += np.bincount(encoded.ids[block : min(stop, block + _BLOCK)], minlength=len(total))
-    if remembered is not None:
-        with tempfile.NamedTemporaryFile(dir=remembered.parent, suffix=".npy", delete=False) as file:
-            np.save(file, total)
-        Path(file.name).replace(remembered)
+        found = np.bincount(encoded.ids[block : min(stop, block + _BLOCK)], minlength=len(total))
+        if len(found) > len(total):
+            raise CorpusError("the encoded text in the cache is damaged: start again with --verify, which encodes it again")
+        total += found
+    if remembered is not None and remembered.parent.is_dir():  # it can have been pruned since
+        with suppress(OSError), whole_file(remembered, mode=0o600) as file:  # a read-only cache: count again next time
+            file.write(_npy(total))
     return total
+
+
+def _npy(counts: npt.NDArray[np.int64]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, counts)
+    return buffer.getvalue()
+
+
+def _read_counts(path: Path, symbols: int, characters: int) -> npt.NDArray[np.int64] | None:
+    """Counts that were written by :func:`count`; ``None`` if there are none, or if they cannot be those of this text."""
+    expected = _npy(np.zeros(symbols, dtype=np.int64))
+    header = expected[: len(expected) - 8 * symbols]
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    if len(data) != len(expected) or not data.startswith(header):
+        return None
+    counts = np.frombuffer(data, dtype=np.int64, offset=len(header))
+    return counts if counts.min() >= 0 and counts.sum() == characters else None

@@ -12,30 +12,35 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from charlm.data.cache import prune
 from charlm.data.corpora import SourceFile, Sources
 from charlm.data.fingerprint import Stamp, recall, remember, stamps
-from charlm.data.folders import cache_folder
+from charlm.data.folders import cache_part
 from charlm.data.ids import Ids, IdsWriter, dtype_of
 from charlm.data.normalisation import normalisation
 from charlm.data.reading import NotTextError, TextReader, canonical_encoding
 from charlm.errors import CorpusError, RecipeError
-from charlm.files import flush_folder, temporary_sibling
+from charlm.files import flush_folder, make_private_folder, temporary_sibling, whole_file
 
 Progress = Callable[[int, int], None]
 """Is told the bytes done so far, and the bytes there are in all."""
 
-_FORMAT = 1  # of the cache; count it up whenever the same bytes and settings would give another result
+_META, _STAMP, _IDS = "meta.json", "stamp.json", "ids.bin"
+_FORMAT = 2  # of the cache; count it up whenever the same bytes and settings would give another result
 _BLOCK = 1 << 20  # bytes that are read at a time: few enough to stay in the processor's cache
-_ABANDONED = 24 * 3600  # seconds after which an unfinished entry is taken for that of a process that died
+_DAY = 24 * 3600  # seconds: an older unfinished entry is that of a process that died; a use is recorded once in it
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,18 @@ class Encoded:
     def characters(self) -> int:
         """N: the length of the text."""
         return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a checkpoint says of its text: bytes and sha256 of the files that were read, one after the other."""
+
+    bytes: int
+    sha256: str
+
+
+class OtherTextError(CorpusError):
+    """Files are not the text that a checkpoint names. Nothing of them was kept."""
 
 
 def utf8(encoded: Encoded, start: int, stop: int, unit: str) -> bytes:
@@ -106,6 +123,7 @@ def encode(
     newlines: str,
     normalise: str,
     verify: bool = False,
+    recorded: Recorded | None = None,
     progress: Progress | None = None,
 ) -> Encoded:
     """Return the corpus as integers: from the cache if it has been encoded before, else newly made.
@@ -116,10 +134,13 @@ def encode(
         encoding: of the files, for ``char``. A card's own text needs none.
         newlines: ``unix`` reads CRLF and CR as LF; ``keep`` leaves them.
         normalise: a name of :data:`charlm.data.normalisation.NORMALISATIONS`.
-        verify: hash the files even if they look unchanged.
+        verify: hash the files and the cache's entry even if they look unchanged.
+        recorded: what the text must be. Files that a checkpoint names may be anybody's: until they have proved to be its text
+            by size, then by sha256, nothing is written to the cache and nothing is said of their content.
         progress: of reading.
 
     Raises:
+        OtherTextError: the files are not what was ``recorded``.
         RecipeError: an encoding or normalisation that does not exist or does not fit the unit.
         CorpusError: a file that cannot be read or is not text, no text at all, or a cache that cannot be written.
     """
@@ -127,27 +148,42 @@ def encode(
     paths = [file.path for file in sources.files if file.path is not None]
     began_ns = time.time_ns()
     seen = stamps(paths)
+    if recorded is not None:
+        _possible(sources, recorded)
     if verify or not paths:
         content: str | None = _hash(sources, progress)
     else:
         content = recall(seen)
-    if content is not None and (known := _load(_entry(content, sources, seen, settings))) is not None:
+    if content is not None and (known := _load(_entry(content, sources, seen, settings), verify)) is not None:
+        _same_text(sources, Recorded(known.bytes, known.sha256), recorded)
         remember(seen, content, began_ns=began_ns)
         return known
-    return _make(sources, settings, seen, began_ns, progress)
+    if recorded is not None:
+        _look(sources, settings, recorded, progress)
+    return _make(sources, settings, seen, began_ns, verify, recorded, progress)
 
 
-def _make(sources: Sources, settings: _Settings, seen: list[Stamp], began_ns: int, progress: Progress | None) -> Encoded:
-    folder = cache_folder() / "encodings"
+def _make(
+    sources: Sources,
+    settings: _Settings,
+    seen: list[Stamp],
+    began_ns: int,
+    verify: bool,
+    recorded: Recorded | None,
+    progress: Progress | None,
+) -> Encoded:
+    folder = cache_part("encodings")
     work = temporary_sibling(folder / "entry")
     try:
         _remove_abandoned(folder)
-        work.mkdir(parents=True)
-        content = _encode_into(work, sources, settings, progress)
+        make_private_folder(work)
+        content, meta = _encode_into(work, sources, settings, progress)
+        _same_text(sources, Recorded(meta["bytes"], meta["sha256"]), recorded)
         if stamps([Path(stamp.path) for stamp in seen]) != seen:
             raise CorpusError(f"the corpus {sources.name} changed while it was read; start again when it is complete")
         entry = _entry(content, sources, seen, settings)
-        _keep(work, entry)
+        _describe(work, {**meta, "key": entry.name})
+        _keep(work, entry, verify)
     except OSError as error:
         raise CorpusError(
             f"cannot write the encoded text to the cache {folder}: {error.strerror}; "
@@ -159,6 +195,7 @@ def _make(sources: Sources, settings: _Settings, seen: list[Stamp], began_ns: in
     made = _load(entry)
     if made is None:
         raise CorpusError(f"cannot read back the encoded text {entry}; remove that folder and start again")
+    prune(keep=entry)
     return made
 
 
@@ -192,6 +229,84 @@ class _Bytes:
                 self._progress(self.done, max(self.done, self._in_all))
 
 
+class _Writer(Protocol):
+    """Where symbols go."""
+
+    characters: int
+
+    def append(self, piece: bytes | str) -> None: ...
+    def mark(self) -> tuple[int, int]: ...
+    def rewind(self, mark: tuple[int, int]) -> None: ...
+
+
+class _Nowhere:
+    """Counts symbols and keeps none. More text than ``limit`` is refused at the end of a file."""
+
+    def __init__(self, limit: int) -> None:
+        self.characters = 0
+        self._limit = limit
+
+    def append(self, piece: bytes | str) -> None:
+        self.characters += len(piece)
+
+    def mark(self) -> tuple[int, int]:
+        if self.characters > self._limit:
+            raise CorpusError(f"more than {self._limit:,} characters")
+        return self.characters, 0
+
+    def rewind(self, mark: tuple[int, int]) -> None:
+        self.characters, _ = mark
+
+
+def _look(sources: Sources, settings: _Settings, recorded: Recorded, progress: Progress | None) -> None:
+    """Find out whether files are a recorded text, without writing anything.
+
+    Raises:
+        OtherTextError: they are not.
+    """
+    size = sum(_size(file) for file in sources.files)
+    if size == recorded.bytes:
+        found = Recorded(size, _hash(sources, progress))
+    else:  # the recorded sha256 leaves out the files that are not text
+        data = _Bytes(sources, progress)
+        try:
+            _read(data, sources, settings, _Nowhere(recorded.bytes))
+        except CorpusError:  # it could say what is in a file
+            raise _other_text(sources, recorded) from None
+        found = Recorded(data.done_of_read, data.read.hexdigest())
+    _same_text(sources, found, recorded)
+
+
+def _possible(sources: Sources, recorded: Recorded) -> None:
+    """Refuse files that cannot be a recorded text, without opening them.
+
+    Raises:
+        OtherTextError: they have another size, or are no ordinary files.
+    """
+    # What the kernel shows as files of /proc and /sys can wait for events or never end. The text of a run is on a disk.
+    kernel = {folder.stat().st_dev for folder in (Path("/proc"), Path("/sys")) if folder.is_dir()}
+    for file in sources.files:
+        if file.path is not None:
+            status = file.path.stat()
+            if not stat.S_ISREG(status.st_mode) or status.st_dev in kernel:
+                raise OtherTextError(f"{file.label} is not an ordinary file")
+    size = sum(_size(file) for file in sources.files)
+    if size < recorded.bytes or (size > recorded.bytes and not sources.is_collection):  # a collection's can be left out
+        raise _other_text(sources, recorded)
+
+
+def _same_text(sources: Sources, found: Recorded, recorded: Recorded | None) -> None:
+    if recorded is not None and found != recorded:
+        raise _other_text(sources, recorded)
+
+
+def _other_text(sources: Sources, recorded: Recorded) -> OtherTextError:
+    return OtherTextError(
+        f"{sources.name} is not the text this model was trained on: expected {recorded.bytes:,} bytes with sha256 "
+        f"{recorded.sha256[:12]}…"
+    )
+
+
 def _hash(sources: Sources, progress: Progress | None) -> str:
     data = _Bytes(sources, progress)
     for file in sources.files:
@@ -200,57 +315,59 @@ def _hash(sources: Sources, progress: Progress | None) -> str:
     return data.content.hexdigest()
 
 
-def _encode_into(work: Path, sources: Sources, settings: _Settings, progress: Progress | None) -> str:
-    """Write ``ids.bin`` and ``meta.json``; return the sha256 of all the files' bytes."""
+def _encode_into(work: Path, sources: Sources, settings: _Settings, progress: Progress | None) -> tuple[str, dict[str, Any]]:
+    """Write ``ids.bin``; return the sha256 of all the files' bytes, and what is to be kept beside the ids."""
     data = _Bytes(sources, progress)
-    lengths, skipped, line_ends, marks = [], [], 0, 0
-    with IdsWriter(work / "ids.bin") as writer:
-        for file in sources.files:
-            before, hash_before, done_before = writer.mark(), data.read.copy(), data.done_of_read
-            blocks = data.blocks(file)
-            # A card's own text is in memory, as UTF-8; the recipe's encoding is about files.
-            reader = TextReader(file.label, settings.encoding if file.path else "utf-8", settings.newlines)
-            try:
-                for piece in _pieces(reader, blocks, settings):
-                    writer.append(piece)
-                if writer.mark() == before:
-                    found = "is empty" if data.done_of_read == done_before else "holds no text"
-                    raise NotTextError(f"{file.label} {found}; there is nothing to learn from it")
-            except NotTextError:
-                if not sources.is_collection:
-                    raise
-                for _ in blocks:  # the rest of the file is part of the content's hash
-                    pass
-                writer.rewind(before)
-                data.read, data.done_of_read = hash_before, done_before
-                skipped.append(file.label)
-                lengths.append(0)
-            else:
-                lengths.append(writer.characters - before[0])
-                line_ends += reader.line_ends
-                marks += reader.has_mark
-        if writer.characters == 0:
-            raise CorpusError(_nothing_left(sources, skipped))
+    with IdsWriter(work / _IDS) as writer:
+        read = _read(data, sources, settings, writer)
         width = writer.finish()
+        # Nothing writes to it again. Without the permission to, an accident cannot shorten a file that a run has mapped.
+        os.fchmod(writer.fileno(), 0o400)
         os.fsync(writer.fileno())  # or a power failure could leave a file of the right size, full of zeros
         meta = {
             "format": _FORMAT,
             "settings": asdict(settings),
             "width": width,
             "characters": writer.characters,
+            "ids_sha256": writer.digest(),
             "alphabet": writer.alphabet,
-            "file_lengths": lengths,
             "sha256": data.read.hexdigest(),
             "bytes": data.done_of_read,
-            "crlf": line_ends,
-            "marks": marks,
-            "skipped": skipped,
+            **read,
         }
-    with (work / "meta.json").open("w", encoding="utf-8") as out:
-        json.dump(meta, out)
-        out.flush()
-        os.fsync(out.fileno())
-    return data.content.hexdigest()
+    return data.content.hexdigest(), meta
+
+
+def _read(data: _Bytes, sources: Sources, settings: _Settings, writer: _Writer) -> dict[str, Any]:
+    """Give the text to a writer; return what became of each file."""
+    lengths, skipped, line_ends, marks = [], [], 0, 0
+    for file in sources.files:
+        before, hash_before, done_before = writer.mark(), data.read.copy(), data.done_of_read
+        blocks = data.blocks(file)
+        # A card's own text is in memory, as UTF-8; the recipe's encoding is about files.
+        reader = TextReader(file.label, settings.encoding if file.path else "utf-8", settings.newlines)
+        try:
+            for piece in _pieces(reader, blocks, settings):
+                writer.append(piece)
+            if writer.mark() == before:
+                found = "is empty" if data.done_of_read == done_before else "holds no text"
+                raise NotTextError(f"{file.label} {found}; there is nothing to learn from it")
+        except NotTextError:
+            if not sources.is_collection:
+                raise
+            for _ in blocks:  # the rest of the file is part of the content's hash
+                pass
+            writer.rewind(before)
+            data.read, data.done_of_read = hash_before, done_before
+            skipped.append(file.label)
+            lengths.append(0)
+        else:
+            lengths.append(writer.characters - before[0])
+            line_ends += reader.line_ends
+            marks += reader.has_mark
+    if writer.characters == 0:
+        raise CorpusError(_nothing_left(sources, skipped))
+    return {"file_lengths": lengths, "crlf": line_ends, "marks": marks, "skipped": skipped}
 
 
 def _pieces(reader: TextReader, blocks: Iterator[bytes], settings: _Settings) -> Iterable[bytes | str]:
@@ -309,15 +426,15 @@ def _entry(content: str, sources: Sources, seen: list[Stamp], settings: _Setting
         "labels": [file.label for file in sources.files] if sources.is_collection else None,
         "settings": asdict(settings),
     }
-    return cache_folder() / "encodings" / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    return cache_part("encodings") / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _keep(work: Path, entry: Path) -> None:
+def _keep(work: Path, entry: Path, verify: bool) -> None:
     """Give a finished entry its name. If another process was faster, its entry stays, unless that is damaged."""
     try:
         work.rename(entry)
     except OSError:
-        if _load(entry) is not None:
+        if _load(entry, verify) is not None:
             return
         if not entry.exists():
             raise
@@ -328,17 +445,70 @@ def _keep(work: Path, entry: Path) -> None:
     flush_folder(entry.parent)
 
 
-def _load(entry: Path) -> Encoded | None:
-    """Read an entry; ``None`` if there is none, or if it is damaged: then it is made anew."""
+def _describe(work: Path, meta: dict[str, Any]) -> None:
+    """Complete an entry: what its ids mean, with a checksum, and what its file of ids looks like from outside."""
+    with whole_file(work / _META, mode=0o600) as out:
+        out.write(json.dumps({"checksum": _checksum(meta), "meta": meta}).encode())
+    _write_stamp(work, (work / _IDS).stat())
+
+
+def _checksum(meta: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+def _stamp(status: os.stat_result) -> list[int]:
+    # Unlike the time of modification, ctime cannot be set back after a change.
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def _write_stamp(entry: Path, status: os.stat_result) -> None:
+    with whole_file(entry / _STAMP, mode=0o600) as out:
+        out.write(json.dumps(_stamp(status)).encode())
+
+
+def _ids_are_whole(entry: Path, ids: BufferedReader, sha256: str, verify: bool) -> bool:
+    """Whether the ids are those that were written: by the look of the file, or by their checksum if it looks changed."""
+    status = os.fstat(ids.fileno())
+    with suppress(OSError, ValueError):
+        if not verify and json.loads((entry / _STAMP).read_bytes()) == _stamp(status):
+            return True
+    if hashlib.file_digest(ids, "sha256").hexdigest() != sha256:
+        return False
+    with suppress(OSError):  # a read-only cache: hash again next time
+        _write_stamp(entry, status)
+    return True
+
+
+def _record_use(entry: Path) -> None:
+    """The entry's time of modification says when it was last used, to a day; see :func:`charlm.data.cache.prune`."""
+    with suppress(OSError):
+        if entry.stat().st_mtime < time.time() - _DAY:
+            os.utime(entry)
+
+
+def _load(entry: Path, verify: bool = False) -> Encoded | None:
+    """Read an entry; ``None`` if there is none, or if it is damaged: then it is made anew.
+
+    Args:
+        verify: hash its ids even if their file looks unchanged.
+    """
     try:
-        meta: dict[str, Any] = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
-        dtype, characters = dtype_of(meta["width"]), int(meta["characters"])
-        if (entry / "ids.bin").stat().st_size != characters * dtype.itemsize or sum(meta["file_lengths"]) != characters:
+        record: dict[str, Any] = json.loads((entry / _META).read_bytes())
+        meta = record["meta"]
+        if record["checksum"] != _checksum(meta) or meta["key"] != entry.name:
             return None
+        dtype, characters = dtype_of(meta["width"]), int(meta["characters"])
+        with open(str(entry / _IDS), "rb") as file:  # noqa: PTH123 - a text as its name, which the map then has too
+            if os.fstat(file.fileno()).st_size != characters * dtype.itemsize:
+                return None
+            if not _ids_are_whole(entry, file, meta["ids_sha256"], verify):
+                return None
+            ids = np.memmap(file, dtype=dtype, mode="r", shape=(characters,))
+        _record_use(entry)
         alphabet = np.array(meta["alphabet"], dtype=np.uint32)
         alphabet.setflags(write=False)
         return Encoded(
-            ids=np.memmap(entry / "ids.bin", dtype=dtype, mode="r", shape=(characters,)),
+            ids=ids,
             alphabet=alphabet,
             file_lengths=tuple(meta["file_lengths"]),
             sha256=str(meta["sha256"]),
@@ -355,5 +525,5 @@ def _remove_abandoned(folder: Path) -> None:
     """Remove what killed processes left behind, which can be as large as their texts."""
     for work in folder.glob(".new-*"):
         times = [file.stat().st_mtime for file in (work, *work.glob("*")) if file.exists()]
-        if max(times, default=0) < time.time() - _ABANDONED:
+        if max(times, default=0) < time.time() - _DAY:
             shutil.rmtree(work, ignore_errors=True)

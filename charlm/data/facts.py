@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from charlm.data.dataset import count
 from charlm.data.encoding import Encoded, utf8
 
 COMPRESSED_BYTES = 50_000_000  # a compressor sees at most so much; xz -9 needs minutes for more
@@ -48,10 +49,7 @@ class Compressed:
 
 def symbol_counts(encoded: Encoded) -> npt.NDArray[np.int64]:
     """How often each symbol of ``encoded.alphabet`` occurs, shape (symbols,)."""
-    counts = np.zeros(len(encoded.alphabet), dtype=np.int64)
-    for start in range(0, encoded.characters, _BLOCK):
-        counts += np.bincount(encoded.ids[start : start + _BLOCK], minlength=len(counts))
-    return counts
+    return count(encoded, 0, encoded.characters)
 
 
 def compressed(encoded: Encoded, unit: str) -> Compressed:

@@ -15,9 +15,9 @@ from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from charlm.data.folders import cache_folder
+from charlm.data.folders import cache_part
 from charlm.errors import CorpusError
-from charlm.files import whole_file
+from charlm.files import make_private_folder, whole_file
 
 _BLOCK = 1 << 20  # bytes
 
@@ -72,8 +72,11 @@ def remember(files: Sequence[Stamp], sha256: str, *, began_ns: int) -> None:
     """
     if any(file.modified_ns > began_ns - _TICK for file in files):
         return
-    with suppress(OSError), whole_file(_record(files)) as file:
-        file.write(json.dumps({"stamps": _digest(files), "sha256": sha256}).encode())
+    record = _record(files)
+    with suppress(OSError):
+        make_private_folder(record.parent)
+        with whole_file(record, mode=0o600) as file:
+            file.write(json.dumps({"stamps": _digest(files), "sha256": sha256}).encode())
 
 
 def sha256_of(path: Path, *, verify: bool = False) -> str:
@@ -105,7 +108,7 @@ def sha256_of(path: Path, *, verify: bool = False) -> str:
 
 def _record(files: Sequence[Stamp]) -> Path:
     names = json.dumps([file.path for file in files]).encode()
-    return cache_folder() / "fingerprints" / f"{hashlib.sha256(names).hexdigest()[:32]}.json"
+    return cache_part("fingerprints") / f"{hashlib.sha256(names).hexdigest()[:32]}.json"
 
 
 def _digest(files: Sequence[Stamp]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import stat
+from contextlib import suppress
 from pathlib import Path
 
 import platformdirs
@@ -11,6 +13,20 @@ import platformdirs
 def cache_folder() -> Path:
     """The folder of downloads and encodings: ``CHARLM_CACHE``, else the user's cache folder. It need not exist yet."""
     return _named_by("CHARLM_CACHE") or platformdirs.user_cache_path("charlm", appauthor=False)
+
+
+def cache_part(name: str) -> Path:
+    """One folder of the cache: ``corpora``, ``encodings`` or ``fingerprints``. It need not exist yet.
+
+    An existing one is closed to other users if it is this user's, since it holds copies of texts. One that its owner has
+    made read-only is left alone: so a cache is shared on purpose.
+    """
+    folder = cache_folder() / name
+    with suppress(OSError):
+        status = folder.stat()
+        if status.st_uid == os.geteuid() and status.st_mode & stat.S_IWUSR and status.st_mode & 0o077:
+            folder.chmod(0o700)
+    return folder
 
 
 def data_folder() -> Path:

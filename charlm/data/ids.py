@@ -6,6 +6,7 @@ width by being copied in pieces, so memory stays flat.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -95,6 +96,11 @@ class IdsWriter:
         # Narrower than now only if what made it wide was rewound.
         self._change_width(width_for(len(self.alphabet)))
         return self._width
+
+    def digest(self) -> str:
+        """The sha256 of the whole file, read back."""
+        self._file.seek(0)
+        return hashlib.file_digest(self._file, "sha256").hexdigest()
 
     def fileno(self) -> int:
         """The open file's descriptor, to flush it to disk."""

@@ -13,6 +13,7 @@ from charlm import checkpoint
 from charlm.checkpoint import Checkpoint
 from charlm.config import LoadedRecipe, Recipe, SplitFiles, is_path, reconcile
 from charlm.data.dataset import Dataset, open_dataset
+from charlm.data.recorded import recorded_text
 from charlm.data.vocabulary import Vocabulary, describe_characters
 from charlm.errors import CheckpointError, RecipeError, UsageError
 from charlm.files import is_utf8
@@ -77,6 +78,7 @@ def start(loaded: LoadedRecipe, options: Options) -> Started:
 
 def _start(loaded: LoadedRecipe, options: Options, folder: RunFolder) -> Started:
     notices = folder.examine()
+    given = loaded.recipe
     earlier = _earlier(options, folder, notices)
     if earlier is not None:
         loaded = replace(loaded, recipe=defaults.as_before(loaded.recipe, earlier.recipe))
@@ -93,6 +95,7 @@ def _start(loaded: LoadedRecipe, options: Options, folder: RunFolder) -> Started
         vocabulary=source.vocabulary if source else None,
         grow=initial is not None,
         verify=options.verify,
+        recorded=recorded_text(earlier.corpus, options.out) if earlier and _names_files(earlier, given) else None,
         fetch_progress=options.fetch_progress,
         encode_progress=options.encode_progress,
     )
@@ -158,6 +161,11 @@ def _rule(recipe: Recipe, dataset: Dataset, resolved: Resolved, started_at: floa
     if recipe.train.time is not None:
         budget = defaults.characters_in(recipe.train.time, recipe, dataset, resolved, started_at)
     return defaults.rule(max(1, stop - start), budget, recipe.model.cell)
+
+
+def _names_files(earlier: Checkpoint, given: Recipe) -> bool:
+    """Whether the checkpoint, and not the user's recipe, says which files are read."""
+    return isinstance(earlier.recipe.data.split, SplitFiles) and "split" not in given.data.model_fields_set
 
 
 def _same_text(earlier: Checkpoint, dataset: Dataset) -> None:
@@ -249,7 +257,7 @@ def transplant(model: LanguageModel, vocabulary: Vocabulary, initial: Checkpoint
 
 
 def portable(recipe: Recipe) -> Recipe:
-    """The recipe as a checkpoint may hold it: texts that were given by absolute paths are reduced to their names."""
+    """The recipe as a checkpoint may hold it: absolute paths and those with ``..`` are reduced to names."""
     data = recipe.data
     if isinstance(data.split, SplitFiles):
         files = SplitFiles(validation=_relative(data.split.validation), test=_relative(data.split.test))
@@ -261,7 +269,7 @@ def _relative(path: str | None) -> str | None:
     if path is None or not is_path(path):
         return path
     expanded = Path(path).expanduser()
-    return f"./{expanded.name}" if expanded.is_absolute() else path
+    return f"./{expanded.name}" if expanded.is_absolute() or ".." in expanded.parts else path
 
 
 def anchored(loaded: LoadedRecipe) -> Recipe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -229,3 +230,54 @@ def test_a_vocabulary_without_characters_is_refused(corpus: Path, opened: Callab
     """If this fails, `min_count` beyond every count ends in a traceback."""
     with pytest.raises(UsageError, match="min_count"):
         opened(corpus, "data.min_count=5000")
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "no header", "other type", "other shape", "negative", "other sum"])
+def test_damaged_counts_are_counted_again(
+    corpus: Path, opened: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    """If this fails, a damaged file beside a large text stops charlm, or gives it another vocabulary."""
+    monkeypatch.setattr(module, "_REMEMBER_COUNTS_FROM", 1)
+    encoded = opened(corpus).encoded
+    right = count(encoded, 0, 800)
+    path = Path(str(encoded.ids.filename)).with_name("counts-0-800.npy")  # type: ignore[attr-defined]
+    whole = path.read_bytes()
+    if damage in ("empty", "truncated", "no header"):
+        path.write_bytes({"empty": b"", "truncated": whole[:-3], "no header": b"x" * len(whole)}[damage])
+    else:
+        changed = {
+            "other type": right.astype(np.float64),
+            "other shape": right.reshape(1, -1),
+            "negative": right + (np.arange(len(right)) == 0) * 900 - (np.arange(len(right)) == 1) * 900,
+            "other sum": right + 1,
+        }[damage]
+        np.save(path, changed)
+    assert count(encoded, 0, 800).tolist() == right.tolist()
+    assert path.read_bytes() == whole
+
+
+def test_counts_need_no_cache_that_can_be_written(
+    corpus: Path, opened: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If this fails, a large text in a read-only cache cannot be used; or a removed entry comes back without its text."""
+    encoded = opened(corpus).encoded
+    monkeypatch.setattr(module, "_REMEMBER_COUNTS_FROM", 1)
+    entry = Path(str(encoded.ids.filename)).parent  # type: ignore[attr-defined]
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "whole_file", refuse)
+        assert count(encoded, 0, 800).sum() == 800
+    entry.rename(entry.with_name("elsewhere"))
+    assert count(encoded, 0, 700).sum() == 700
+    assert not entry.exists()
+    entry.with_name("elsewhere").rename(entry)
+
+
+def test_ids_outside_the_alphabet_are_an_error_that_says_so(corpus: Path, opened: Callable[..., Dataset]) -> None:
+    """If this fails, a damaged cache is a traceback."""
+    encoded = replace(opened(corpus).encoded, ids=np.array([0, 250], dtype=np.uint8))
+    with pytest.raises(CorpusError, match="--verify"):
+        count(encoded, 0, 2)

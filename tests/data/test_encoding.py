@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import shutil
+import stat
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 
 from charlm.data import encoding as encoding_module
 from charlm.data.corpora import SourceFile, Sources, cache_folder, locate
-from charlm.data.encoding import Encoded, encode
+from charlm.data.encoding import Encoded, OtherTextError, Recorded, encode
 from charlm.errors import CorpusError, RecipeError
 
 LONG_AGO = 1_600_000_000  # a time of modification, in seconds: recent files are not recognised by it
@@ -392,3 +394,196 @@ def test_many_processes_at_once(tmp_path: Path) -> None:
         texts = set(pool.map(encode_for_race, [str(path)] * 6))
     assert texts == {path.read_text(encoding="utf-8")}
     assert len(entries()) == 1
+
+
+# ---- a private, verified cache ----
+
+
+def entry_of(path: Path) -> Path:
+    encoded(path)
+    (entry,) = entries()
+    return entry
+
+
+def change_ids(entry: Path) -> None:
+    """Give the entry another text of the same length, and the time of modification that it had."""
+    ids = entry / "ids.bin"
+    status = ids.stat()
+    ids.chmod(0o600)
+    ids.write_bytes(bytes(reversed(ids.read_bytes())))
+    os.utime(ids, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_changed_ids_are_noticed(tmp_path: Path) -> None:
+    """If this fails, a damaged cache gives another perplexity under the correct sha256."""
+    path = written(tmp_path, b"some text")
+    change_ids(entry_of(path))
+    assert text_of(encoded(path)) == "some text"
+    assert len(entries()) == 1
+
+
+def test_verify_hashes_ids_that_look_unchanged(tmp_path: Path) -> None:
+    """If this fails, damage that the file's dates do not show survives --verify."""
+    path = written(tmp_path, b"some text")
+    entry = entry_of(path)
+    change_ids(entry)
+    encoding_module._write_stamp(entry, (entry / "ids.bin").stat())
+    assert text_of(encoded(path, verify=True)) == "some text"
+    assert text_of(encoded(path)) == "some text"
+
+
+def test_unchanged_ids_are_not_hashed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If this fails, a second start on ten gigabytes hashes ten gigabytes; or a copied cache does it at every start."""
+    path = written(tmp_path, b"some text")
+    entry = entry_of(path)
+    hashed = 0
+    original = hashlib.file_digest
+
+    def counting(*arguments: object) -> object:
+        nonlocal hashed
+        hashed += 1
+        return original(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(hashlib, "file_digest", counting)
+    encoded(path)
+    assert hashed == 0
+    (entry / "ids.bin").touch()
+    encoded(path)
+    encoded(path)
+    assert hashed == 1
+
+
+@pytest.mark.parametrize("key", ["alphabet", "bytes", "sha256", "ids_sha256"])
+def test_a_changed_description_is_noticed(tmp_path: Path, key: str) -> None:
+    """If this fails, one changed number in the cache's JSON makes another text of the same ids."""
+    path = written(tmp_path, b"some text")
+    entry = entry_of(path)
+    record = json.loads((entry / "meta.json").read_text())
+    changed = {"alphabet": list(reversed(record["meta"]["alphabet"])), "bytes": 7}.get(key, "0" * 64)
+    (entry / "meta.json").write_text(json.dumps({**record, "meta": {**record["meta"], key: changed}}))
+    result = encoded(path)
+    assert (text_of(result), result.bytes) == ("some text", 9)
+    assert result.sha256 == hashlib.sha256(b"some text").hexdigest()
+
+
+def test_an_entry_under_another_name_is_not_believed(tmp_path: Path) -> None:
+    """If this fails, an entry that was moved or copied is taken for another text of the same length."""
+    path = written(tmp_path, b"some text")
+    first = entry_of(path)
+    other = written(tmp_path, b"text some", "other.txt")
+    encoded(other)
+    (second,) = [entry for entry in entries() if entry != first]
+    shutil.rmtree(second)
+    shutil.copytree(first, second)
+    assert text_of(encoded(other)) == "text some"
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_the_cache_is_private(tmp_path: Path, umask: int) -> None:
+    """If this fails, other users of the machine can read private texts."""
+    path = written(tmp_path, b"a secret")
+    before = os.umask(umask)
+    try:
+        encoded(path)
+    finally:
+        os.umask(before)
+    modes = {item.name: stat.S_IMODE(item.stat().st_mode) for item in [cache_folder(), *cache_folder().rglob("*")]}
+    assert all(mode & 0o077 == 0 for mode in modes.values()), modes
+    assert modes["ids.bin"] == 0o400, "an accident can shorten a file that a run has mapped"
+
+
+def test_an_open_cache_of_this_user_is_closed_unless_it_is_read_only(tmp_path: Path) -> None:
+    """If this fails, texts encoded by an earlier charlm stay open to others; or a cache that is shared on purpose is closed."""
+    path = written(tmp_path, b"some text")
+    encoded(path)
+    encodings = cache_folder() / "encodings"
+    for opened, then in ((0o755, 0o700), (0o555, 0o555)):
+        encodings.chmod(opened)
+        encoded(path)
+        assert stat.S_IMODE(encodings.stat().st_mode) == then
+
+
+def test_a_read_only_cache_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If this fails, a cache that an administrator filled for all users serves none of them."""
+    path = written(tmp_path, b"some text")
+    entry = entry_of(path)
+    shutil.rmtree(cache_folder() / "fingerprints")
+    (entry / "ids.bin").chmod(0o444)  # changes what the file looks like, so it is hashed
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    for module in ("fingerprint", "encoding"):
+        monkeypatch.setattr(f"charlm.data.{module}.whole_file", refuse)
+        monkeypatch.setattr(f"charlm.data.{module}.make_private_folder", refuse)
+    assert text_of(encoded(path, verify=True)) == "some text"
+    with pytest.raises(CorpusError, match="set CHARLM_CACHE"):
+        encoded(written(tmp_path, b"another text", "other.txt"))
+
+
+# ---- what a checkpoint names ----
+
+
+def kept() -> list[Path]:
+    """Everything in the cache."""
+    return [path for path in cache_folder().rglob("*") if path.is_file()]
+
+
+def recorded_of(content: bytes) -> Recorded:
+    return Recorded(len(content), hashlib.sha256(content).hexdigest())
+
+
+@pytest.mark.parametrize("content", [b"a secret!", b"secret", b"secret \xff text", b""])
+def test_another_text_leaves_nothing_and_is_not_described(tmp_path: Path, content: bytes) -> None:
+    """If this fails, a stranger's checkpoint makes charlm copy a private file into the cache, or show a piece of it."""
+    with pytest.raises(OtherTextError) as raised:
+        encoded(written(tmp_path, content), recorded=recorded_of(b"the text!"))
+    assert kept() == []
+    assert "secret" not in str(raised.value)
+    assert "0xFF" not in str(raised.value)
+    assert hashlib.sha256(content).hexdigest()[:12] not in str(raised.value)
+
+
+def test_another_size_is_refused_without_reading(tmp_path: Path, reads: Callable[[], int]) -> None:
+    """If this fails, a stranger's checkpoint decides which files are read."""
+    with pytest.raises(OtherTextError):
+        encoded(written(tmp_path, b"a secret"), recorded=recorded_of(b"the text"[:-1]))
+    assert reads() == 0
+
+
+def test_the_recorded_text_is_used(tmp_path: Path) -> None:
+    """If this fails, a model cannot be evaluated on its own text, or on a folder with files that are not text."""
+    content = b"the text"
+    path = written(tmp_path, content)
+    for _ in range(2):
+        assert text_of(encoded(path, recorded=recorded_of(content))) == "the text"
+    for name, each in (("1.txt", b"one "), ("2.png", b"\x89PNG\0 binary"), ("3.txt", b"two")):
+        written(tmp_path / "folder", each, name)
+    assert text_of(encoded(tmp_path / "folder", recorded=recorded_of(b"one two"))) == "one two"
+
+
+def test_a_folder_that_is_another_text_leaves_nothing(tmp_path: Path, reads: Callable[[], int]) -> None:
+    """If this fails, a folder that a stranger names is copied, or is read to its end although it is too much."""
+    for number in range(9):
+        written(tmp_path / "folder", b"private text", f"{number}.txt")
+    with pytest.raises(OtherTextError):
+        encoded(tmp_path / "folder", recorded=recorded_of(b"some text"))
+    assert kept() == []
+    assert reads() == 1
+
+
+def test_an_encoded_text_is_not_taken_for_a_recorded_one(tmp_path: Path) -> None:
+    """If this fails, a text that the user has trained on is scored for a checkpoint that records another."""
+    path = written(tmp_path, b"some text")
+    encoded(path)
+    with pytest.raises(OtherTextError):
+        encoded(path, recorded=recorded_of(b"text some"))
+
+
+def test_files_of_the_kernel_are_not_read(reads: Callable[[], int]) -> None:
+    """If this fails, a stranger's checkpoint makes charlm wait for ever on a file of /proc."""
+    if not Path("/proc/version").exists():
+        return
+    with pytest.raises(OtherTextError, match="not an ordinary file"):
+        encoded(Path("/proc/version"), recorded=Recorded(0, hashlib.sha256(b"").hexdigest()))
+    assert reads() == 0

@@ -1,0 +1,74 @@
+"""The cache of encodings stays within a stated bound, and nothing in use is lost."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from charlm.data.cache import MAX_AGE, MAX_BYTES, prune
+from charlm.data.corpora import cache_folder, locate
+from charlm.data.encoding import Encoded, encode
+
+DAY = 24 * 3600
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "cache"))
+
+
+def encoded(path: Path) -> Encoded:
+    return encode(locate(str(path), Path.cwd()), unit="char", encoding="utf-8", newlines="unix", normalise="none")
+
+
+def entry_used(days_ago: float, tmp_path: Path, text: str) -> tuple[Path, Encoded]:
+    """Encode a text; return its entry, last used so many days ago."""
+    path = tmp_path / f"{text[0]}.txt"
+    path.write_text(text, encoding="utf-8")
+    result = encoded(path)
+    entry = Path(str(result.ids.filename)).parent  # type: ignore[attr-defined]
+    then = time.time() - days_ago * DAY
+    os.utime(entry, (then, then))
+    return entry, result
+
+
+def test_entries_that_were_not_used_for_long_are_removed(tmp_path: Path) -> None:
+    """If this fails, each text that was ever encoded takes its room for ever."""
+    young, _ = entry_used(80, tmp_path, "young")
+    old, in_use = entry_used(100, tmp_path, "old")
+    fingerprint = cache_folder() / "fingerprints" / "old.json"
+    fingerprint.parent.mkdir(exist_ok=True)
+    fingerprint.write_text("{}")
+    os.utime(fingerprint, (1, 1))
+    assert prune() > 0
+    assert young.exists()
+    assert not old.exists()
+    assert not fingerprint.exists()
+    assert in_use.ids.tolist() == [0, 1, 2], "a run that uses a removed entry has lost its text"
+    assert [path.name for path in (cache_folder() / "encodings").iterdir()] == [young.name]
+
+
+def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
+    """If this fails, the bound is not kept, or the text in daily use is encoded again and again."""
+    entries = {days: entry_used(days, tmp_path, f"{days} days ago")[0] for days in (3, 1, 2)}
+    size = sum(file.stat().st_size for file in entries[1].iterdir())
+    prune(max_bytes=2 * size + size // 2)
+    assert {days for days, entry in entries.items() if entry.exists()} == {1, 2}
+    prune(max_bytes=0, keep=entries[2])
+    assert {days for days, entry in entries.items() if entry.exists()} == {2}
+
+
+def test_a_new_encoding_prunes(tmp_path: Path) -> None:
+    """If this fails, nothing ever removes anything."""
+    old, _ = entry_used(MAX_AGE / DAY + 1, tmp_path, "old")
+    entry_used(0, tmp_path, "new")
+    assert not old.exists()
+    assert MAX_BYTES == 20_000_000_000, "the guide states it"
+
+
+def test_a_use_is_recorded(tmp_path: Path) -> None:
+    """If this fails, a text in daily use is taken for one that nobody needs."""
+    entry, _ = entry_used(50, tmp_path, "text")
+    encoded(tmp_path / "t.txt")
+    assert entry.stat().st_mtime > time.time() - DAY
