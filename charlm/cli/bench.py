@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from charlm.cli.console import duration, is_terminal, notice, out, size, table
+from charlm.cli.console import duration, is_terminal, json_line, notice, out, size, table, wrapped
 from charlm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ def bench(
         notice(f"timing {count} cases in turns, about {duration(1.3 * count * repetitions * seconds)}…")
     report = measure(sweep, on, memory=memory)
     if as_json:
-        out(json.dumps(_record(report, memory), ensure_ascii=False))
+        json_line(_record(report, memory))
     else:
         _print(report, memory)
 
@@ -108,7 +107,7 @@ def _print(report: Report, memory: bool) -> None:
     for kind in dict.fromkeys(row.kind for row in report.rows):
         _print_kind(kind, [row for row in report.rows if row.kind == kind], memory)
     for note in _notes(report.not_run):
-        out(note)
+        out(wrapped(note, to_stderr=False))
 
 
 def _print_kind(kind: str, rows: Sequence[Row], memory: bool) -> None:

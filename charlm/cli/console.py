@@ -6,28 +6,22 @@ Results go to stdout, progress and notices to stderr. Live drawing and colour on
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
+import signal
 import sys
+import textwrap
+import threading
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 _COLUMNS = 160  # of a table in a file or pipe
-
-
-def utf8_streams() -> None:
-    """Make the standard streams UTF-8, whatever the locale says."""
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            errors = "surrogateescape" if stream is sys.stdin else "backslashreplace"
-            stream.reconfigure(encoding="utf-8", errors=errors)
 
 
 def _console(to_stderr: bool) -> Console:
@@ -41,9 +35,44 @@ def out(text: str) -> None:
     print(text, flush=True)
 
 
-def notice(text: str) -> None:
-    """Write a line to stderr."""
-    print(text, file=sys.stderr, flush=True)
+def results(pairs: Sequence[tuple[str, str]], width: int = 21) -> None:
+    """Write ``name  value`` lines to stdout, the values aligned; a terminal gets them wrapped."""
+    for name, value in pairs:
+        out(_fact(f"{name:<{width}} ", value, to_stderr=False))
+
+
+def notice(text: str, *, wrap: bool = True) -> None:
+    """Write a line to stderr.
+
+    Args:
+        wrap: break it between words where a terminal is narrower; not for a command that people copy.
+    """
+    print(wrapped(text) if wrap else text, file=sys.stderr, flush=True)
+
+
+def wrapped(text: str, *, indent: int = 0, to_stderr: bool = True) -> str:
+    """Break lines between words so that they fit the terminal; without a terminal, the text as it is.
+
+    A word that is too long, such as a path, stays whole.
+
+    Args:
+        indent: of the continuation lines.
+    """
+    console = _console(to_stderr)
+    if not console.is_terminal:
+        return text
+    wrapper = textwrap.TextWrapper(
+        max(console.width, indent + 20), subsequent_indent=" " * indent,
+        replace_whitespace=False, break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+    return "\n".join(wrapper.fill(line) if len(line) > wrapper.width else line for line in text.split("\n"))
+
+
+def _fact(name: str, value: str, *, to_stderr: bool = True) -> str:
+    """A name and its value, wrapped; a command, to be copied, and a single word stay on one line."""
+    if value.startswith("charlm ") or " " not in value:
+        return name + value
+    return wrapped(name + value, indent=len(name), to_stderr=to_stderr)
 
 
 def show_dimmed(text: str) -> None:
@@ -53,16 +82,30 @@ def show_dimmed(text: str) -> None:
 
 
 def json_line(record: dict[str, Any]) -> None:
-    """Write a record to stdout as one line of JSON; a figure that is not finite becomes null, since JSON has no NaN."""
-    finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()}
-    out(json.dumps(finite, ensure_ascii=False, allow_nan=False))
+    """Write a record to stdout as one line of JSON; a figure that is not finite becomes null, since JSON has no NaN.
+
+    On a terminal, control characters are escaped as JSON allows; in a file or pipe the text is exact.
+    """
+    line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False)
+    if sys.stdout.isatty():
+        line = "".join(json.dumps(c)[1:-1] if _is_control(c) else c for c in line)
+    out(line)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def complain(text: str) -> None:
     """Write an error to stderr, red on a terminal."""
     from rich.text import Text
 
-    _console(True).print(Text("error: ", style="bold red") + Text(visible(text), style="default"))
+    start, message = "error: ", wrapped(f"error: {visible(text)}")
+    _console(True).print(Text(start, style="bold red") + Text(message.removeprefix(start), style="default"))
 
 
 def visible(text: str) -> str:
@@ -108,13 +151,14 @@ def table(title: str | None, headers: Sequence[str], rows: Sequence[Sequence[str
 
 
 def facts(pairs: Sequence[tuple[str, str]]) -> None:
-    """Write ``name  value`` lines to stderr, aligned."""
+    """Write ``name  value`` lines to stderr, aligned; a value that is a command stays on one line, to be copied."""
     from rich.text import Text
 
     console = _console(True)
-    width = max(len(name) for name, _ in pairs)
+    width = max(len(name) for name, _ in pairs) + 2
     for name, value in pairs:
-        console.print(Text(f"{name:<{width}}  ", style="bold") + Text(visible(value)))
+        start = f"{name:<{width}}"
+        console.print(Text(start, style="bold") + Text(_fact(start, visible(value)).removeprefix(start)))
 
 
 def is_terminal(to_stderr: bool = True) -> bool:
@@ -161,6 +205,54 @@ def download_progress() -> Iterator[Advance]:
         yield advance
 
 
+class _Echo:
+    """Keeps what is typed out of the display: turns the terminal's echo off, from the foreground and while the process runs.
+
+    Keys that send signals go on working. What is typed is left for the shell to read.
+    """
+
+    def __init__(self) -> None:
+        self._saved: list[Any] | None = None
+        self._on_suspend: Any = None
+
+    def off(self) -> None:
+        """Turn echo off, if standard input is a terminal and this process may change it."""
+        with suppress(ImportError, OSError, ValueError):
+            import termios
+
+            descriptor = sys.stdin.fileno()
+            # From the background, changing the terminal would stop the process.
+            if not os.isatty(descriptor) or os.tcgetpgrp(descriptor) != os.getpgrp():
+                return
+            with suppress(termios.error):
+                self._saved = termios.tcgetattr(descriptor)
+                silent = termios.tcgetattr(descriptor)
+                silent[3] &= ~termios.ECHO
+                termios.tcsetattr(descriptor, termios.TCSANOW, silent)
+            in_main = threading.current_thread() is threading.main_thread()
+            if in_main and signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:
+                self._on_suspend = signal.signal(signal.SIGTSTP, self._suspend)
+
+    def restore(self) -> None:
+        """Put the terminal back as it was."""
+        if self._on_suspend is not None:
+            signal.signal(signal.SIGTSTP, self._on_suspend)
+            self._on_suspend = None
+        if self._saved is not None:
+            with suppress(ImportError, OSError, ValueError):
+                import termios
+
+                with suppress(termios.error):
+                    termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, self._saved)
+            self._saved = None
+
+    def _suspend(self, number: int, frame: Any) -> None:
+        """Ctrl-Z: leave the shell a terminal that echoes, and take it again afterwards."""
+        self.restore()
+        os.kill(os.getpid(), signal.SIGTSTP)
+        self.off()
+
+
 class Live:
     """The training display: a line that is redrawn on a terminal, and plain lines now and then where there is none.
 
@@ -174,6 +266,7 @@ class Live:
         self._quiet = quiet
         self._progress = None
         self._task = None
+        self._echo = _Echo()
         self.is_wide = True
         """Whether a line may be longer than 80 columns."""
         if not quiet and is_terminal():
@@ -187,6 +280,7 @@ class Live:
                 console=console, transient=True, refresh_per_second=4,
             )  # fmt: skip
             self._progress.start()
+            self._echo.off()
             self._task = self._progress.add_task("", total=total, status="", left="")
 
     def update(self, done: int, status: str, left: str) -> None:
@@ -201,7 +295,7 @@ class Live:
         from rich.text import Text
 
         if self._progress is not None:
-            self._progress.console.print(Text(visible(text), style=style))
+            self._progress.console.print(Text(wrapped(visible(text)), style=style))
         else:
             notice(text)
 
@@ -213,7 +307,10 @@ class Live:
     def close(self) -> None:
         """Take the line away."""
         if self._progress is not None:
-            self._progress.stop()
+            try:
+                self._progress.stop()
+            finally:
+                self._echo.restore()
             self._progress = None
 
 
