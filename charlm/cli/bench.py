@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from charlm.cli.console import duration, is_terminal, json_line, notice, out, size, table, wrapped
+from charlm.cli.console import json_line, out, size, still_bar, table, wrapped
 from charlm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def bench(
 
     The defaults are the shape of d2l's experiment. Options that choose take a list (gru,lstm) and may be repeated.
     """
-    from charlm.bench import CELLS, KINDS, PRECISIONS, Shape, Sweep, plan
+    from charlm.bench import CELLS, KINDS, PRECISIONS, Shape, Sweep
     from charlm.bench import bench as measure
     from charlm.model.engines import ENGINES
     from charlm.runtime import prepare, resolve_device
@@ -66,10 +66,8 @@ def bench(
     )
     on = resolve_device(device)
     prepare(threads)
-    if is_terminal():  # a line that stands still: redrawing one would take time from what is measured
-        count = len(plan(sweep, on)[0])
-        notice(f"timing {count} cases in turns, about {duration(1.3 * count * repetitions * seconds)}…")
-    report = measure(sweep, on, memory=memory)
+    with still_bar() as progress:
+        report = measure(sweep, on, memory=memory, progress=progress)
     if as_json:
         json_line(_record(report, memory))
     else:
@@ -106,7 +104,7 @@ def _print(report: Report, memory: bool) -> None:
     out(f"H = {shape.hidden}, V = {shape.symbols}, T = {shape.steps}, B = {shape.batch}, L = {shape.layers}")
     for kind in dict.fromkeys(row.kind for row in report.rows):
         _print_kind(kind, [row for row in report.rows if row.kind == kind], memory)
-    for note in _notes(report.not_run):
+    for note in [*(f"warning: {warning}" for warning in report.warnings), *_notes(report.not_run)]:
         out(wrapped(note, to_stderr=False))
 
 

@@ -158,7 +158,7 @@ def facts(pairs: Sequence[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in pairs) + 2
     for name, value in pairs:
         start = f"{name:<{width}}"
-        console.print(Text(start, style="bold") + Text(_fact(start, visible(value)).removeprefix(start)))
+        console.print(Text.assemble((start, "bold"), _fact(start, visible(value)).removeprefix(start)))
 
 
 def is_terminal(to_stderr: bool = True) -> bool:
@@ -194,6 +194,28 @@ def progress_bar(label: str, unit: str = "bytes") -> Iterator[Advance]:
             if task is None:
                 task = progress.add_task(label, total=total)
             progress.update(task, completed=done, total=total)
+
+        yield advance
+
+
+@contextmanager
+def still_bar() -> Iterator[Callable[[str, int, int, float | None], None]]:
+    """A bar on stderr that is drawn only when it is told something, so that it takes no time from what is measured.
+
+    Yields a function to be told (label, done, in all, estimated seconds left or ``None``).
+    """
+    if not is_terminal():
+        yield lambda label, done, total, left: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
+    with Progress(*columns, console=_console(True), transient=True, auto_refresh=False) as progress:
+        task = progress.add_task("", left="")
+
+        def advance(label: str, done: int, total: int, left: float | None) -> None:
+            said = "warming up" if left is None else f"{duration(left)} left"
+            progress.update(task, description=label, completed=done, total=total, left=said, refresh=True)
 
         yield advance
 

@@ -30,6 +30,8 @@ def stop_on_signals(trainer: Trainer, live: Live) -> Iterator[None]:
 
     def ask(number: int, frame: Any) -> None:
         nonlocal asked
+        if asked and number == signal.SIGHUP:  # the system and the shell both send one when a terminal closes
+            return
         if asked:
             raise KeyboardInterrupt
         asked = True

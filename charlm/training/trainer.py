@@ -94,6 +94,7 @@ class Trainer:
         self._trained = {"characters": 0, "seconds": 0.0}
         self._trained_here = {"characters": 0, "seconds": 0.0}
         self._stop: str | None = None
+        self._is_pausing = False  # between two steps; the validation of a stop is not interrupted
         self._owed: dict[str, int] | None = None
         """Sizes of the logs after the step, if a stop interrupted the samples or the validation that follow it."""
         self._last_saved: int | None = None
@@ -178,10 +179,13 @@ class Trainer:
         """What is to be done between two steps, unless a stop interrupts it: then a resumed run does all of it."""
         began = time.perf_counter()
         self._owed, logs = None, self.folder.log_sizes() if self._pauses_long() else None
+        self._is_pausing = True
         try:
             yield from self._between_steps()
         except _StopAskedError:
             self._owed = logs
+        finally:
+            self._is_pausing = False
         self._longest_pause = max(self._longest_pause, time.perf_counter() - began)
 
     def _pauses_long(self) -> bool:
@@ -198,7 +202,7 @@ class Trainer:
             for prompt in self.recipe.sample.prompts:
                 yield self._sample(self.model, prompt)
         if self._is_regular():
-            yield self._evaluate(regular=True, progress=self._check_stop)
+            yield self._evaluate(regular=True)
         if (self.step % self.plan.checkpoint_every == 0 or self._is_kept()) and self._last_saved != self.step:
             self._save()
         if self._last_saved == self.step:
@@ -211,16 +215,12 @@ class Trainer:
     def _is_regular(self) -> bool:
         return self.validation is not None and (self.step % self.plan.evaluate_every == 0 or self.step == self.plan.steps)
 
-    def _evaluate(self, regular: bool, progress: perplexity.Progress | None = None) -> Evaluated:
-        """The cheap validation. Only a regular one can change ``best`` and early stopping; any fills a missing ``best``.
-
-        Args:
-            progress: may raise, which leaves everything as if there had been no evaluation.
-        """
-        score, candidate = self._validate(self.model, progress), self.model
+    def _evaluate(self, regular: bool) -> Evaluated:
+        """The cheap validation. Only a regular one can change ``best`` and early stopping; any fills a missing ``best``."""
+        score, candidate = self._validate(self.model), self.model  # a stop that interrupts it must change nothing
         figures = {}
         if self._average is not None:
-            averaged = self._validate(self._average.model, progress)
+            averaged = self._validate(self._average.model)
             figures = {"weights_nats": score.nats_per_character, "average_nats": averaged.nats_per_character}
             if averaged.nats_per_character < score.nats_per_character:
                 candidate, score = self._average.model, averaged
@@ -248,12 +248,12 @@ class Trainer:
             self._save_best()
         return Evaluated(self.step, nats, is_best and regular, regular)
 
-    def _validate(self, model: LanguageModel, progress: perplexity.Progress | None) -> perplexity.Score:
+    def _validate(self, model: LanguageModel) -> perplexity.Score:
         assert self.validation is not None
         options = self.recipe.evaluate
         return perplexity.segments(
             model, self.validation, pieces=options.segments, warm=options.warm, characters=options.characters,
-            progress=progress,
+            progress=self._check_stop if self._is_pausing else None,
         )  # fmt: skip
 
     def _sample(self, model: LanguageModel, prompt: str) -> Sampled:
