@@ -50,29 +50,35 @@ def notice(text: str, *, wrap: bool = True) -> None:
     print(wrapped(text) if wrap else text, file=sys.stderr, flush=True)
 
 
-def wrapped(text: str, *, indent: int = 0, to_stderr: bool = True) -> str:
+def wrapped(text: str, *, start: str = "", indent: int = 0, to_stderr: bool = True) -> str:
     """Break lines between words so that they fit the terminal; without a terminal, the text as it is.
 
     A word that is too long, such as a path, stays whole.
 
     Args:
+        start: put before the text.
         indent: of the continuation lines.
     """
     console = _console(to_stderr)
     if not console.is_terminal:
-        return text
+        return start + text
     wrapper = textwrap.TextWrapper(
-        max(console.width, indent + 20), subsequent_indent=" " * indent,
+        max(console.width, indent + 20), initial_indent=start, subsequent_indent=" " * indent,
         replace_whitespace=False, break_long_words=False, break_on_hyphens=False,
     )  # fmt: skip
-    return "\n".join(wrapper.fill(line) if len(line) > wrapper.width else line for line in text.split("\n"))
+    lines = []
+    for line in text.split("\n"):
+        fits = len(wrapper.initial_indent + line) <= wrapper.width
+        lines.append(wrapper.initial_indent + line if fits else wrapper.fill(line))
+        wrapper.initial_indent = ""
+    return "\n".join(lines)
 
 
 def _fact(name: str, value: str, *, to_stderr: bool = True) -> str:
     """A name and its value, wrapped; a command, to be copied, and a single word stay on one line."""
     if value.startswith("charlm ") or " " not in value:
         return name + value
-    return wrapped(name + value, indent=len(name), to_stderr=to_stderr)
+    return wrapped(value, start=name, indent=len(name), to_stderr=to_stderr)
 
 
 def show_dimmed(text: str) -> None:
@@ -104,8 +110,9 @@ def complain(text: str) -> None:
     """Write an error to stderr, red on a terminal."""
     from rich.text import Text
 
-    start, message = "error: ", wrapped(f"error: {visible(text)}")
-    _console(True).print(Text(start, style="bold red") + Text(message.removeprefix(start), style="default"))
+    start = "error: "
+    message = wrapped(visible(text), start=start).removeprefix(start)
+    _console(True).print(Text.assemble((start, "bold red"), message))
 
 
 def visible(text: str) -> str:
