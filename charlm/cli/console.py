@@ -240,7 +240,8 @@ class _Echo:
     Keys that send signals go on working. What is typed is left for the shell to read.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, show_cursor: Callable[[bool], object]) -> None:
+        self._show_cursor = show_cursor
         self._saved: list[Any] | None = None
         self._on_suspend: Any = None
 
@@ -278,7 +279,9 @@ class _Echo:
     def _suspend(self, number: int, frame: Any) -> None:
         """Ctrl-Z: leave the shell a terminal that echoes, and take it again afterwards."""
         self.restore()
+        self._show_cursor(True)
         os.kill(os.getpid(), signal.SIGTSTP)
+        self._show_cursor(False)
         self.off()
 
 
@@ -295,7 +298,7 @@ class Live:
         self._quiet = quiet
         self._progress = None
         self._task = None
-        self._echo = _Echo()
+        self._echo: _Echo | None = None
         self.is_wide = True
         """Whether a line may be longer than 80 columns."""
         if not quiet and is_terminal():
@@ -309,6 +312,7 @@ class Live:
                 console=console, transient=True, refresh_per_second=4,
             )  # fmt: skip
             self._progress.start()
+            self._echo = _Echo(console.show_cursor)
             self._echo.off()
             self._task = self._progress.add_task("", total=total, status="", left="")
 
@@ -339,7 +343,8 @@ class Live:
             try:
                 self._progress.stop()
             finally:
-                self._echo.restore()
+                if self._echo is not None:
+                    self._echo.restore()
             self._progress = None
 
 

@@ -48,8 +48,11 @@ def prepare_streams() -> None:
     sys.stdin = io.TextIOWrapper(
         io.BufferedReader(io.FileIO(0, "r", closefd=False)), encoding="utf-8", errors="surrogateescape"
     )
-    sys.stdout = _writer(_Results(1, "w", closefd=False), line_buffering=os.isatty(1))
-    sys.stderr = _writer(_Messages(2, "w", closefd=False), line_buffering=True)
+    # Python must never fail to print: what UTF-8 cannot hold (half of a surrogate pair) is escaped.
+    results, messages = _Results(io.FileIO(1, "w", closefd=False)), _Messages(2, "w", closefd=False)
+    sys.stdout = io.TextIOWrapper(results, encoding="utf-8", errors="backslashreplace", line_buffering=results.isatty())
+    # No buffer of bytes: its lock would not let a signal handler print while a message is being written.
+    sys.stderr = io.TextIOWrapper(messages, encoding="utf-8", errors="backslashreplace", line_buffering=True)
 
 
 @contextmanager
@@ -76,46 +79,57 @@ def _use_utf8_names() -> None:
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
-def _writer(raw: io.FileIO, line_buffering: bool) -> io.TextIOWrapper:
-    # Python must never fail to print: what UTF-8 cannot hold (half of a surrogate pair) is escaped.
-    return io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace", line_buffering=line_buffering)
+def _discard_from_now_on(descriptor: int) -> None:
+    """Send what follows to the null device: also what Python still holds, and what other libraries print."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, descriptor)
+    os.close(null)
 
 
-class _Descriptor(io.FileIO):
-    """Writes whole blocks, also where another process has made the terminal or pipe non-blocking."""
+class _Messages(io.FileIO):
+    """Standard error: whole blocks, and silence after the first failure."""
 
     def write(self, data: Any, /) -> int:
         left = memoryview(data).cast("B")
         size = len(left)
-        while left:
-            written = super().write(left)
-            if written is None:
-                select.select([], [self.fileno()], [])
-            else:
-                left = left[written:]
+        try:
+            while left:
+                written = super().write(left)
+                if written is None:  # another process has made the terminal or pipe non-blocking
+                    select.select([], [self], [])
+                else:
+                    left = left[written:]
+        except OSError:
+            _discard_from_now_on(self.fileno())
         return size
 
-    def _discard_from_now_on(self) -> None:
-        """Send what follows to the null device: also what Python still holds, and what other libraries print."""
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, self.fileno())
-        os.close(null)
 
+class _Results(io.BufferedWriter):
+    """Standard output: whole, or an :class:`OutputError`; an interruption neither loses nor repeats anything."""
 
-class _Messages(_Descriptor):
     def write(self, data: Any, /) -> int:
-        try:
-            return super().write(data)
-        except OSError:
-            self._discard_from_now_on()
-            return len(data)
+        left = memoryview(data).cast("B")
+        size = len(left)
+        while True:
+            try:
+                super().write(left)
+                return size
+            except BlockingIOError as full:
+                left = left[full.characters_written :]
+                select.select([], [self], [])
+            except OSError as error:
+                raise self._failed(error) from None
 
+    def flush(self) -> None:
+        while True:
+            try:
+                return super().flush()
+            except BlockingIOError:
+                select.select([], [self], [])
+            except OSError as error:
+                raise self._failed(error) from None
 
-class _Results(_Descriptor):
-    def write(self, data: Any, /) -> int:
-        try:
-            return super().write(data)
-        except OSError as error:
-            self._discard_from_now_on()
-            message = f"the result could not be written to standard output: {error.strerror}"
-            raise OutputError(message, reader_left=error.errno == errno.EPIPE) from None
+    def _failed(self, error: OSError) -> OutputError:
+        _discard_from_now_on(self.fileno())
+        message = f"the result could not be written to standard output: {error.strerror}"
+        return OutputError(message, reader_left=error.errno == errno.EPIPE)
