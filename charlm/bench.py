@@ -8,18 +8,21 @@ Three kinds of work are timed:
 
 A shared machine's speed drifts, so nothing is timed in one piece: all cases of a kind are built and warmed up first, then
 timed for a moment each, in turns, several times over. A figure is the median of its turns; lowest and highest stand beside
-it. Large matrix products take their turns too: the best of theirs is the ceiling that training is held against.
+it. Large matrix products take their turns too: the best of theirs is the ceiling that training is held against. The report
+says if other processes kept the processor busy meanwhile.
 """
 
 from __future__ import annotations
 
 import itertools
 import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +42,7 @@ from charlm.model.language_model import LanguageModel
 from charlm.model.native import library
 from charlm.runtime import arithmetic, cpu_name, prepare, resolve_precision
 from charlm.sampling import SamplingParams, generate
-from charlm.threads import most, use
+from charlm.threads import Load, most, use
 from charlm.training.update import Updater
 
 KINDS = ("train", "evaluate", "sample")
@@ -54,6 +57,12 @@ _CLIP = 1.0
 _BATCHES = 4  # that take turns
 _WARM_UP = 3  # calls
 _DRAWN_AT_ONCE = 32
+
+_VARIES = 0.7
+"""A row varies if its slowest turn is below this share of the median."""
+
+Progress = Callable[[str, int, int, float | None], None]
+"""(kind of work, turns done, turns in all, estimated seconds left, ``None`` while cases are warmed up); between turns."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +172,8 @@ class Report:
         machine: the processor's or GPU's name.
         native: the instruction set that the native engine uses here, or why it cannot be used.
         gemm_gflops: precision → 10⁹ operations per second of the best matrix product; ``None``: not measured.
+        other_cores: how many processor cores other processes used meanwhile; ``None`` where the system does not tell.
+        warnings: sentences that say why the figures may be too low.
     """
 
     machine: str
@@ -174,6 +185,8 @@ class Report:
     shape: Shape
     rows: list[Row]
     not_run: list[NotRun]
+    other_cores: float | None
+    warnings: list[str]
 
 
 def precisions_on(device: torch.device) -> tuple[str, ...]:
@@ -213,26 +226,31 @@ def _why_not(sweep: Sweep, cell: str, engine: str, precision: str, device: torch
     return None
 
 
-def bench(sweep: Sweep, device: torch.device, *, memory: bool = False) -> Report:
+def bench(sweep: Sweep, device: torch.device, *, memory: bool = False, progress: Progress | None = None) -> Report:
     """Measure.
 
     Args:
         memory: measure each configuration's memory too, in a process of its own, which takes seconds.
+        progress: is told how far it is.
     """
     planned, left_out = plan(sweep, device)
     threads = prepare(most())  # as many for every case, whatever else runs here
     products = [(precision, size) for precision in _precisions_of(planned) for size in _product_sizes(device)]
     speeds: dict[Configuration, Speed] = {}
     ceilings: dict[str, float] = {}
+    load = Load()
     for kind in dict.fromkeys(configuration.kind for configuration in planned):
         group = [configuration for configuration in planned if configuration.kind == kind]
         runs: list[Callable[[], float]] = [build(configuration, sweep.shape, device) for configuration in group]
         products_now = [] if ceilings else products  # in the first kind: training, if it is measured
         runs += [_products(*size, precision, device).__next__ for precision, size in products_now]
-        found = measure(runs, sweep.repetitions, sweep.seconds, clock_of(device))
+        told = partial(progress, kind) if progress else None
+        found = measure(runs, sweep.repetitions, sweep.seconds, clock_of(device), progress=told)
         speeds |= dict(zip(group, found, strict=False))
         for (precision, _), speed in zip(products_now, found[len(group) :], strict=True):
             ceilings[precision] = max(speed.high, ceilings.get(precision, 0.0))
+
+    other_cores = load.others(0)
 
     def row(about: Configuration) -> Row:
         speed = speeds[about]
@@ -246,6 +264,7 @@ def bench(sweep: Sweep, device: torch.device, *, memory: bool = False) -> Report
             peak_memory_bytes=peak_memory(about, sweep.shape, device, threads) if memory else None,
         )  # fmt: skip
 
+    rows = [row(configuration) for configuration in planned]
     return Report(
         machine=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         device=str(device),
@@ -256,9 +275,28 @@ def bench(sweep: Sweep, device: torch.device, *, memory: bool = False) -> Report
             precision: ceilings[precision] / 1e9 if precision in ceilings else None for precision in precisions_on(device)
         },
         shape=sweep.shape,
-        rows=[row(configuration) for configuration in planned],
+        rows=rows,
         not_run=left_out,
+        other_cores=other_cores,
+        warnings=_warnings(rows, other_cores, threads),
     )
+
+
+def _warnings(rows: Sequence[Row], other_cores: float | None, threads: int) -> list[str]:
+    warnings = []
+    cores = os.cpu_count() or 1
+    if other_cores is not None and other_cores + threads > cores + 0.25:
+        warnings.append(
+            f"the machine was busy: other processes used {other_cores:.1f} of its {cores} cores, and this one needs {threads}; "
+            "the figures are too low"
+        )
+    varying = sum(row.low < _VARIES * row.characters_per_second for row in rows)
+    if varying:
+        warnings.append(
+            f"{varying} of {len(rows)} figures vary widely (slowest turn below {_VARIES:.0%} of the median); "
+            "repeat on an idle machine, or with more --repetitions"
+        )
+    return warnings
 
 
 def _precisions_of(planned: Sequence[Configuration]) -> list[str]:
@@ -282,6 +320,7 @@ def measure(
     repetitions: int,
     seconds: float,
     clock: Callable[[], float] = time.perf_counter,
+    progress: Callable[[int, int, float | None], None] | None = None,
 ) -> list[Speed]:
     """Time things in turns: each once, then each once more, … so that a drift of the machine's speed meets all alike.
 
@@ -289,20 +328,39 @@ def measure(
         runs: each does some work and returns how much.
         repetitions: turns of each.
         seconds: a turn calls its ``run`` until so much time has passed.
+        progress: is told, between turns, turns done, turns in all, and the estimated seconds left; to warm up is a turn too.
     """
+    done, total = 0, len(runs) * (1 + repetitions)
+    lasting: list[float] = []  # of a turn of each
     for run in runs:
-        _warm_up(run)
+        one_call = _warm_up(run, clock)
+        lasting.append(max(seconds + one_call / 2, one_call))
+        done += 1
+        if progress is not None:
+            progress(done, total, None)
     turns: list[list[float]] = [[] for _ in runs]
-    for _ in range(repetitions):
-        for run, rates in zip(runs, turns, strict=True):
-            rates.append(_turn(run, seconds, clock))
+    for repetition in range(repetitions):
+        for index, run in enumerate(runs):
+            began = clock()
+            turns[index].append(_turn(run, seconds, clock))
+            lasting[index] = clock() - began
+            done += 1
+            if progress is not None:
+                progress(done, total, sum(lasting[index + 1 :]) + sum(lasting) * (repetitions - repetition - 1))
     return [Speed(statistics.median(rates), min(rates), max(rates)) for rates in turns]
 
 
-def _warm_up(run: Callable[[], float]) -> None:
-    """Kernels are chosen, compiled and given their memory at the first calls."""
+def _warm_up(run: Callable[[], float], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Kernels are chosen, compiled and given their memory at the first calls.
+
+    Returns:
+        Seconds of the last call.
+    """
+    began = 0.0
     for _ in range(_WARM_UP):
+        began = clock()
         run()
+    return clock() - began
 
 
 def _turn(run: Callable[[], float], seconds: float, clock: Callable[[], float]) -> float:

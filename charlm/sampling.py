@@ -7,8 +7,9 @@ give the same text on every engine.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -189,11 +190,27 @@ def _logits(model: LanguageModel, features: torch.Tensor) -> Probabilities:
 
 
 def sample(
-    model: LanguageModel, vocabulary: Vocabulary, prompt: str, length: int, params: SamplingParams, seed: int, number: int = 0
+    model: LanguageModel,
+    vocabulary: Vocabulary,
+    prompt: str,
+    length: int,
+    params: SamplingParams,
+    seed: int,
+    number: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> str:
-    """``length`` new characters after ``prompt``; unknown characters of the prompt are read as ``<unk>``."""
+    """``length`` new characters after ``prompt``; unknown characters of the prompt are read as ``<unk>``.
+
+    Args:
+        progress: called after each block of characters with (drawn, in all); may raise to end it.
+    """
     ids = generate(model, vocabulary, vocabulary.encode(prompt, "map"), params, seed, number)
-    return vocabulary.decode([next(ids) for _ in range(length)])
+    drawn: list[int] = []
+    while len(drawn) < length:
+        drawn += islice(ids, min(_BLOCK, length - len(drawn)))
+        if progress is not None:
+            progress(len(drawn), length)
+    return vocabulary.decode(drawn)
 
 
 def until(pieces: Iterator[bytes], stop: bytes) -> Iterator[bytes]:

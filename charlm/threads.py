@@ -96,7 +96,7 @@ class Load:
 
     @staticmethod
     def _look() -> tuple[float, float, float] | None:
-        """Seconds of wall time, of all programs on our cores, and of this process."""
+        """Seconds of wall time, of all programs on our cores, and of this process and its children."""
         try:
             cores = {f"cpu{number}" for number in os.sched_getaffinity(0)}
             tick = os.sysconf("SC_CLK_TCK")
@@ -108,7 +108,8 @@ class Load:
                     busy += user + nice + system + irq + softirq + steal
         except (AttributeError, OSError, ValueError):
             return None
-        return time.monotonic(), busy / tick, time.process_time()
+        own = os.times()
+        return time.monotonic(), busy / tick, own.user + own.system + own.children_user + own.children_system
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -66,6 +66,34 @@ def test_a_figure_is_the_median_and_first_calls_do_not_count() -> None:
     assert (speed.low, speed.median, speed.high) == (2.0, statistics.median([5.0, 10.0, 2.0]), 10.0)
 
 
+def test_the_time_left_follows_from_the_warm_up() -> None:
+    """Failing would mean that the benchmark promises seconds and takes minutes, as it does where one call is long."""
+    clock, told = Clock(), []
+
+    def progress(done: int, total: int, left: float | None) -> None:
+        told.append((done, total, left, clock.now))
+
+    runs = [clock.work("quick", 0.01), clock.work("slow", 3.0)]
+    bench.measure(runs, repetitions=4, seconds=0.1, clock=clock, progress=progress)
+    assert [(done, total) for done, total, _, _ in told] == [(done, 10) for done in range(1, 11)]
+    for _, _, left, at in told[2:]:
+        assert left == pytest.approx(clock.now - at, rel=0.1, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("others", "threads", "lowest", "words"),
+    [(0.1, 1, 90, []), (None, 1, 90, []), (1.6, 2, 90, ["busy"]), (0.0, 2, 60, ["vary"]), (1.4, 2, 60, ["busy", "vary"])],
+)
+def test_a_disturbed_measurement_is_told(
+    others: float | None, threads: int, lowest: float, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Failing would mean that figures of a busy machine are taken for those of the machine."""
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    row = bench.Row("train", "lstm", "native", "fp32", 100.0, lowest, 110.0, 3, None, 1.0, None)
+    warnings = bench._warnings([row], others, threads)
+    assert len(warnings) == len(words) and all(word in text for word, text in zip(words, warnings, strict=True))
+
+
 @pytest.mark.parametrize("cell", bench.CELLS)
 @pytest.mark.parametrize("layers", [1, 3])
 def test_operations_are_six_per_multiplied_weight(cell: str, layers: int) -> None:

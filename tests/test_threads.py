@@ -15,7 +15,7 @@ from charlm.threads import Load, Tuner, limit, most, use
 @pytest.fixture(autouse=True)
 def _threads_as_before(monkeypatch: pytest.MonkeyPatch) -> Any:
     before = torch.get_num_threads()
-    monkeypatch.setattr(threads, "_state", dict(threads._state))
+    monkeypatch.setattr(threads, "_state", {**threads._state, "fixed": None})
     monkeypatch.setattr(threads, "_chosen", {})
     yield
     torch.set_num_threads(before)

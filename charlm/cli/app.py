@@ -18,12 +18,13 @@ from typer.core import TyperGroup
 
 from charlm.cli.bench import bench
 from charlm.cli.compare import compare
-from charlm.cli.console import complain, notice, utf8_streams
+from charlm.cli.console import complain, notice
 from charlm.cli.corpus import corpus_app
 from charlm.cli.evaluate import evaluate_app
 from charlm.cli.info import info
 from charlm.cli.recipe import recipe_app
 from charlm.cli.sample import sample
+from charlm.cli.streams import OutputError
 from charlm.cli.train import train
 from charlm.errors import CharlmError
 
@@ -89,22 +90,41 @@ def run(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given or bool(os.environ.get("CHARLM_DEBUG"))
     given = [argument for argument in given if argument != "--debug"]
-    utf8_streams()
+    try:
+        code = _outcome(given, debug)
+    except OutputError as error:
+        return _undelivered(error)
+    try:
+        sys.stdout.flush()
+    except OutputError as error:
+        return code or _undelivered(error)
+    return code
+
+
+def _outcome(given: list[str], debug: bool) -> int:
     try:
         code = app(args=given, prog_name="charlm", obj=time.monotonic(), standalone_mode=False)
-        return _flushed(code if isinstance(code, int) else 0)
+        return code if isinstance(code, int) else 0
     except SystemExit as ended:
-        if isinstance(ended.__context__, BrokenPipeError):  # which Typer calls a failure
-            return _reader_has_gone()
-        return _flushed(ended.code if isinstance(ended.code, int) else int(bool(ended.code)))
+        return ended.code if isinstance(ended.code, int) else int(bool(ended.code))
     except (_Interrupted, KeyboardInterrupt):
         notice("interrupted")
         return 130
+    except OutputError:
+        raise
     except Exception as error:
         if debug:
             traceback.print_exc()
             return getattr(error, "exit_code", 1)
         return _explain(error)
+
+
+def _undelivered(error: OutputError) -> int:
+    """``charlm sample … | head`` is no failure: the reader has read enough. Any other broken output is one."""
+    if error.reader_left:
+        return 0
+    complain(str(error))
+    return error.exit_code
 
 
 def _explain(error: Exception) -> int:
@@ -131,17 +151,3 @@ def _explain_usage(error: Any) -> int:
         command = error.ctx.command_path if error.ctx is not None else "charlm"
         complain(f"{message}\nTo see what can be given: {command} --help")
     return int(error.exit_code)
-
-
-def _flushed(code: int) -> int:
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        return _reader_has_gone()
-    return code
-
-
-def _reader_has_gone() -> int:
-    """``charlm … | head``: whoever read our output has read enough. Python must not complain about it at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0

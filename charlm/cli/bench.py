@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from charlm.cli.console import duration, is_terminal, notice, out, size, table
+from charlm.cli.console import json_line, out, size, still_bar, table, wrapped
 from charlm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ def bench(
 
     The defaults are the shape of d2l's experiment. Options that choose take a list (gru,lstm) and may be repeated.
     """
-    from charlm.bench import CELLS, KINDS, Shape, Sweep, plan, precisions_on
+    from charlm.bench import CELLS, KINDS, Shape, Sweep, precisions_on
     from charlm.bench import bench as measure
     from charlm.model.engines import ENGINES
     from charlm.runtime import prepare, resolve_device
@@ -69,12 +68,10 @@ def bench(
         seconds=seconds,
     )
     prepare(threads)
-    if is_terminal():  # a line that stands still: redrawing one would take time from what is measured
-        count = len(plan(sweep, on)[0])
-        notice(f"timing {count} cases in turns, about {duration(1.3 * count * repetitions * seconds)}…")
-    report = measure(sweep, on, memory=memory)
+    with still_bar() as progress:
+        report = measure(sweep, on, memory=memory, progress=progress)
     if as_json:
-        out(json.dumps(_record(report, memory), ensure_ascii=False))
+        json_line(_record(report, memory))
     else:
         _print(report, memory)
 
@@ -109,8 +106,8 @@ def _print(report: Report, memory: bool) -> None:
     out(f"H = {shape.hidden}, V = {shape.symbols}, T = {shape.steps}, B = {shape.batch}, L = {shape.layers}")
     for kind in dict.fromkeys(row.kind for row in report.rows):
         _print_kind(kind, [row for row in report.rows if row.kind == kind], memory)
-    for note in _notes(report.not_run):
-        out(note)
+    for note in [*(f"warning: {warning}" for warning in report.warnings), *_notes(report.not_run)]:
+        out(wrapped(note, to_stderr=False))
 
 
 def _print_kind(kind: str, rows: Sequence[Row], memory: bool) -> None:

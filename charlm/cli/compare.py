@@ -12,8 +12,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from charlm.cli.console import Live, columns, duration, json_line, notice, out, progress_bar, shell_words, table, visible_word
+from charlm.cli.console import (
+    Live,
+    columns,
+    duration,
+    json_line,
+    notice,
+    out,
+    progress_bar,
+    shell_words,
+    table,
+    visible_word,
+    wrapped,
+)
 from charlm.cli.options import ResumeChoice, parse_folder, parse_limit
+from charlm.cli.streams import delivery
 from charlm.cli.watch import follow, stop_on_signals
 from charlm.errors import DivergedError, UsageError
 
@@ -106,12 +119,14 @@ def compare(
     try:
         results = _results(planned, given, seconds, work)
     except KeyboardInterrupt:
-        notice(f"go on: {again}")
+        notice(f"go on: {again}", wrap=False)
         raise
     if results is None:
-        notice(f"go on: {again}")
+        notice(f"go on: {again}", wrap=False)
         raise typer.Exit(130)
-    _conclude(figures.compare(results, to), work, equal, as_json)
+    found = figures.compare(results, to)
+    with delivery(f"The runs are saved in {folder}; the same command prints the comparison without training again."):
+        _conclude(found, work, equal, as_json)
 
 
 @dataclass(frozen=True)
@@ -299,7 +314,7 @@ def _conclude(found: Comparison, work: _Work, equal: Equal, as_json: bool) -> No
     mean = f"; means of {seeds} seeds (lowest–highest)" if seeds > 1 else ""
     out(f"{same}; nats are {exact}; seconds (s) are of training, without evaluations{mean}")
     for text in notices:
-        out(f"note: {visible_word(text)}")
+        out(wrapped(f"note: {visible_word(text)}", to_stderr=False))
     if drawn:
         work.say(f"learning curves: {picture}")
     work.say(f"runs: {work.folder}; charlm info, sample and eval take their folders")

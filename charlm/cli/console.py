@@ -6,29 +6,25 @@ Results go to stdout, progress and notices to stderr. Live drawing and colour on
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
 import shlex
+import signal
 import sys
+import textwrap
+import threading
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
+
+from charlm.files import to_json
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 _COLUMNS = 160  # of a table in a file or pipe
-
-
-def utf8_streams() -> None:
-    """Make the standard streams UTF-8, whatever the locale says."""
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            errors = "surrogateescape" if stream is sys.stdin else "backslashreplace"
-            stream.reconfigure(encoding="utf-8", errors=errors)
 
 
 def _console(to_stderr: bool) -> Console:
@@ -42,9 +38,50 @@ def out(text: str) -> None:
     print(text, flush=True)
 
 
-def notice(text: str) -> None:
-    """Write a line to stderr."""
-    print(text, file=sys.stderr, flush=True)
+def results(pairs: Sequence[tuple[str, str]], width: int = 21) -> None:
+    """Write ``name  value`` lines to stdout, the values aligned; a terminal gets them wrapped."""
+    for name, value in pairs:
+        out(_fact(f"{name:<{width}} ", value, to_stderr=False))
+
+
+def notice(text: str, *, wrap: bool = True) -> None:
+    """Write a line to stderr.
+
+    Args:
+        wrap: break it between words where a terminal is narrower; not for a command that people copy.
+    """
+    print(wrapped(text) if wrap else text, file=sys.stderr, flush=True)
+
+
+def wrapped(text: str, *, start: str = "", indent: int = 0, to_stderr: bool = True) -> str:
+    """Break lines between words so that they fit the terminal; without a terminal, the text as it is.
+
+    A word that is too long, such as a path, stays whole.
+
+    Args:
+        start: put before the text.
+        indent: of the continuation lines.
+    """
+    console = _console(to_stderr)
+    if not console.is_terminal:
+        return start + text
+    wrapper = textwrap.TextWrapper(
+        max(console.width, indent + 20), initial_indent=start, subsequent_indent=" " * indent,
+        replace_whitespace=False, break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+    lines = []
+    for line in text.split("\n"):
+        fits = len(wrapper.initial_indent + line) <= wrapper.width
+        lines.append(wrapper.initial_indent + line if fits else wrapper.fill(line))
+        wrapper.initial_indent = ""
+    return "\n".join(lines)
+
+
+def _fact(name: str, value: str, *, to_stderr: bool = True) -> str:
+    """A name and its value, wrapped; a command, to be copied, and a single word stay on one line."""
+    if value.startswith("charlm ") or " " not in value:
+        return name + value
+    return wrapped(value, start=name, indent=len(name), to_stderr=to_stderr)
 
 
 def show_dimmed(text: str) -> None:
@@ -54,16 +91,31 @@ def show_dimmed(text: str) -> None:
 
 
 def json_line(record: dict[str, Any]) -> None:
-    """Write a record to stdout as one line of JSON; a figure that is not finite becomes null, since JSON has no NaN."""
-    finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()}
-    out(json.dumps(finite, ensure_ascii=False, allow_nan=False))
+    """Write a record to stdout as one line of JSON; a figure that is not finite becomes null, since JSON has no NaN.
+
+    On a terminal, control characters are escaped as JSON allows; in a file or pipe the text is exact.
+    """
+    line = to_json(_finite(record))
+    if sys.stdout.isatty():
+        line = "".join(json.dumps(c)[1:-1] if _is_control(c) else c for c in line)
+    out(line)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def complain(text: str) -> None:
     """Write an error to stderr, red on a terminal."""
     from rich.text import Text
 
-    _console(True).print(Text("error: ", style="bold red") + Text(visible(text), style="default"))
+    start = "error: "
+    message = wrapped(visible(text), start=start).removeprefix(start)
+    _console(True).print(Text.assemble((start, "bold red"), message))
 
 
 def visible(text: str) -> str:
@@ -127,13 +179,14 @@ def table(title: str | None, headers: Sequence[str], rows: Sequence[Sequence[str
 
 
 def facts(pairs: Sequence[tuple[str, str]]) -> None:
-    """Write ``name  value`` lines to stderr, aligned."""
+    """Write ``name  value`` lines to stderr, aligned; a value that is a command stays on one line, to be copied."""
     from rich.text import Text
 
     console = _console(True)
-    width = max(len(name) for name, _ in pairs)
+    width = max(len(name) for name, _ in pairs) + 2
     for name, value in pairs:
-        console.print(Text(f"{name:<{width}}  ", style="bold") + Text(visible(value)))
+        start = f"{name:<{width}}"
+        console.print(Text.assemble((start, "bold"), _fact(start, visible(value)).removeprefix(start)))
 
 
 def is_terminal(to_stderr: bool = True) -> bool:
@@ -174,10 +227,83 @@ def progress_bar(label: str, unit: str = "bytes") -> Iterator[Advance]:
 
 
 @contextmanager
+def still_bar() -> Iterator[Callable[[str, int, int, float | None], None]]:
+    """A bar on stderr that is drawn only when it is told something, so that it takes no time from what is measured.
+
+    Yields a function to be told (label, done, in all, estimated seconds left or ``None``).
+    """
+    if not is_terminal():
+        yield lambda label, done, total, left: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
+    with Progress(*columns, console=_console(True), transient=True, auto_refresh=False) as progress:
+        task = progress.add_task("", left="")
+
+        def advance(label: str, done: int, total: int, left: float | None) -> None:
+            said = "warming up" if left is None else f"{duration(left)} left"
+            progress.update(task, description=label, completed=done, total=total, left=said, refresh=True)
+
+        yield advance
+
+
+@contextmanager
 def download_progress() -> Iterator[Advance]:
     """A bar for a download."""
     with progress_bar("downloading") as advance:
         yield advance
+
+
+class _Echo:
+    """Keeps what is typed out of the display: turns the terminal's echo off, from the foreground and while the process runs.
+
+    Keys that send signals go on working. What is typed is left for the shell to read.
+    """
+
+    def __init__(self, show_cursor: Callable[[bool], object]) -> None:
+        self._show_cursor = show_cursor
+        self._saved: list[Any] | None = None
+        self._on_suspend: Any = None
+
+    def off(self) -> None:
+        """Turn echo off, if standard input is a terminal and this process may change it."""
+        with suppress(ImportError, OSError, ValueError):
+            import termios
+
+            descriptor = sys.stdin.fileno()
+            # From the background, changing the terminal would stop the process.
+            if not os.isatty(descriptor) or os.tcgetpgrp(descriptor) != os.getpgrp():
+                return
+            with suppress(termios.error):
+                self._saved = termios.tcgetattr(descriptor)
+                silent = termios.tcgetattr(descriptor)
+                silent[3] &= ~termios.ECHO
+                termios.tcsetattr(descriptor, termios.TCSANOW, silent)
+            in_main = threading.current_thread() is threading.main_thread()
+            if in_main and signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:
+                self._on_suspend = signal.signal(signal.SIGTSTP, self._suspend)
+
+    def restore(self) -> None:
+        """Put the terminal back as it was."""
+        if self._on_suspend is not None:
+            signal.signal(signal.SIGTSTP, self._on_suspend)
+            self._on_suspend = None
+        if self._saved is not None:
+            with suppress(ImportError, OSError, ValueError):
+                import termios
+
+                with suppress(termios.error):
+                    termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, self._saved)
+            self._saved = None
+
+    def _suspend(self, number: int, frame: Any) -> None:
+        """Ctrl-Z: leave the shell a terminal that echoes, and take it again afterwards."""
+        self.restore()
+        self._show_cursor(True)
+        os.kill(os.getpid(), signal.SIGTSTP)
+        self._show_cursor(False)
+        self.off()
 
 
 class Live:
@@ -193,6 +319,7 @@ class Live:
         self._quiet = quiet
         self._progress = None
         self._task = None
+        self._echo: _Echo | None = None
         self.is_wide = True
         """Whether a line may be longer than 80 columns."""
         if not quiet and is_terminal():
@@ -206,6 +333,8 @@ class Live:
                 console=console, transient=True, refresh_per_second=4,
             )  # fmt: skip
             self._progress.start()
+            self._echo = _Echo(console.show_cursor)
+            self._echo.off()
             self._task = self._progress.add_task("", total=total, status="", left="")
 
     def update(self, done: int, status: str, left: str) -> None:
@@ -220,7 +349,7 @@ class Live:
         from rich.text import Text
 
         if self._progress is not None:
-            self._progress.console.print(Text(visible(text), style=style))
+            self._progress.console.print(Text(wrapped(visible(text)), style=style))
         else:
             notice(text)
 
@@ -232,7 +361,11 @@ class Live:
     def close(self) -> None:
         """Take the line away."""
         if self._progress is not None:
-            self._progress.stop()
+            try:
+                self._progress.stop()
+            finally:
+                if self._echo is not None:
+                    self._echo.restore()
             self._progress = None
 
 

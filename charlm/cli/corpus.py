@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from charlm.cli.console import download_progress, notice, out, table, visible_word
+from charlm.cli.console import download_progress, json_line, notice, out, table, visible_word
 
 if TYPE_CHECKING:
     from charlm.data.corpora import Card, Sources
@@ -38,7 +37,7 @@ def list_corpora(as_json: Json = False) -> None:
             }
             for name, card in known.items()
         }
-        out(json.dumps(found, ensure_ascii=False))
+        json_line(found)
         return
     rows = [[name, _size(card), _whereabouts(name, card), card.licence, card.description] for name, card in known.items()]
     table(None, ["name", "bytes", "found", "licence", "description"], rows)
@@ -70,7 +69,7 @@ def show(
     settings = {"unit": unit, "encoding": encoding, "newlines": newlines, "normalise": normalise}
     facts = _facts(sources, cards().get(sources.name) if sources.name == corpus else None, encoded, settings)
     if as_json:
-        out(json.dumps(facts, ensure_ascii=False))
+        json_line(facts)
     else:
         _print(facts)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from charlm.cli.console import json_line, notice, out, progress_bar, table, visible_word
+from charlm.cli.console import json_line, notice, out, progress_bar, results, table, visible_word
 from charlm.cli.options import Split, read_text
 from charlm.errors import CharlmError, CorpusError, UsageError
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from charlm.checkpoint import Checkpoint
     from charlm.data.dataset import Dataset, Text
     from charlm.data.encoding import Encoded
+
+_CHUNK = 1024  # charlm.evaluation.perplexity.CHUNK, which help does not wait for
 
 evaluate_app = typer.Typer(help="Ask a trained model: how well does it predict a text?", no_args_is_help=True)
 
@@ -40,7 +42,7 @@ def perplexity(
     dynamic_rate: Annotated[
         float | None, typer.Option(min=0, help="Its learning rate.", show_default="0.1, after every 32 characters")
     ] = None,
-    chunk: Annotated[int, typer.Option(min=0, help="Characters per call, 0: all. Changes speed, not the figure.")] = 1024,
+    chunk: Annotated[int, typer.Option(min=0, help="Characters per call, 0: all. Changes speed, not the figure.")] = _CHUNK,
     engine: Annotated[str | None, typer.Option(help="native, torch or reference.", show_default="the fastest here")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     baselines: Annotated[
@@ -56,6 +58,8 @@ def perplexity(
         raise UsageError(f"--dynamic-rate {dynamic_rate:g} is not a number to learn with")
     if dynamic and window is not None:
         raise UsageError("--dynamic reads the text as one stream; remove --context reset")
+    if dynamic and chunk != _CHUNK:
+        raise UsageError("--dynamic reads 32 characters at a time; remove --chunk, which belongs to the static evaluation")
 
     from charlm.checkpoint import find_checkpoint, load
     from charlm.evaluation import perplexity as measure
@@ -141,11 +145,14 @@ def attention(
     given = read_text(text, "TEXT")
 
     from charlm.checkpoint import find_checkpoint, load
+    from charlm.data.encoding import as_corpus
     from charlm.evaluation.attention import attention_weights
     from charlm.runtime import prepare, resolve_device
 
     stored = load(find_checkpoint(checkpoint))
     prepare(None)
+    data = stored.recipe.data
+    given = as_corpus(given, unit=data.unit, newlines=data.newlines, normalise=stored.corpus["normalise"])
     ids = stored.vocabulary.encode(given, "map")
     unknown = sum(index == stored.vocabulary.unknown_id for index in ids)
     if unknown:
@@ -154,7 +161,7 @@ def attention(
     if as_json:
         json_line({"weights": weights.tolist(), "nothing": 1 - float(weights.sum()), "characters": len(weights) + 1})
         return
-    symbols = given.encode() if stored.vocabulary.unit == "byte" else given
+    symbols = given.encode("utf-8", "surrogateescape") if stored.vocabulary.unit == "byte" else given
     rows = []
     for place in sorted(range(len(weights)), key=lambda place: -weights[place])[:top]:
         before, after = symbols[max(0, place - 24) : place + 1], symbols[place + 1 : place + 9]
@@ -236,23 +243,26 @@ def _print(record: dict[str, Any], unit: str) -> None:
     kind = "byte" if unit == "byte" else "character"
     where = f"{record['split']} part of {record['text']}" if record["split"] else record["text"]
     start, stop = record["offsets"]
-    out(f"perplexity            {record['perplexity']:.6f}")
-    out(f"nats per {kind:<12} {record['nats_per_character']:.6f}")
-    out(f"bits per {kind:<12} {record['bits_per_character']:.6f}")
-    out(
-        f"scored                {record['characters']:,} of {visible_word(where)}, {start:,}–{stop:,}, "
-        f"context {record['context']}"
-    )
+    lines = [
+        ("perplexity", f"{record['perplexity']:.6f}"),
+        (f"nats per {kind}", f"{record['nats_per_character']:.6f}"),
+        (f"bits per {kind}", f"{record['bits_per_character']:.6f}"),
+        ("scored", f"{record['characters']:,} of {visible_word(where)}, {start:,}–{stop:,}, context {record['context']}"),
+    ]
     if record["dynamic"]:
         rate, segment = record["dynamic"]["rate"], record["dynamic"]["segment"]
-        out(f"dynamic               the model went on learning: a step of rate {rate:g} after every {segment} characters")
-    out(f"sha256                {record['sha256']}")
+        lines.append(
+            ("dynamic", f"the model went on learning: a step of rate {rate:g} after every {segment} characters")
+        )  # fmt: skip
+    lines.append(("sha256", record["sha256"]))
     if record["unknown_characters"]:
         nats = record["unknown_nats"]
-        out(
-            f"unknown               {record['unknown_characters']:,} scored as <unk>; naming them would cost "
-            f"{nats:,.1f} nats more, {nats / math.log(2) / record['characters']:.4f} bits per {kind}"
-        )
+        bits = nats / math.log(2) / record["characters"]
+        lines.append(
+            ("unknown", f"{record['unknown_characters']:,} scored as <unk>; naming them would cost {nats:,.1f} nats more, "
+                        f"{bits:.4f} bits per {kind}")
+        )  # fmt: skip
+    results(lines)
     if "baselines" in record:
         from charlm.evaluation.baselines import COMPRESSIBLE
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 
-from charlm.cli.console import out, size, visible_word
+from charlm.cli.console import json_line, out, size, visible_word
 
 
 def info(
@@ -21,7 +20,7 @@ def info(
     path = find_checkpoint(checkpoint)
     found = describe(path)
     if as_json:
-        out(json.dumps({"checkpoint": str(path), **found}, ensure_ascii=False))
+        json_line({"checkpoint": str(path), **found})
         return
     weights = {name: shape for name, shape in found["tensors"].items() if name.startswith("model.")}
     progress, corpus, resolved = found["progress"], found["corpus"], found["resolved"]

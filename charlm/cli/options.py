@@ -69,16 +69,16 @@ def parse_folder(given: str) -> Path:
 
 
 def read_text(given: str, option: str = "--prompt") -> str:
-    """What TEXT, @FILE or - (standard input) stand for.
+    """The text that TEXT, @FILE or - (standard input) means; line ends stay as they are.
 
     Raises:
         UsageError: a file that cannot be read, or is not UTF-8.
     """
     try:
         if given == "-":
-            return sys.stdin.buffer.read().decode("utf-8")
+            return sys.stdin.buffer.read().decode("utf-8-sig")
         if given.startswith("@") and len(given) > 1:
-            return Path(given[1:]).expanduser().read_text(encoding="utf-8-sig")
+            return Path(given[1:]).expanduser().read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise UsageError(f"{option} {given}: {error.strerror}") from None
     except UnicodeDecodeError as error:

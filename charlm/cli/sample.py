@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import base64
 import codecs
-import json
+import re
 import secrets
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from charlm.cli.console import notice, out, show_dimmed, table, visible
+from charlm.cli.console import json_line, notice, show_dimmed, table, visible, visible_word
 from charlm.cli.options import Precision, Unknown, read_text
 from charlm.errors import UsageError
 
 if TYPE_CHECKING:
     from charlm.data.vocabulary import Vocabulary
+    from charlm.model.language_model import LanguageModel
+    from charlm.sampling import SamplingParams
 
-_DRAWN_TOGETHER = 10_000_000
-"""Characters that several samples may keep in memory; beyond, they are drawn one after the other."""
+_GROUP, _GROUP_CHARACTERS = 1024, 1_000_000
+"""Samples that are drawn side by side at most, and the characters of all of them that may be in memory."""
+
+_JSON_CHARACTERS = 100_000_000
+"""Characters that ``--json`` may hold in memory."""
+
+_FLUSH_SECONDS = 0.1
 
 
 def sample(
@@ -51,15 +60,20 @@ def sample(
     text = read_text(prompt)
     if length == 0 and not stop and (as_json or num > 1) and not probabilities:
         raise UsageError("--length 0 without --stop writes without end; it goes with one sample and without --json")
+    if as_json and num * length > _JSON_CHARACTERS and not probabilities:
+        raise _too_long(f"{num:,} × {length:,}")
 
     from charlm.checkpoint import find_checkpoint, load
+    from charlm.data.encoding import as_corpus
     from charlm.runtime import prepare, resolve_device
-    from charlm.sampling import SamplingParams, generate, generate_together, until
+    from charlm.sampling import SamplingParams, until
 
     stored = load(find_checkpoint(checkpoint))
     vocabulary = stored.vocabulary
     prepare(None)
-    ids = vocabulary.encode(text, unknown.value)
+    data = stored.recipe.data
+    text = as_corpus(text, unit=data.unit, newlines=data.newlines, normalise="none")
+    ids = _encode(text, vocabulary, unknown)
     banned = frozenset(vocabulary.encode(ban, "skip"))
     if temperature is None:
         temperature = 1.0 if probabilities else 0.8
@@ -78,29 +92,107 @@ def sample(
         if temperature > 0:
             notice(f"seed {seed}")
 
-    together: list[list[int]] = []
-    if num > 1 and 0 < num * length <= _DRAWN_TOGETHER and model.engine.name == "native":  # which draws them side by side
-        together = list(islice(generate_together(model, vocabulary, ids, params, seed, range(num), precision.value), length))
-
-    def pieces(number: int) -> Iterator[bytes]:
-        drawn: Iterator[int] = generate(model, vocabulary, ids, params, seed, number, precision.value)
-        if together:
-            drawn = (row[number] for row in together)
-        endless = (_bytes_of(index, vocabulary) for index in drawn)
-        return until(islice(endless, length) if length else endless, stop.encode())
-
+    drawn: Iterator[Iterable[int]] = _samples(model, vocabulary, ids, params, seed, num, length, precision.value)
     if as_json:
-        texts = [b"".join(pieces(number)).decode("utf-8", "replace") for number in range(num)]
-        out(json.dumps({"prompt": text, "seed": seed, "temperature": temperature, "samples": texts}, ensure_ascii=False))
+        drawn = _limited(drawn)
+    samples = (until((_bytes_of(index, vocabulary) for index in one), stop.encode()) for one in drawn)
+    if as_json:
+        collected = [_joined(pieces) for pieces in samples]
+        record = {
+            "prompt": text,
+            "seed": seed,
+            "temperature": temperature,
+            "samples": [one.decode("utf-8", "replace") for one in collected],
+        }
+        if vocabulary.unit == "byte":  # which need not be UTF-8
+            record["samples_base64"] = [base64.b64encode(one).decode("ascii") for one in collected]
+        json_line(record)
         return
-    for number in range(num):
-        if number:
-            _write([b"\n"])
-        if num > 1 and sys.stdout.isatty():
-            notice(f"── sample {number + 1} of {num} ──")
-        if text and sys.stdout.isatty():
-            show_dimmed(text)
-        _write(pieces(number))
+    for number, pieces in enumerate(samples):
+        if sys.stdout.isatty():
+            _show(pieces, number, num, text)
+        else:
+            _write([b"\n"] if number else [])
+            _write(pieces)
+    sys.stdout.flush()
+
+
+def _encode(text: str, vocabulary: Vocabulary, unknown: Unknown) -> list[int]:
+    try:
+        return vocabulary.encode(text, unknown.value)
+    except UsageError as error:
+        escapes = re.search(r"\\[nt]", text)
+        if escapes is None or vocabulary.id_of(ord("\\")) is not None:
+            raise
+        quoted = visible_word(text).replace("'", "\\'")
+        raise UsageError(
+            f"{error}\n{escapes[0]} was read as two characters. For a newline or a tab write (bash, zsh): --prompt $'{quoted}'"
+        ) from None
+
+
+def _samples(
+    model: LanguageModel,
+    vocabulary: Vocabulary,
+    prompt: list[int],
+    params: SamplingParams,
+    seed: int,
+    num: int,
+    length: int,
+    precision: str,
+) -> Iterator[Iterable[int]]:
+    """The ids of each sample. Short ones are drawn side by side, in growing groups: the first appear at once.
+
+    Args:
+        length: of each; 0: without end.
+    """
+    from charlm.sampling import generate, generate_together
+
+    side_by_side = model.engine.name == "native"
+    most = min(_GROUP, _GROUP_CHARACTERS // length) if side_by_side and length else 1
+    start, size = 0, 1
+    while start < num:
+        size = min(size, num - start)
+        if size == 1:
+            ids = generate(model, vocabulary, prompt, params, seed, start, precision)
+            yield islice(ids, length) if length else ids
+        else:
+            numbers = range(start, start + size)
+            rows = islice(generate_together(model, vocabulary, prompt, params, seed, numbers, precision), length)
+            yield from zip(*rows, strict=True)
+        start, size = start + size, max(1, min(4 * size, most))
+
+
+def _limited(samples: Iterable[Iterable[int]]) -> Iterator[Iterator[int]]:
+    """The same samples; refuses more characters of them than fit into memory.
+
+    Raises:
+        UsageError: there are more, which shows only while they are drawn if ``--stop`` ends them.
+    """
+    left = _JSON_CHARACTERS
+
+    def counted(ids: Iterable[int]) -> Iterator[int]:
+        nonlocal left
+        for index in ids:
+            left -= 1
+            if left < 0:
+                raise _too_long(f"more than {_JSON_CHARACTERS:,}")
+            yield index
+
+    return (counted(ids) for ids in samples)
+
+
+def _joined(pieces: Iterable[bytes]) -> bytes:
+    joined = bytearray()  # a list of all pieces would take many times the memory
+    for piece in pieces:
+        joined += piece
+    return bytes(joined)
+
+
+def _too_long(characters: str) -> UsageError:
+    return UsageError(
+        f"--json holds all samples in memory, {_JSON_CHARACTERS:,} characters at most, and these are {characters}; "
+        "without --json they are written as they are drawn"
+    )
 
 
 def _bytes_of(index: int, vocabulary: Vocabulary) -> bytes:
@@ -109,19 +201,27 @@ def _bytes_of(index: int, vocabulary: Vocabulary) -> bytes:
     return bytes([symbol]) if vocabulary.unit == "byte" else chr(symbol).encode()
 
 
-def _write(pieces: Iterator[bytes] | list[bytes]) -> None:
-    """Exact bytes into a file or pipe; on a terminal each character as it comes, with control characters visible."""
-    if not sys.stdout.isatty():
-        sys.stdout.flush()
-        for piece in pieces:
-            sys.stdout.buffer.write(piece)
-        sys.stdout.buffer.flush()
-        return
+def _write(pieces: Iterable[bytes]) -> None:
+    """Exact bytes into a file or pipe, ten times a second."""
+    flushed_at = time.monotonic()
+    for piece in pieces:
+        sys.stdout.buffer.write(piece)
+        if (now := time.monotonic()) - flushed_at > _FLUSH_SECONDS:
+            sys.stdout.buffer.flush()
+            flushed_at = now
+
+
+def _show(pieces: Iterable[bytes], number: int, num: int, prompt: str) -> None:
+    """On a terminal: each character as it comes, with control characters visible, after the prompt."""
+    if num > 1:
+        notice(f"── sample {number + 1} of {num} ──")
+    if prompt:
+        show_dimmed(prompt)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for piece in pieces:
         sys.stdout.write(visible(decoder.decode(piece)))
         sys.stdout.flush()
-    sys.stdout.write("\n")
+    sys.stdout.write(visible(decoder.decode(b"", final=True)) + "\n")
     sys.stdout.flush()
 
 
@@ -131,7 +231,7 @@ def _show_probabilities(probabilities: list[float], vocabulary: Vocabulary, as_j
     order = sorted(range(len(probabilities)), key=lambda index: -probabilities[index])
     rows = [(vocabulary.shown(index), probabilities[index]) for index in order if probabilities[index] > 0]
     if as_json:
-        out(json.dumps({"next": [{"character": name, "probability": p} for name, p in rows]}, ensure_ascii=False))
+        json_line({"next": [{"character": name, "probability": p} for name, p in rows]})
         return
     shown = [(_named(name), f"{p:.4f}", f"{-math.log2(p):.2f}") for name, p in rows[:20]]
     table(None, ["next", "probability", "bits"], shown)

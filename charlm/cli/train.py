@@ -24,6 +24,7 @@ from charlm.cli.console import (
     visible_word,
 )
 from charlm.cli.options import ResumeChoice, parse_folder, parse_limit
+from charlm.cli.streams import OutputError, delivery
 from charlm.cli.watch import follow, stop_on_signals
 
 if TYPE_CHECKING:
@@ -104,8 +105,14 @@ def train(
     finally:
         live.close()
         trainer.folder.close()
-    _conclude(finished, trainer, loaded, quiet, as_json, again)
-    if finished.record["stopped_because"] == "interrupted":
+    interrupted = finished.record["stopped_because"] == "interrupted"
+    try:
+        with delivery(f"The run is saved in {trainer.folder.path}; its metrics.jsonl ends with the result."):
+            _conclude(finished, trainer, loaded, quiet, as_json, again)
+    except OutputError:
+        if not interrupted:  # a terminal that was closed interrupts and takes no result
+            raise
+    if interrupted:
         raise typer.Exit(130)
 
 

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def stop_on_signals(trainer: Trainer, live: Live) -> Iterator[None]:
-    """Ctrl-C and SIGTERM ask the trainer to stop; a second one stops at once, and the checkpoint on disk is whole."""
+    """Ctrl-C, SIGTERM and SIGHUP request a stop; a second one stops at once, and the checkpoint on disk is whole.
+
+    SIGHUP, which a closed terminal sends, stays ignored under ``nohup``.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -27,13 +30,18 @@ def stop_on_signals(trainer: Trainer, live: Live) -> Iterator[None]:
 
     def ask(number: int, frame: Any) -> None:
         nonlocal asked
+        if asked and number == signal.SIGHUP:  # the system and the shell both send one when a terminal closes
+            return
         if asked:
             raise KeyboardInterrupt
         asked = True
         trainer.request_stop("interrupted")
         live.say("finishing this step and saving; once more to stop at once")
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, ask) for number in numbers}
     try:
         yield
     finally:

@@ -380,6 +380,15 @@ def _pieces(reader: TextReader, blocks: Iterator[bytes], settings: _Settings) ->
     return normalisation(settings.normalise)(texts)
 
 
+def as_corpus(text: str, *, unit: str, newlines: str, normalise: str) -> str:
+    """A text in memory as :func:`encode` would read it from a file with these settings."""
+    if unit == "byte":
+        return text
+    if newlines == "unix":
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return "".join(normalisation(normalise)([text]))
+
+
 def _blocks(file: SourceFile) -> Iterator[bytes]:
     if file.path is None:
         yield (file.text or "").encode()

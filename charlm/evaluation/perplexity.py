@@ -131,7 +131,15 @@ def reset(
     return Score(total, targets, unknown)
 
 
-def segments(model: LanguageModel, text: Text, *, pieces: int = 32, warm: int = 1000, characters: int | None = None) -> Score:
+def segments(
+    model: LanguageModel,
+    text: Text,
+    *,
+    pieces: int = 32,
+    warm: int = 1000,
+    characters: int | None = None,
+    progress: Progress | None = None,
+) -> Score:
     """The cheap figure: as :func:`carried`, but read in S pieces side by side.
 
     Each piece but the first starts from the state after the W characters before it, which are read and not scored. What
@@ -164,6 +172,8 @@ def segments(model: LanguageModel, text: Text, *, pieces: int = 32, warm: int = 
             inputs, expected = side_by_side(text.ids, starts + at, np.clip(lengths - at, 0, CHUNK))
             nats, state = _read(model, inputs, expected, state, tuner)
             total += nats
+            if progress is not None:
+                progress(int(np.minimum(lengths, at + CHUNK).sum()), int(targets))
     return Score(total, int(targets))
 
 

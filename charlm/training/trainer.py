@@ -14,6 +14,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -43,7 +44,7 @@ RECENT_STEPS = 100
 
 
 class _StopAskedError(Exception):
-    """Ends an evaluation that the user does not wait for."""
+    """Ends an evaluation or a sample, since a stop was requested."""
 
 
 class Trainer:
@@ -99,6 +100,9 @@ class Trainer:
         self._trained = {"characters": 0, "seconds": 0.0}
         self._trained_here = {"characters": 0, "seconds": 0.0}
         self._stop: str | None = None
+        self._is_pausing = False  # between two steps; the validation of a stop is not interrupted
+        self._owed: dict[str, int] | None = None
+        """Sizes of the logs after the step, if a stop interrupted the samples or the validation that follow it."""
         self._last_saved: int | None = None
         self._closing_seconds = 0.0
         self._longest_pause = 0.0  # between two steps: samples, validation, save
@@ -120,12 +124,12 @@ class Trainer:
         """
         if self.limits.max_seconds is not None:
             self._closing_seconds = self._estimate_closing_seconds()
+        if self._owed is not None:
+            yield from self._pause()
         while (reason := self._reason_to_stop()) is None:
             yield self._train_step()
             yield from self._told_threads()
-            began = time.perf_counter()
-            yield from self._between_steps()
-            self._longest_pause = max(self._longest_pause, time.perf_counter() - began)
+            yield from self._pause()
         yield from self._finish(reason)
 
     # -- one step --
@@ -185,6 +189,27 @@ class Trainer:
 
     # -- between steps --
 
+    def _pause(self) -> Iterator[Event]:
+        """What is to be done between two steps, unless a stop interrupts it: then a resumed run does all of it."""
+        began = time.perf_counter()
+        self._owed, logs = None, self.folder.log_sizes() if self._pauses_long() else None
+        self._is_pausing = True
+        try:
+            yield from self._between_steps()
+        except _StopAskedError:
+            self._owed = logs
+        finally:
+            self._is_pausing = False
+        self._longest_pause = max(self._longest_pause, time.perf_counter() - began)
+
+    def _pauses_long(self) -> bool:
+        return self.step % self.plan.sample_every == 0 or self._is_regular()
+
+    def _check_stop(self, done: int = 0, total: int = 1) -> None:
+        """Progress of a sample or an evaluation: end it if a stop was requested and it is not done."""
+        if self._stop is not None and done < total:
+            raise _StopAskedError
+
     def _between_steps(self) -> Iterator[Event]:
         # In this order, so that a checkpoint's log sizes cover the samples and the evaluation of its own step.
         if self.step % self.plan.sample_every == 0:
@@ -208,14 +233,14 @@ class Trainer:
 
     def _evaluate(self, regular: bool) -> Evaluated:
         """The cheap validation. Only a regular one can change ``best`` and early stopping; any fills a missing ``best``."""
-        score = self._validate(self.model)
-        self._candidate = self.model
+        score, candidate = self._validate(self.model), self.model  # a stop that interrupts it must change nothing
         figures = {}
         if self._average is not None:
             averaged = self._validate(self._average.model)
             figures = {"weights_nats": score.nats_per_character, "average_nats": averaged.nats_per_character}
             if averaged.nats_per_character < score.nats_per_character:
-                self._candidate, score = self._average.model, averaged
+                candidate, score = self._average.model, averaged
+        self._candidate = candidate
         nats = score.nats_per_character
         self._validation_nats, self._validation_characters = nats, score.characters
         self._evaluated_at, self._expected_pause = self.step, 0.0
@@ -243,15 +268,18 @@ class Trainer:
         assert self.validation is not None
         options = self.recipe.evaluate
         return perplexity.segments(
-            model, self.validation, pieces=options.segments, warm=options.warm, characters=options.characters
-        )
+            model, self.validation, pieces=options.segments, warm=options.warm, characters=options.characters,
+            progress=self._check_stop if self._is_pausing else None,
+        )  # fmt: skip
 
     def _sample(self, model: LanguageModel, prompt: str) -> Sampled:
         options = self.recipe.sample
         params = sampling.SamplingParams(temperature=options.temperature)
         vocabulary, seed = self.dataset.vocabulary, self.recipe.train.seed
         try:
-            text = sampling.sample(model, vocabulary, prompt, options.length, params, seed, self.step)
+            text = sampling.sample(
+                model, vocabulary, prompt, options.length, params, seed, self.step, progress=self._check_stop
+            )
         except DivergedError:
             raise self._spoilt("the model's scores overflowed") from None
         self.folder.record_sample(f"step {self.step}, epoch {self._epochs_done():.2f}, prompt {prompt!r}", prompt + text)
@@ -302,12 +330,20 @@ class Trainer:
             self._save()
             yield Saved(self.step)
         if self.validation is not None and self._evaluated_at != self.step:
-            yield self._evaluate(regular=self._is_regular() and self.step > 0)
+            yield self._evaluate(regular=self._is_regular() and self.step > 0 and self._owed is None)
         best = self._best_model()
-        samples = [] if self._stop else [self._sample(best, prompt) for prompt in self.recipe.sample.prompts]
+        samples = self._closing_samples(best)
         yield from samples
         score = self._exact_score(best)
         yield Finished(self._record(self._stop or reason, score), samples)
+
+    def _closing_samples(self, best: LanguageModel) -> list[Sampled]:
+        samples: list[Sampled] = []
+        with suppress(_StopAskedError):
+            for prompt in self.recipe.sample.prompts:
+                self._check_stop()
+                samples.append(self._sample(best, prompt))
+        return samples
 
     def _best_model(self) -> LanguageModel:
         """The model that the run hands over: ``best``, which without validation is ``last``."""
@@ -320,15 +356,10 @@ class Trainer:
         """The exact figure of the model that is handed over; ``None`` without validation, or if the user has no patience."""
         if self.validation is None:
             return None
-
-        def check(done: int, total: int) -> None:
-            if self._stop is not None:
-                raise _StopAskedError
-
         text = self.validation[slice(0, self._exact_limit + 1)]
         try:
-            check(0, len(text))
-            return perplexity.carried(best, text, unknown_id=self.dataset.vocabulary.unknown_id, progress=check)
+            self._check_stop()
+            return perplexity.carried(best, text, unknown_id=self.dataset.vocabulary.unknown_id, progress=self._check_stop)
         except _StopAskedError:
             return None
 
@@ -416,7 +447,8 @@ class Trainer:
             "worse_in_a_row": self._worse_in_a_row,
             "seconds": self._trained["seconds"],
             "loss_scale": [self._update.scale.scale, self._update.scale.good_steps],
-            "logs": self.folder.log_sizes(),
+            "logs": self._owed or self.folder.log_sizes(),
+            "owed": self._owed is not None,
         }
         return replace(
             slim,
@@ -459,7 +491,8 @@ class Trainer:
         self._trained = {"characters": progress["characters"], "seconds": progress["seconds"]}
         self._update.scale = LossScale(self._update.scale.enabled, *progress["loss_scale"])
         self.folder.cut_logs(progress["logs"])
-        self._last_saved = self.step
+        self._owed = progress["logs"] if progress.get("owed") else None
+        self._last_saved = self.step if self._owed is None else None
         if self._best["step"] is not None and self._best["step"] != self.folder.best_step():
             if self._best["step"] == self.step:  # the process ended between `last` and `best`
                 self._save_best()

@@ -25,7 +25,19 @@ def test_json_holds_everything(charlm: Callable[..., Any]) -> None:
     ended = charlm(*QUICK, "--json")
     assert ended.code == 0 and ended.err == "" and len(ended.text.splitlines()) == 1
     record = ended.record
-    assert {"machine", "device", "threads", "torch", "native", "gemm_gflops", "shape", "rows", "not_run"} == record.keys()
+    assert {
+        "machine",
+        "device",
+        "threads",
+        "torch",
+        "native",
+        "gemm_gflops",
+        "shape",
+        "rows",
+        "not_run",
+        "other_cores",
+        "warnings",
+    } == record.keys()
     assert record["threads"] == 1 and record["gemm_gflops"]["fp32"] > 0 and record["gemm_gflops"]["bf16"] is None
     assert record["shape"] == {"hidden": 4, "symbols": 5, "steps": 3, "batch": 2, "layers": 1}
     for row in record["rows"]:

@@ -183,6 +183,12 @@ def test_dynamic_evaluation_is_told_apart_and_changes_nothing(charlm, trained):
     assert charlm("eval", "perplexity", trained / "run", "--dynamic", "--context", "reset:9").code == 2
 
 
+def test_dynamic_evaluation_takes_no_chunk(charlm, trained):
+    """Failing would mean that --chunk is ignored without a word."""
+    refused = charlm("eval", "perplexity", trained / "run", "--dynamic", "--chunk", 7)
+    assert refused.code == 2 and "--chunk" in refused.err
+
+
 def test_baselines_are_reported_in_json_and_in_words(charlm, trained):
     """Failing would mean that a script misses a figure, or that the two outputs differ."""
     record = charlm("eval", "perplexity", trained / "run", "--baselines", "--json").record
@@ -278,6 +284,18 @@ def test_attention_is_shown_for_a_text(charlm, desk):
     lines = charlm("eval", "attention", "run", "the king and the", "--top", 3).text.splitlines()
     assert any("steps back" in line for line in lines) and lines[-1].startswith("nothing")
     assert "note: 2 of the characters" in charlm("eval", "attention", "run", "the ☃ king ☃").err
+
+
+def test_attention_reads_a_text_as_the_recipe_does(charlm, desk, monkeypatch):
+    """Failing would mean that a text with Windows line ends is shown as if it were another text."""
+    set_ = [word for key in ("model.attention=6", "model.hidden=8") for word in ("--set", key)]
+    assert charlm("train", "recipe.yaml", "--out", "run", *set_, "--max-steps", 3, "-q").code == 0
+    (desk / "windows.txt").write_bytes(b"the king\r\nand the")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"the king\r\nand the")))
+    plain = charlm("eval", "attention", "run", "the king\nand the", "--json")
+    for text in ("@windows.txt", "-"):
+        found = charlm("eval", "attention", "run", text, "--json")
+        assert (found.out, found.err) == (plain.out, plain.err)
 
 
 def test_attention_of_a_model_without_it_is_refused(charlm, trained):

@@ -18,8 +18,10 @@ from typing import Any
 import pytest
 import torch
 
+from charlm import sampling
 from charlm.checkpoint import describe, load, save
 from charlm.errors import CheckpointError, RecipeError, RunFolderError, UsageError
+from charlm.evaluation import perplexity
 from charlm.yaml_text import dump_yaml
 
 K = 8
@@ -147,6 +149,43 @@ def test_going_on_from_other_weights_ends_elsewhere(
         save(out / "last.safetensors", other)
         tiny_run(english_file, out, *COMMON, *CASES["lstm"], resume="must")
         assert _tensors(out) != _tensors(whole("lstm")), part
+
+
+@pytest.mark.parametrize("what", ["sampling.sample", "perplexity.segments"])
+@pytest.mark.parametrize("case", ["lstm", "regularised"])
+def test_a_stop_interrupts_samples_and_validation_which_a_resumed_run_repeats(
+    case: str,
+    what: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: Callable[[str], Path],
+    begin: Callable[..., Any],
+    tiny_run: Callable[..., Any],
+    english_file: Path,
+) -> None:
+    """Failing would mean that SIGTERM waits for a sample or a validation of any length, or that the stop changes the run."""
+    module, name = what.split(".")
+    owner = {"sampling": sampling, "perplexity": perplexity}[module]
+    original = getattr(owner, name)
+    trainer = begin(english_file, tmp_path / "run", *COMMON, *CASES[case]).trainer
+    interrupted = []
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        if trainer.step == 12 and not interrupted:
+            trainer.request_stop("interrupted")
+            interrupted.append(trainer.step)
+            options["progress"](1, 1_000_000)
+            raise AssertionError("it goes on although a stop was requested")
+        return original(*arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, slow)
+        *_, finished = trainer.run()
+    trainer.folder.close()
+    assert interrupted == [12] and finished.record["stopped_because"] == "interrupted" and finished.record["step"] == 12
+    assert finished.record["validation_nats"] is not None, "every stop evaluates"
+    tiny_run(english_file, tmp_path / "run", *COMMON, *CASES[case], resume="must")
+    _assert_same_run(tmp_path / "run", whole(case))
 
 
 def test_max_steps_does_not_change_the_schedule(
