@@ -78,7 +78,7 @@ def check_temperature(temperature: float) -> float:
 MAX_STEPS = 10**12
 MAX_CHARACTERS_READ = 10**12
 MAX_SECONDS = 1e9
-MAX_TEMPERATURE = 1e6
+MAX_TEMPERATURE = 1e9
 MAX_SEED = 2**63 - 1
 MAX_THREADS = 1024
 MAX_WIDTH = 1_000_000

@@ -6,7 +6,6 @@ give the same text on every engine.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from charlm.config import check_temperature
 from charlm.data.vocabulary import Vocabulary
 from charlm.errors import DivergedError, UsageError
 from charlm.model.cells import State
@@ -21,6 +21,8 @@ from charlm.model.language_model import LanguageModel
 from charlm.runtime import derived_seed
 
 Probabilities = npt.NDArray[np.float64]
+
+NONFINITE = "the model's scores are NaN or infinite, so nothing can be drawn: its weights have grown too large"
 
 _PROMPT_CHUNK = 1024
 _BLOCK = 128
@@ -43,8 +45,10 @@ class SamplingParams:
     banned: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise UsageError(f"--temperature {self.temperature:g}: expected 0 or more, and finite")
+        try:
+            check_temperature(self.temperature)
+        except ValueError as error:
+            raise UsageError(f"--temperature: {error}") from None
         if self.top_k < 0:
             raise UsageError(f"--top-k {self.top_k}: expected 0 (all) or more")
         if not 0 < self.top_p <= 1:
@@ -58,7 +62,7 @@ def distribution(logits: npt.ArrayLike, params: SamplingParams) -> Probabilities
     """
     scores = np.array(logits, dtype=np.float64)
     if not np.isfinite(scores).all():
-        raise DivergedError("the model's scores are not numbers: its weights are spoilt, or have grown beyond all bounds")
+        raise DivergedError(NONFINITE)
     if params.banned:
         scores[list(params.banned)] = -np.inf
     if not np.isfinite(scores.max()):
@@ -173,7 +177,10 @@ def _in_blocks(
     )  # fmt: skip
     count = 1  # the first characters at once, for whoever watches; then longer and longer blocks
     while True:
-        yield from writer.write(np.stack([one.random(count) for one in random], axis=1)).tolist()
+        drawn = writer.write(np.stack([one.random(count) for one in random], axis=1))
+        if writer.is_nonfinite:
+            raise DivergedError(NONFINITE)
+        yield from drawn.tolist()
         count = min(2 * count, _BLOCK)
 
 

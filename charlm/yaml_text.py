@@ -10,7 +10,7 @@ otherwise describe gigabytes.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -37,7 +37,7 @@ _CORE_SCHEMA: list[tuple[str, str, list[str]]] = [
 
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own protocol
-    yaml_constructors: dict[str | None, Any] = {}  # noqa: RUF012
+    yaml_constructors: ClassVar[dict[str | None, Any]] = {}
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -47,7 +47,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Build one node and those inside it, within the limits."""
-        mark = self.peek_event().start_mark
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
         if self.check_event(yaml.AliasEvent):
             self._aliases += 1
             if self._aliases > _MAX_ALIASES:
@@ -130,12 +130,13 @@ def _string(dumper: _Dumper, text: str) -> yaml.ScalarNode:
 
 
 _Dumper.add_representer(str, _string)
-for _tag, _construct in {
+_CONSTRUCTORS: dict[str, Any] = {
     "null": yaml.SafeLoader.construct_yaml_null, "bool": _bool, "int": _integer, "float": _float, "str": _text,
     "seq": yaml.SafeLoader.construct_yaml_seq, "map": _mapping,
-}.items():  # fmt: skip
-    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _construct)
-_Loader.add_constructor(None, yaml.SafeLoader.construct_undefined)
+}  # fmt: skip
+for _tag, _construct in _CONSTRUCTORS.items():
+    _Loader.yaml_constructors[f"tag:yaml.org,2002:{_tag}"] = _construct
+_Loader.yaml_constructors[None] = yaml.SafeLoader.construct_undefined
 
 
 def parse_yaml(text: str, origin: str) -> Any:

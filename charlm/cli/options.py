@@ -2,9 +2,13 @@
 
 import sys
 from enum import StrEnum
-from pathlib import Path
 
 from charlm.errors import UsageError
+
+MAX_LENGTH = 10**12
+MAX_STEPS = 10**12
+MAX_SEED = 2**63 - 1
+"""Upper bounds of options: no sane use reaches them."""
 
 
 class Unknown(StrEnum):
@@ -44,7 +48,7 @@ def parse_limit(max_time: str | None) -> float | None:
     Raises:
         UsageError: it is no duration, or none at all.
     """
-    from charlm.config import parse_duration
+    from charlm.config import MAX_SECONDS, parse_duration
 
     if max_time is None:
         return None
@@ -54,7 +58,14 @@ def parse_limit(max_time: str | None) -> float | None:
         raise UsageError(f"--max-time: {error}") from None
     if seconds == 0:
         raise UsageError("--max-time: expected more than no time at all, such as 90s")
+    if not seconds <= MAX_SECONDS:
+        raise UsageError(f"--max-time {max_time}: expected at most {MAX_SECONDS:,.0f} seconds")
     return seconds
+
+
+def unknown_note(share: float) -> str:
+    """What must be said beside a result on a text of which this share is unknown; empty if it is negligible."""
+    return f" ({share:.1%} of the characters scored as <unk>)".replace("%", " %") if share >= 0.001 else ""
 
 
 def read_text(given: str, option: str = "--prompt") -> str:
@@ -67,7 +78,9 @@ def read_text(given: str, option: str = "--prompt") -> str:
         if given == "-":
             return sys.stdin.buffer.read().decode("utf-8")
         if given.startswith("@") and len(given) > 1:
-            return Path(given[1:]).expanduser().read_text(encoding="utf-8-sig")
+            from charlm.config import path_of
+
+            return path_of(given[1:]).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UsageError(f"{option} {given}: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from charlm.cli.console import notice, out, show_dimmed, table, visible
-from charlm.cli.options import Precision, Unknown, read_text
+from charlm.cli.options import MAX_LENGTH, MAX_SEED, Precision, Unknown, read_text
 from charlm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,15 +26,15 @@ _DRAWN_TOGETHER = 10_000_000
 def sample(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint's file, a run's folder (its best), or a run's name.")],
     prompt: Annotated[str, typer.Option(help="Text to continue; @FILE reads a file, - standard input.")] = "",
-    length: Annotated[int, typer.Option(min=0, help="New characters; 0: until stopped.")] = 500,
+    length: Annotated[int, typer.Option(min=0, max=MAX_LENGTH, help="New characters; 0: until stopped.")] = 500,
     temperature: Annotated[
         float | None,
         typer.Option(help="Below 1 safer, above 1 wilder; 0: always the likeliest.", show_default="0.8; 1 for --probabilities"),
     ] = None,
-    top_k: Annotated[int, typer.Option(help="Draw only from the K likeliest characters; 0: from all.")] = 0,
+    top_k: Annotated[int, typer.Option(min=0, max=MAX_LENGTH, help="Draw only from the K likeliest; 0: from all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Draw only from the likeliest that together reach P.")] = 1.0,
-    num: Annotated[int, typer.Option(min=1, help="How many samples.")] = 1,
-    seed: Annotated[int | None, typer.Option(min=0, help="Makes the text repeatable.", show_default="drawn")] = None,
+    num: Annotated[int, typer.Option(min=1, max=1_000_000_000, help="How many samples.")] = 1,
+    seed: Annotated[int | None, typer.Option(min=0, max=MAX_SEED, help="Makes it repeatable.", show_default="drawn")] = None,
     stop: Annotated[str, typer.Option(help="Stop when this text appears; it is not written.")] = "",
     ban: Annotated[str, typer.Option(metavar="CHARACTERS", help="Characters that are never drawn.")] = "",
     unknown: Annotated[Unknown, typer.Option(help="Prompt characters outside the vocabulary.")] = Unknown.error,
@@ -49,6 +49,9 @@ def sample(
 ) -> None:
     """Write text. Only new characters go to stdout, exactly as drawn; on a terminal the prompt is shown before them."""
     text = read_text(prompt)
+    from charlm.data.vocabulary import utf8
+
+    end = utf8(stop, "--stop")
     if length == 0 and not stop and (as_json or num > 1) and not probabilities:
         raise UsageError("--length 0 without --stop writes without end; it goes with one sample and without --json")
 
@@ -87,7 +90,7 @@ def sample(
         if together:
             drawn = (row[number] for row in together)
         endless = (_bytes_of(index, vocabulary) for index in drawn)
-        return until(islice(endless, length) if length else endless, stop.encode())
+        return until(islice(endless, length) if length else endless, end)
 
     if as_json:
         texts = [b"".join(pieces(number)).decode("utf-8", "replace") for number in range(num)]

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import platformdirs
 
+from charlm.config import path_of
+
 
 def cache_folder() -> Path:
     """The folder of downloads and encodings: ``CHARLM_CACHE``, else the user's cache folder. It need not exist yet."""
@@ -20,4 +22,4 @@ def data_folder() -> Path:
 
 def _named_by(variable: str) -> Path | None:
     value = os.environ.get(variable)
-    return Path(value).expanduser().absolute() if value else None
+    return path_of(value).absolute() if value else None

@@ -57,7 +57,7 @@ def dynamic(
         total += float(nats.detach())
         if not math.isfinite(total):
             raise DivergedError(
-                f"the model's weights stopped being finite after {start:,} characters; a lower --dynamic-rate helps"
+                f"the model's weights or scores became NaN or infinite after {start:,} characters; use a lower --dynamic-rate"
             )
         gradients = torch.autograd.grad(nats / (len(ids) - 1), weights)
         with torch.no_grad():

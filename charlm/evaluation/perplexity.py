@@ -24,6 +24,7 @@ from torch import Tensor
 
 from charlm.data.dataset import Text
 from charlm.data.streams import IGNORED, side_by_side
+from charlm.errors import DivergedError
 from charlm.model.language_model import LanguageModel
 
 CHUNK = 1024
@@ -187,10 +188,15 @@ def _nats(model: LanguageModel, features: Tensor, targets: Tensor) -> float:
     Args:
         features: ``(T, B, H)``.
         targets: ``(T, B)`` ids, or ``IGNORED``.
+
+    Raises:
+        DivergedError: the scores are not finite.
     """
     rows = max(1, _LOGITS_AT_ONCE // model.vocabulary_size)
     total = 0.0
     for part, expected in zip(torch.split(features.flatten(0, 1), rows), torch.split(targets.flatten(), rows), strict=True):
         each = F.cross_entropy(model.logits(part).float(), expected, ignore_index=IGNORED, reduction="none")
         total += float(each.double().sum())
+    if not math.isfinite(total):
+        raise DivergedError("the model's scores are NaN or infinite, so it has no perplexity: its weights have grown too large")
     return total
