@@ -92,10 +92,10 @@ class _FullProgress(_Progress):
     """Those that a resumed run needs too."""
 
     position: Annotated[list[Count], Field(min_length=2, max_length=2)]
-    recent: list[tuple[float, Annotated[int, Field(ge=1, lt=2**63)]]]
+    recent: list[Annotated[tuple[float, Annotated[int, Field(ge=1, lt=2**63)]], Field(strict=False)]]  # JSON has no tuples
     worse_in_a_row: Count
     seconds: Annotated[float, Field(ge=0)]
-    loss_scale: tuple[Annotated[float, Field(ge=1, le=2.0**24)], Count]
+    loss_scale: Annotated[tuple[Annotated[float, Field(ge=1, le=2.0**24)], Count], Field(strict=False)]
     logs: dict[str, Count]
 
 
@@ -108,7 +108,7 @@ class _Description(_Described):
     vocabulary: dict[str, Any]
     corpus: _Corpus
     resolved: _Resolved
-    progress: _FullProgress | _Progress
+    progress: _Progress
 
 
 @dataclass(frozen=True)
@@ -291,17 +291,20 @@ def _validate(path: Path, described: dict[str, Any], infos: Infos) -> tuple[Reci
     """Check a description and the tensors' types and shapes, before any of them is read or a model is built."""
     try:
         _Description.model_validate(described)
+        resumable = "position" in described["progress"]
+        if resumable:
+            _FullProgress.model_validate(described["progress"])
         recipe = validate_recipe(described["recipe"], "the recipe inside")
         vocabulary = Vocabulary.from_json(described["vocabulary"])
     except ValidationError as error:
         found = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in found["loc"] if part not in ("_FullProgress", "_Progress"))
+        place = ".".join(str(part) for part in found["loc"])
         raise CheckpointError(f"{path} was not written by this charlm: {place}: {found['msg']}") from None
     except CharlmError as error:
         raise CheckpointError(f"{path} was written by another version of charlm: {error}") from None
     if vocabulary.unit != recipe.data.unit:
         raise CheckpointError(f"{path}: its vocabulary is of {vocabulary.unit}s, its recipe says data.unit: {recipe.data.unit}")
-    _validate_tensors(path, recipe, vocabulary, infos, resumable="position" in described["progress"])
+    _validate_tensors(path, recipe, vocabulary, infos, resumable)
     return recipe, vocabulary
 
 

@@ -117,7 +117,7 @@ TABLE = [
     (f"{TRAIN} --device tpu", 2, ["--device tpu", "cuda:N"]),
     (f"{TRAIN} --device cuda:x", 2, ["--device cuda:x", "cuda:N"]),
     (f"{TRAIN} --device cuda:99", 2, ["--device cuda:99"]),
-    (f"{TRAIN} --seed -1", 2, ["--seed", "-1"]),
+    (f"{TRAIN} --seed -1", 2, ["--seed"]),
     (f"{TRAIN} --resume maybe", 2, ["--resume", "maybe", "never"]),
     (f"{TRAIN} --resume must", 2, ["--resume must", "no run"]),
     (f"{TRAIN} --resume auto --overwrite", 2, ["--resume", "--overwrite"]),
