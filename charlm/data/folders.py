@@ -8,6 +8,7 @@ from pathlib import Path
 import platformdirs
 
 from charlm.config import path_of
+from charlm.errors import UsageError
 
 
 def cache_folder() -> Path:
@@ -22,4 +23,7 @@ def data_folder() -> Path:
 
 def _named_by(variable: str) -> Path | None:
     value = os.environ.get(variable)
-    return path_of(value).absolute() if value else None
+    try:
+        return path_of(value).absolute() if value else None
+    except UsageError as error:
+        raise UsageError(f"{variable}: {error}") from None

@@ -155,7 +155,7 @@ def utf8(text: str, option: str = "the text") -> bytes:
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
-        raise UsageError(f"{option} contains half of a surrogate pair (character {error.start + 1}),") from None
+        raise UsageError(f"{option} contains half of a surrogate pair (character {error.start + 1})") from None
 
 
 def describe_characters(characters: str, most: int = 8) -> str:

@@ -56,6 +56,8 @@ def dynamic(
         state = tuple(part.detach() for part in state)
         total += float(nats.detach())
         if not math.isfinite(total):
+            if start == 0:
+                raise DivergedError("the model's scores are NaN or infinite: its weights have grown too large")
             raise DivergedError(
                 f"the model's weights or scores became NaN or infinite after {start:,} characters; use a lower --dynamic-rate"
             )

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from charlm.config import ModelSection
 from charlm.model.dropout import Dropout
 from charlm.model.engines import ENGINES
-from charlm.model.language_model import LanguageModel, count_parameters, embedding_width
+from charlm.model.language_model import LanguageModel, count_parameters, embedding_width, parameter_shapes, state_shapes
 from charlm.model.native import library
 
 BLOCKS = {"rnn": 1, "gru": 3, "lstm": 4}
@@ -351,3 +351,23 @@ def test_dropout_in_cpp_draws_the_same_zeros(monkeypatch: pytest.MonkeyPatch, dt
         for mine, expected in zip(*found, strict=True):
             assert torch.equal(mine == 0, expected == 0), (shape, dtype)
             torch.testing.assert_close(mine, expected, rtol=8e-3 if dtype == torch.bfloat16 else 1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {},
+        {"cell": "gru", "layers": 3},
+        {"cell": "rnn", "input": "one-hot", "layers": 2},
+        {"tied": True},
+        {"attention": 5, "embedding": 3},
+    ],
+    ids=str,
+)
+def test_shapes_are_known_without_building(network: Callable[..., Any], section: dict[str, Any]) -> None:
+    """If this fails, good checkpoints are refused, or memory is estimated for another model than the one that is built."""
+    model = network(11, hidden=8, **section)
+    found = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    assert parameter_shapes(model.section, 11) == found
+    assert count_parameters(model.section, 11) == model.parameter_count()
+    assert state_shapes(model.section, 3) == [tuple(part.shape) for part in model.zero_state(3)]
