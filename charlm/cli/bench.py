@@ -44,7 +44,7 @@ def bench(
         bool, typer.Option("--memory", help="Measure peak memory too, each in a process of its own: takes minutes.")
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads.", show_default="one per core")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=4096, help="CPU threads.", show_default="one per core")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line.")] = False,
 ) -> None:
     """Measure the speed of every cell, engine and precision here, beside torch.nn in the same run.

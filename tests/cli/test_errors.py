@@ -184,7 +184,7 @@ TABLE = [
     ("eval perplexity run text.txt --engine warp", 2, ["--engine warp", "reference"]),
     # values beyond every bound
     (f"{TRAIN} --set model.hidden=10000000000000000000000", 2, ["--set model.hidden=1", "less than or equal to 1000000"]),
-    (f"{TRAIN} --set train.threads=100000", 2, ["--set train.threads=100000", "1024"]),
+    (f"{TRAIN} --set train.threads=100000", 2, ["--set train.threads=100000", "4096"]),
     (f"{TRAIN} --set train.epochs=1e12", 2, ["--set train.epochs=1e12", "1000000"]),
     (f"{TRAIN} --set train.weight_decay=1e300", 2, ["--set train.weight_decay", "1000000"]),
     (f"{TRAIN} --set model.forget_bias=1e300", 2, ["--set model.forget_bias", "1000"]),
