@@ -247,6 +247,11 @@ def _dynamic(hidden: int, device: torch.device, length: int) -> tuple[float, str
     return abs(nats[0] - nats[1]), "nats per character"
 
 
+_CORPUS: dict[str, Any] = {
+    "name": "none", "identity": "", "normalise": "none", "sha256": "", "bytes": 0, "characters": 0, "splits": {},
+}  # fmt: skip
+
+
 class _Run:
     """A short training with what a checkpoint must hold."""
 
@@ -284,7 +289,14 @@ class _Run:
             path = Path(folder) / "last.safetensors"
             weights = {name: weight.detach() for name, weight in self.model.named_parameters()}
             moments = optimizer_tensors(self.update.optimizer, self.model)
-            checkpoint.save(path, Checkpoint(self.recipe, _vocabulary(), {}, {}, {}, weights, moments, self.state))
+            progress = {
+                "step": self.step, "epoch": 0.0, "characters": 0, "train_nats": None, "validation_nats": None, "seconds": 0.0,
+                "best": {"nats": None, "step": None}, "position": [0, self.step], "recent": [], "worse_in_a_row": 0,
+                "loss_scale": [self.update.scale.scale, self.update.scale.good_steps], "logs": {},
+            }  # fmt: skip
+            resolved = {"engine": "torch", "precision": self.precision, "threads": 1, "device": self.device.type}
+            stored = Checkpoint(self.recipe, _vocabulary(), _CORPUS, resolved, progress, weights, moments, self.state)
+            checkpoint.save(path, stored)
             stored = checkpoint.load(path)
         checkpoint.fill(resumed.model, stored.weights)
         restore_optimizer(resumed.update.optimizer, resumed.model, stored.optimizer)

@@ -11,26 +11,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NoReturn
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from charlm import __version__
-from charlm.config import Recipe, is_path, validate_recipe
+from charlm.config import MAX_THREADS, Recipe, is_path, path_of, validate_recipe
 from charlm.data.vocabulary import Vocabulary
 from charlm.errors import CharlmError, CheckpointError, UsageError
 from charlm.files import is_utf8, to_json, whole_path
 from charlm.model.cells import State
 from charlm.model.engines import resolve_engine
-from charlm.model.language_model import LanguageModel
+from charlm.model.language_model import LanguageModel, parameter_shapes, state_shapes
 
 FORMAT = 1
 """Version of the file's layout; a file of another version is refused."""
@@ -39,6 +41,73 @@ RUNS = Path("checkpoints")
 """Where runs are written and looked for by name, from the current folder."""
 
 _WEIGHTS, _OPTIMIZER, _STATE, _AVERAGE = "model.", "optimizer.", "state.", "average."
+
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class _Described(BaseModel):
+    """Part of what a checkpoint says of itself. Keys that a later release adds are left alone."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+
+
+class _Corpus(_Described):
+    name: str
+    identity: str
+    normalise: str
+    sha256: str
+    bytes: Count
+    characters: Count
+    splits: dict[str, Annotated[list[Count], Field(min_length=2, max_length=2)]]
+
+
+class _Resolved(_Described):
+    engine: Literal["native", "torch", "reference"]
+    precision: Literal["fp32", "bf16", "fp16"]
+    threads: Annotated[int, Field(ge=1, le=MAX_THREADS)]
+    device: str
+
+
+class _Best(_Described):
+    nats: float | None
+    step: Count | None
+    averaged: bool = False
+
+
+class _Progress(_Described):
+    """Counters that every checkpoint has."""
+
+    step: Count
+    epoch: Annotated[float, Field(ge=0)]
+    characters: Count
+    train_nats: float | None
+    validation_nats: float | None
+    evaluated_at: Count | None = None
+    best: _Best
+
+
+class _FullProgress(_Progress):
+    """Those that a resumed run needs too."""
+
+    position: Annotated[list[Count], Field(min_length=2, max_length=2)]
+    recent: list[Annotated[tuple[float, Annotated[int, Field(ge=1, lt=2**63)]], Field(strict=False)]]  # JSON has no tuples
+    worse_in_a_row: Count
+    seconds: Annotated[float, Field(ge=0)]
+    loss_scale: Annotated[tuple[Annotated[float, Field(ge=1, le=2.0**24)], Count], Field(strict=False)]
+    logs: dict[str, Count]
+
+
+class _Description(_Described):
+    """The JSON text, but for recipe and vocabulary, which have readers of their own."""
+
+    format: Literal[1]
+    charlm: str
+    recipe: dict[str, Any]
+    vocabulary: dict[str, Any]
+    corpus: _Corpus
+    resolved: _Resolved
+    progress: _Progress
 
 
 @dataclass(frozen=True)
@@ -164,56 +233,124 @@ def load(path: Path) -> Checkpoint:
     """Read and verify a checkpoint.
 
     Raises:
-        CheckpointError: missing, not a checkpoint, truncated, damaged, or of another format version.
+        CheckpointError: missing, not a checkpoint, truncated, damaged, of another format version, with tensors that are not
+            those of its recipe, or with weights that are not finite.
     """
     text, sha256 = _metadata(path)
-    described = _described(path, text)
-    try:
-        with _opened(path) as file:
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
+    described = _parse(path, text)
+    with _opened(path) as file:
+        recipe, vocabulary = _validate(path, described, _tensor_infos(file))
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
     if _checksum(text, tensors) != sha256:
         raise CheckpointError(f"{path} is damaged: its content does not match its checksum; use another copy")
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
-    try:
-        return Checkpoint(
-            recipe=validate_recipe(described["recipe"], f"the recipe inside {path}"),
-            vocabulary=Vocabulary.from_json(described["vocabulary"]),
-            corpus=described["corpus"],
-            resolved=described["resolved"],
-            progress=described["progress"],
-            weights=part(_WEIGHTS),
-            optimizer=part(_OPTIMIZER),
-            state=tuple(tensor for _, tensor in sorted(part(_STATE).items())),
-            average=part(_AVERAGE),
+    weights, average = part(_WEIGHTS), part(_AVERAGE)
+    if not all(bool(torch.isfinite(weight).all()) for weight in (*weights.values(), *average.values())):
+        raise CheckpointError(
+            f"the weights of {path} contain NaN or infinite values, so it predicts nothing; use an earlier checkpoint, or "
+            "train again with a lower learning rate"
         )
-    except (KeyError, CharlmError) as error:
-        raise CheckpointError(f"{path} was written by another version of charlm: {error}") from None
+    return Checkpoint(
+        recipe=recipe,
+        vocabulary=vocabulary,
+        corpus=described["corpus"],
+        resolved=described["resolved"],
+        progress=described["progress"],
+        weights=weights,
+        optimizer=part(_OPTIMIZER),
+        state=tuple(tensors[f"{_STATE}{index}"] for index in range(len(part(_STATE)))),
+        average=average,
+    )
 
 
 def describe(path: Path) -> dict[str, Any]:
     """What a checkpoint says of itself, with the shapes of its tensors, read without its weights.
 
     Raises:
-        CheckpointError: as :func:`load`, but the checksum is not verified.
+        CheckpointError: as :func:`load`, but neither the checksum nor the weights' values are verified.
     """
     text, sha256 = _metadata(path)
+    described = _parse(path, text)
     with _opened(path) as file:
-        shapes = {name: list(file.get_slice(name).get_shape()) for name in sorted(file.keys())}
-    return {**_described(path, text), "sha256": sha256, "bytes": path.stat().st_size, "tensors": shapes}
+        infos = _tensor_infos(file)
+    _validate(path, described, infos)
+    shapes = {name: list(shape) for name, (_, shape) in sorted(infos.items())}
+    return {**described, "sha256": sha256, "bytes": path.stat().st_size, "tensors": shapes}
+
+
+Infos = dict[str, tuple[str, tuple[int, ...]]]
+"""Tensor name → (type, shape)."""
+
+
+def _tensor_infos(file: Any) -> Infos:
+    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    return {name: (one.get_dtype(), tuple(one.get_shape())) for name, one in slices.items()}
+
+
+def _validate(path: Path, described: dict[str, Any], infos: Infos) -> tuple[Recipe, Vocabulary]:
+    """Check a description and the tensors' types and shapes, before any of them is read or a model is built."""
+    try:
+        _Description.model_validate(described)
+        resumable = "position" in described["progress"]
+        if resumable:
+            _FullProgress.model_validate(described["progress"])
+        recipe = validate_recipe(described["recipe"], "the recipe inside")
+        vocabulary = Vocabulary.from_json(described["vocabulary"])
+    except ValidationError as error:
+        found = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in found["loc"])
+        raise CheckpointError(f"{path} was not written by this charlm: {place}: {found['msg']}") from None
+    except CharlmError as error:
+        raise CheckpointError(f"{path} was written by another version of charlm: {error}") from None
+    if vocabulary.unit != recipe.data.unit:
+        raise CheckpointError(f"{path}: its vocabulary is of {vocabulary.unit}s, its recipe says data.unit: {recipe.data.unit}")
+    _validate_tensors(path, recipe, vocabulary, infos, resumable)
+    return recipe, vocabulary
+
+
+def _validate_tensors(path: Path, recipe: Recipe, vocabulary: Vocabulary, infos: Infos, resumable: bool) -> None:
+    def refuse(problem: str) -> NoReturn:
+        raise CheckpointError(f"{path} does not hold the model of its recipe: {problem}")
+
+    if len(infos) < recipe.model.layers:  # before a table of their shapes is made
+        refuse(f"{recipe.model.layers:,} layers in {len(infos):,} tensors")
+    weights = parameter_shapes(recipe.model, len(vocabulary))
+    expected = {_WEIGHTS + name: shape for name, shape in weights.items()}
+    if any(name.startswith(_AVERAGE) for name in infos):
+        expected |= {_AVERAGE + name: shape for name, shape in weights.items()}
+    if resumable:
+        _, shape = infos.get(f"{_STATE}0", ("", ()))
+        streams = shape[1] if len(shape) == 3 else 1
+        expected |= {f"{_STATE}{index}": shape for index, shape in enumerate(state_shapes(recipe.model, streams))}
+    for name in infos:
+        if name.startswith(_OPTIMIZER):
+            weight, _, slot = name.removeprefix(_OPTIMIZER).rpartition("/")
+            if weight in weights:
+                expected[name] = () if slot == "step" else weights[weight]
+    if stray := sorted(infos.keys() ^ expected.keys()):
+        refuse(f"{stray[0]} is {'not expected' if stray[0] in infos else 'missing'}")
+    for name, (kind, shape) in infos.items():
+        if kind != "F32" or shape != expected[name]:
+            refuse(f"{name} is {kind} {list(shape)}, expected F32 {list(expected[name])}")
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """``safe_open``, which takes only paths that are UTF-8, for any path."""
-    with path.open("rb") as file:
-        name = path if is_utf8(str(path)) else Path(f"/proc/self/fd/{file.fileno()}")
-        with safe_open(name, framework="pt") as opened:
-            yield opened
+    """``safe_open``, which takes only paths that are UTF-8, for any path.
+
+    Raises:
+        CheckpointError: the file is truncated or damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            name = path if is_utf8(str(path)) else Path(f"/proc/self/fd/{file.fileno()}")
+            with safe_open(name, framework="pt") as opened:
+                yield opened
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is truncated or damaged ({path.stat().st_size:,} bytes): {error}") from None
 
 
 def _metadata(path: Path) -> tuple[str, str]:
@@ -231,28 +368,32 @@ def _metadata(path: Path) -> tuple[str, str]:
     size = path.stat().st_size
     if len(head) < 9 or not 2 <= struct.unpack("<Q", head[:8])[0] <= 100_000_000:
         raise CheckpointError(f"{path} is not a charlm checkpoint: no safetensors header in its {size} bytes")
-    try:
-        with _opened(path) as opened:
-            metadata = opened.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is truncated or damaged ({size:,} bytes): {error}") from None
+    with _opened(path) as opened:
+        metadata = opened.metadata() or {}
     if "charlm" not in metadata:
         raise CheckpointError(f"{path} holds tensors, but was not written by charlm")
     return metadata["charlm"], metadata.get("sha256", "")
 
 
-def _described(path: Path, text: str) -> dict[str, Any]:
+def _parse(path: Path, text: str) -> dict[str, Any]:
     try:
-        described = json.loads(text)
+        described = json.loads(text, parse_float=_finite, parse_constant=_finite)
         found = described["format"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise CheckpointError(f"{path} is damaged: its description is not readable") from None
     if found != FORMAT:
         raise CheckpointError(
-            f"{path} has format version {found}, this charlm reads version {FORMAT}; use the charlm that wrote it"
+            f"{path} has format version {str(found)[:60]}, this charlm reads version {FORMAT}; use the charlm that wrote it"
         )
     assert isinstance(described, dict)
     return described
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not finite")
+    return number
 
 
 def find_checkpoint(name: str) -> Path:
@@ -261,7 +402,7 @@ def find_checkpoint(name: str) -> Path:
     Raises:
         UsageError: none of these; says where was looked.
     """
-    path = Path(name).expanduser()
+    path = path_of(name)
     by_name = not is_path(name) and ((RUNS / name).is_dir() or not path.is_dir())
     folder = RUNS / name if by_name else path
     if folder.is_file():

@@ -18,12 +18,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
-from charlm.errors import RecipeError
+from charlm.errors import RecipeError, UsageError
 from charlm.resources import shipped_files
-from charlm.yaml_text import parse_yaml
+from charlm.yaml_text import MAX_CHARACTERS, parse_yaml
 
 # --------------------------------------------------------------------------------------------------------------------
 # The schema
@@ -48,8 +57,37 @@ def parse_duration(value: object) -> object:
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600, None: 1}[match[2]]
 
 
-Seconds = Annotated[float, Field(gt=0), BeforeValidator(parse_duration)]
+def _path_text(text: str) -> str:
+    if not text or "\0" in text:
+        raise ValueError(f"expected a name or a path, found {_shown(text)}")
+    return text
+
+
+def check_temperature(temperature: float) -> float:
+    """Refuse a temperature that arithmetic cannot divide by, or that nobody means.
+
+    Raises:
+        ValueError: it is neither 0 nor in the range.
+    """
+    if temperature == 0 or 1e-6 <= temperature <= MAX_TEMPERATURE:  # false for NaN
+        return temperature
+    raise ValueError(f"expected 0, or 1e-06 to {MAX_TEMPERATURE:g}, found {temperature:g}")
+
+
+# Every number has an upper bound that no sane use reaches, so that a slip of the finger is a sentence and not an endless run.
+MAX_STEPS = 10**12
+MAX_CHARACTERS_READ = 10**12
+MAX_SECONDS = 1e9
+MAX_TEMPERATURE = 1e9
+MAX_SEED = 2**63 - 1
+MAX_THREADS = 4096
+MAX_WIDTH = 1_000_000
+MAX_LAYERS = 1000
+
+Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS), BeforeValidator(parse_duration)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
+Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
+PathText = Annotated[str, AfterValidator(_path_text)]
 
 
 class Section(BaseModel):
@@ -61,13 +99,13 @@ class Section(BaseModel):
 class SplitFiles(Section):
     """Separate texts for validation and test; the whole corpus is then training text."""
 
-    validation: str | None = None
+    validation: PathText | None = None
     """File to validate on."""
-    test: str | None = None
+    test: PathText | None = None
     """File kept for the end."""
 
 
-Split = Annotated[list[float] | SplitFiles, Field(union_mode="smart")]
+Split = Annotated[list[Annotated[float, Field(le=1e15)]] | SplitFiles, Field(union_mode="smart")]
 
 
 class DataSection(Section):
@@ -85,7 +123,7 @@ class DataSection(Section):
     """Training, validation, test: fractions `[0.9, 0.05, 0.05]`, counts `[10000, 5000, 0]`, or files. Unset: the card's."""
     unknown: Annotated[Literal["map", "error"], Field(json_schema_extra=FIXED)] = "map"
     """Characters outside the vocabulary: read as `<unk>` and counted, or refused."""
-    min_count: Annotated[int, Field(ge=1, json_schema_extra=FIXED)] = 1
+    min_count: Annotated[int, Field(ge=1, le=10**9, json_schema_extra=FIXED)] = 1
     """Characters seen less often than this in the training text become `<unk>`."""
     unknown_rate: Annotated[float, Field(ge=0, le=1, json_schema_extra=FIXED)] = 0.1
     """Probability, per epoch, that a character seen once in training is read as `<unk>`, so that `<unk>` is trained."""
@@ -116,9 +154,9 @@ class ModelSection(Section):
 
     cell: Annotated[Literal["rnn", "gru", "lstm"], Field(json_schema_extra=FIXED)] = "lstm"
     """The recurrence."""
-    hidden: Annotated[int, Field(ge=1, json_schema_extra=FIXED)] = 512
+    hidden: Annotated[int, Field(ge=1, le=MAX_WIDTH, json_schema_extra=FIXED)] = 512
     """Hidden units H of each layer."""
-    layers: Annotated[int, Field(ge=1, json_schema_extra=FIXED)] = 1
+    layers: Annotated[int, Field(ge=1, le=MAX_LAYERS, json_schema_extra=FIXED)] = 1
     """Recurrent layers L, one on top of the other."""
     dropout: Probability = 0.3
     """Probability of zeroing a layer's output on its way to the next layer or to the output layer, in training."""
@@ -130,7 +168,7 @@ class ModelSection(Section):
     """Probability of zeroing each recurrent weight for a whole training step (Wan et al. 2013; Merity et al. 2018)."""
     residual: Annotated[bool, Field(json_schema_extra=FIXED)] = False
     """Each layer but the first adds its input to its output (He et al. 2016)."""
-    attention: Annotated[int, Field(ge=0, json_schema_extra=FIXED)] = 0
+    attention: Annotated[int, Field(ge=0, le=MAX_WIDTH, json_schema_extra=FIXED)] = 0
     """How many of its own past outputs the last layer can look at, one attention head (Merity 2019); 0: none."""
     engine: Literal["auto", "reference", "torch", "native"] = "auto"
     """What executes the cell: `reference` (readable), `torch` (PyTorch's fused kernels), `native` (ours, CPU), or `auto`."""
@@ -140,11 +178,11 @@ class ModelSection(Section):
     """Of `cell: gru` only: apply the reset gate after the recurrent product (PyTorch, cuDNN) or before it (Cho et al. 2014)."""
     input: Annotated[Literal["embedding", "one-hot"], Field(json_schema_extra=FIXED)] = "embedding"
     """How a symbol enters: as a learned vector, which learns much faster, or as a one-hot vector (width V)."""
-    embedding: Annotated[int | None, Field(ge=1, json_schema_extra=FIXED)] = None
+    embedding: Annotated[int | None, Field(ge=1, le=MAX_WIDTH, json_schema_extra=FIXED)] = None
     """Width D of the embedding. Unset: the hidden width."""
     tied: Annotated[bool, Field(json_schema_extra=FIXED)] = False
     """Use the embedding's matrix in the output layer too (Press & Wolf 2017); needs `embedding` = `hidden`."""
-    forget_bias: float | None = 1.0
+    forget_bias: Annotated[float | None, Field(ge=-1000, le=1000)] = 1.0
     """Initial bias of the LSTM's forget gate (Jozefowicz et al. 2015); null: as `init` leaves it."""
     init: Literal["pytorch", "normal", "orthogonal"] = "pytorch"
     """Initial weights: uniform(±1/√H), normal(0, 0.01) with zero biases (d2l), or orthogonal recurrent matrices."""
@@ -165,9 +203,9 @@ class ModelSection(Section):
 class TrainSection(Section):
     """How the weights are found."""
 
-    batch: Annotated[int, Field(ge=1, json_schema_extra=FIXED)] = 32
+    batch: Annotated[int, Field(ge=1, le=1_000_000, json_schema_extra=FIXED)] = 32
     """Streams B that are read side by side."""
-    steps: Annotated[int, Field(ge=1, json_schema_extra=FIXED)] = 64
+    steps: Annotated[int, Field(ge=1, le=1_000_000, json_schema_extra=FIXED)] = 64
     """Time steps T of truncated backpropagation through time."""
     sampling: Annotated[Literal["streams", "windows"], Field(json_schema_extra=FIXED)] = "streams"
     """`streams`: B contiguous streams with carried state; `windows`: B random windows from a zero state."""
@@ -183,36 +221,36 @@ class TrainSection(Section):
     """Of sgd and rmsprop."""
     betas: Annotated[list[Probability], Field(min_length=2, max_length=2)] = [0.9, 0.99]
     """Decay rates of Adam's two moments."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     """Weight decay of matrices (biases are left alone); decoupled in adamw."""
-    clip: Annotated[float | None, Field(gt=0)] = 1.0
+    clip: Annotated[float | None, Field(gt=0, le=1e12)] = 1.0
     """Largest norm of the whole gradient; null: no clipping."""
     schedule: Literal["constant", "cosine", "step", "exponential"] = "cosine"
     """How the learning rate moves over the planned length."""
-    warmup: Annotated[int, Field(ge=0)] = 0
+    warmup: Annotated[int, Field(ge=0, le=MAX_STEPS)] = 0
     """Optimiser steps of linear warm-up."""
     lr_final: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Of `cosine`: the last learning rate as a share of the peak."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.95
     """Of `step` and `exponential`: the factor."""
-    gamma_every: Annotated[float, Field(gt=0)] = 1.0
+    gamma_every: Annotated[float, Field(ge=1e-6, le=1e9)] = 1.0
     """Of `step` and `exponential`: the factor is applied once per this many epochs."""
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay per step of a moving average of the weights (0.999: about a thousand steps; 0: none). It is validated too, and is
     the run's `best` when it is better than the weights themselves."""
-    epochs: Annotated[float | None, Field(gt=0)] = None
+    epochs: Annotated[float | None, Field(gt=0, le=1_000_000)] = None
     """Planned passes over the training text. Without `updates` too, this and more follows from the text's length (guide),
     unless `time` alone ends a schedule that needs no length (any but `cosine`)."""
-    updates: Annotated[int | None, Field(ge=1)] = None
+    updates: Steps | None = None
     """Planned length in optimiser steps, instead of `epochs`."""
     time: Seconds | None = None
     """Stop after this long (`90s`, `10m`), last evaluation included. Beside `epochs` or `updates` it changes no schedule;
     without them it is the budget that the length is planned for, if the schedule is `cosine`."""
     precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], Field(json_schema_extra=FIXED)] = "auto"
     """Arithmetic of matrix products: `auto` is bf16 where the processor multiplies it fast, else fp32. fp16: CUDA only."""
-    threads: Annotated[int | None, Field(ge=1)] = None
+    threads: Annotated[int | None, Field(ge=1, le=MAX_THREADS)] = None
     """CPU threads; unset: one per core."""
-    seed: Annotated[int, Field(ge=0, lt=2**63, json_schema_extra=FIXED)] = 1
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED, json_schema_extra=FIXED)] = 1
     """Every random choice follows from this number."""
 
     @model_validator(mode="after")
@@ -227,37 +265,37 @@ class TrainSection(Section):
 class EvaluateSection(Section):
     """The cheap validation during training; see `charlm eval perplexity` for the exact one."""
 
-    every: Annotated[int | None, Field(ge=1)] = None
+    every: Steps | None = None
     """Optimiser steps between evaluations. Unset: ten evaluations over the planned length."""
-    segments: Annotated[int, Field(ge=1)] = 32
+    segments: Annotated[int, Field(ge=1, le=100_000)] = 32
     """Pieces S that the text is cut into and read side by side."""
-    warm: Annotated[int, Field(ge=0)] = 1000
+    warm: Annotated[int, Field(ge=0, le=MAX_CHARACTERS_READ)] = 1000
     """Characters W read before each piece and not scored, to warm the state."""
-    characters: Annotated[int | None, Field(ge=1)] = 1_000_000
+    characters: Annotated[int | None, Field(ge=1, le=MAX_CHARACTERS_READ)] = 1_000_000
     """Score at most so many characters of the validation text while training, evenly over it; null: all of it, however long."""
-    patience: Annotated[int | None, Field(ge=1)] = None
+    patience: Steps | None = None
     """Stop after this many evaluations without a new best."""
 
 
 class CheckpointSection(Section):
     """When the run is written to disk."""
 
-    every: Annotated[int | None, Field(ge=1)] = None
+    every: Steps | None = None
     """Optimiser steps between writes of `last.safetensors`. Unset: at each evaluation."""
-    keep_every: Annotated[int | None, Field(ge=1)] = None
+    keep_every: Steps | None = None
     """Also keep `step-N.safetensors` every so many optimiser steps."""
 
 
 class SampleSection(Section):
     """The texts that are written while training, so that one can watch."""
 
-    every: Annotated[int | None, Field(ge=1)] = None
+    every: Steps | None = None
     """Optimiser steps between samples in `samples.txt`. Unset: at each evaluation."""
     prompt: str | list[str] = ""
     """What to continue; several prompts give several samples."""
-    length: Annotated[int, Field(ge=1)] = 200
+    length: Annotated[int, Field(ge=1, le=10_000_000)] = 200
     """New characters of each sample."""
-    temperature: Annotated[float, Field(ge=0)] = 0.8
+    temperature: Annotated[float, AfterValidator(check_temperature)] = 0.8
     """Divides the logits; 0 takes the likeliest character each time."""
 
     @property
@@ -274,7 +312,7 @@ class FigureSection(Section):
 
     metric: Literal["train_perplexity", "validation_perplexity", "validation_nats", "validation_bits_per_character"]
     """Which figure."""
-    value: Annotated[float, Field(gt=0)]
+    value: Annotated[float, Field(ge=1e-6, le=1e12)]
     """Its value."""
     note: str = ""
     """Machine, protocol, what to compare it with."""
@@ -283,7 +321,7 @@ class FigureSection(Section):
 class Recipe(Section):
     """Everything about one training run."""
 
-    corpus: Annotated[str, Field(min_length=1, json_schema_extra=FIXED)]
+    corpus: Annotated[PathText, Field(json_schema_extra=FIXED)]
     """A card's name (`shakespeare`), or a path to a file, a folder or a glob of your own (`./mine.txt`)."""
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()
@@ -327,7 +365,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedRecip
     """
     path = find_recipe(name_or_path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(MAX_CHARACTERS + 1)  # one more than parse_yaml accepts
     except OSError as error:
         raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -335,7 +374,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedRecip
     raw = parse_yaml(text, str(path))
     if not isinstance(raw, dict):
         raise RecipeError(f"{path} is not a recipe: expected keys such as `corpus: FILE`, found {_kind(raw)}")
-    recipe = validate_recipe(apply_overrides(raw, overrides), origin=str(path))
+    recipe = validate_recipe(apply_overrides(raw, overrides), str(path), overrides)
     return LoadedRecipe(name=path.stem, recipe=recipe, folder=path.resolve().parent)
 
 
@@ -346,8 +385,12 @@ def find_recipe(name_or_path: str) -> Path:
         RecipeError: there is none; names the closest shipped recipes.
     """
     if is_path(name_or_path):
-        path = Path(name_or_path).expanduser()
-        if not path.is_file():
+        try:
+            path = path_of(name_or_path)
+            is_file = path.is_file()
+        except OSError as error:  # such as a name that is too long
+            raise RecipeError(f"cannot read the recipe {name_or_path}: {error.strerror}") from None
+        if not is_file:
             found = "is a folder" if path.is_dir() else "does not exist"
             raise RecipeError(f"the recipe {path} {found}; expected a YAML file or one of: {_listing()}")
         return path
@@ -365,6 +408,20 @@ def find_recipe(name_or_path: str) -> Path:
 def is_path(name: str) -> bool:
     """Tell a path (contains ``/`` or a suffix) from the bare name of something shipped."""
     return "/" in name or "\\" in name or Path(name).suffix != "" or name.startswith((".", "~"))
+
+
+def path_of(text: str) -> Path:
+    """The path that a user typed, with ``~`` and ``~user`` expanded.
+
+    Raises:
+        UsageError: it is empty, contains a NUL character, or names a user who does not exist.
+    """
+    if not text or "\0" in text:
+        raise UsageError(f"expected a path, found {_shown(text)}")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UsageError(f"{text}: no home folder of that user is known; write the folder out") from None
 
 
 def _listing() -> str:
@@ -422,14 +479,19 @@ def check_key(key: str, given: str) -> None:
         raise RecipeError(f"{given}: {key} is a section; set a key of it, such as {_example(key)}")
     known = list(field_names())
     if key not in known:
-        raise RecipeError(f"{given}: no key {key!r}{_did_you_mean(_closest(key, known))}")
+        meant = _SYNONYMS.get(key.rpartition(".")[2])
+        raise RecipeError(f"{given}: no key {key!r}{_did_you_mean([meant] if meant else _closest(key, known))}")
 
 
-def validate_recipe(raw: Mapping[str, Any], origin: str) -> Recipe:
+def validate_recipe(raw: Mapping[str, Any], origin: str, overrides: Sequence[str] = ()) -> Recipe:
     """Turn plain values into a :class:`Recipe`.
 
+    Args:
+        origin: where the values come from, such as a file's name.
+        overrides: ``KEY=VALUE`` texts that have been applied to them; a problem with one of these keys is theirs.
+
     Raises:
-        RecipeError: names ``origin`` and every problem.
+        RecipeError: names the origin of every problem.
     """
     # An empty section (`model:` with all its keys commented out) is null in YAML and means its defaults.
     raw = {key: value for key, value in raw.items() if not (value is None and key in _SECTIONS)}
@@ -438,9 +500,23 @@ def validate_recipe(raw: Mapping[str, Any], origin: str) -> Recipe:
     except ValidationError as error:
         found = [_problem(details) for details in error.errors(include_url=False)]
     problems = list({problem.key: problem for problem in reversed(found)}.values())[::-1]  # a union reports each branch
-    lines = [f"{origin}: {len(problems)} problem{'s' if len(problems) > 1 else ''}"]
-    lines += [f"  {problem.key}: {problem.text}{_did_you_mean(problem.suggestions)}" for problem in problems]
+    by_origin: dict[str, list[_Problem]] = {}
+    for problem in problems:
+        by_origin.setdefault(_blamed(problem, origin, overrides), []).append(problem)
+    lines = []
+    for blamed, theirs in by_origin.items():
+        lines.append(f"{blamed}: {len(theirs)} problem{'s' if len(theirs) > 1 else ''}")
+        lines += [f"  {problem.key}: {problem.text}{_did_you_mean(problem.suggestions)}" for problem in theirs]
     raise RecipeError("\n".join(lines))
+
+
+def _blamed(problem: _Problem, origin: str, overrides: Sequence[str]) -> str:
+    """Where a problem comes from: an override, the file, or both where values of one section contradict each other."""
+    by_key = {override.partition("=")[0].strip(): f"--set {override}" for override in overrides}
+    own = [given for key, given in by_key.items() if problem.key == key or problem.key.startswith(f"{key}.")]
+    if own:
+        return own[-1]
+    return " with ".join([origin, *(given for key, given in by_key.items() if key.startswith(f"{problem.key}."))])
 
 
 def _problem(details: Any) -> _Problem:
@@ -448,6 +524,8 @@ def _problem(details: Any) -> _Problem:
     key = ".".join(part for part in place if not part.startswith(("list[", "SplitFiles"))) or "recipe"
     kind, found = details["type"], details["input"]
     if kind == "extra_forbidden":
+        if meant := _SYNONYMS.get(key.rpartition(".")[2]):
+            return _Problem(key, "unknown key", [meant])
         return _Problem(key, "unknown key", _closest(key, [*field_names(), *_SECTIONS]))
     if kind == "missing":
         return _Problem(key, f"missing; {description_of(key)}")
@@ -462,6 +540,8 @@ def _shown(value: object) -> str:
         text = json.dumps(value, ensure_ascii=False)
     except TypeError:
         text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, a list that contains itself
+        text = f"a very large {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -473,6 +553,46 @@ def _kind(value: object) -> str:
 
 def _example(section: str) -> str:
     return next(f"{name}=…" for name in field_names() if name.startswith(f"{section}."))
+
+
+_SYNONYMS = {
+    synonym: key
+    for key, synonyms in {
+        "corpus": "dataset data_path data_dir input_file text_file text",
+        "data.split": "train_frac val_frac test_frac validation_split",
+        "model.cell": "rnn_type cell_type model_type rnn",
+        "model.hidden": "hidden_size hidden_dim rnn_size n_hidden num_hidden num_hiddens num_units units nhid size d_model",
+        "model.layers": "num_layers n_layers n_layer nlayers depth",
+        "model.dropout": "p dropout_rate drop_rate dropout_p drop_prob",
+        "model.embedding": "embedding_size embedding_dim embed_size embed_dim emb_size emsize n_embd",
+        "model.tied": "tie_weights tied_weights weight_tying",
+        "model.nonlinearity": "activation",
+        "train.batch": "batch_size bs num_streams",
+        "train.steps": "seq_len seq_length sequence_length block_size bptt unroll num_steps n_ctx context_length window",
+        "train.optimizer": "optim optimiser opt",
+        "train.lr": "learning_rate eta lrate max_lr alpha",
+        "train.lr_final": "min_lr lr_min",
+        "train.weight_decay": "wd l2 decay",
+        "train.betas": "beta beta1 beta2",
+        "train.clip": "grad_clip clip_grad gradient_clip clip_norm grad_norm max_grad_norm clip_value",
+        "train.schedule": "lr_schedule scheduler lr_scheduler",
+        "train.warmup": "warmup_steps warmup_iters num_warmup_steps",
+        "train.average": "ema ema_decay swa",
+        "train.epochs": "num_epochs n_epochs max_epochs nepochs",
+        "train.updates": "max_iters iterations iters num_iters max_steps total_steps num_updates",
+        "train.time": "max_time time_limit",
+        "train.precision": "dtype amp fp16 bf16",
+        "train.threads": "num_threads n_threads cpus",
+        "train.seed": "random_seed manual_seed",
+        "evaluate.every": "eval_every eval_interval eval_iters validate_every",
+        "checkpoint.every": "save_every save_interval checkpoint_every",
+        "sample.length": "sample_length max_new_tokens",
+        "sample.temperature": "temp",
+        "sample.prompt": "start prime primetext seed_text",
+    }.items()
+    for synonym in synonyms.split()
+}
+"""What other programs call our keys."""
 
 
 def _closest(key: str, known: list[str]) -> list[str]:
@@ -523,7 +643,12 @@ def field_names() -> Iterator[str]:
 
 def description_of(key: str) -> str:
     """The sentence that explains a field."""
-    return next((info.description or "" for name, info in fields() if name == key), "")
+    return next((one_line(info) for name, info in fields() if name == key), "")
+
+
+def one_line(info: FieldInfo) -> str:
+    """A field's sentence without line ends."""
+    return " ".join((info.description or "").split())
 
 
 def json_schema() -> dict[str, Any]:

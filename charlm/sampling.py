@@ -6,7 +6,6 @@ give the same text on every engine.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from charlm.config import check_temperature
 from charlm.data.vocabulary import Vocabulary
 from charlm.errors import DivergedError, UsageError
 from charlm.model.cells import State
@@ -23,6 +23,8 @@ from charlm.runtime import derived_seed
 from charlm.threads import Tuner
 
 Probabilities = npt.NDArray[np.float64]
+
+NONFINITE = "the model's scores are NaN or infinite, so nothing can be drawn: its weights have grown too large"
 
 _PROMPT_CHUNK = 1024
 _BLOCK = 128
@@ -45,8 +47,10 @@ class SamplingParams:
     banned: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise UsageError(f"--temperature {self.temperature:g}: expected 0 or more, and finite")
+        try:
+            check_temperature(self.temperature)
+        except ValueError as error:
+            raise UsageError(f"--temperature: {error}") from None
         if self.top_k < 0:
             raise UsageError(f"--top-k {self.top_k}: expected 0 (all) or more")
         if not 0 < self.top_p <= 1:
@@ -60,7 +64,7 @@ def distribution(logits: npt.ArrayLike, params: SamplingParams) -> Probabilities
     """
     scores = np.array(logits, dtype=np.float64)
     if not np.isfinite(scores).all():
-        raise DivergedError("the model's scores are not numbers: its weights are spoilt, or have grown beyond all bounds")
+        raise DivergedError(NONFINITE)
     if params.banned:
         scores[list(params.banned)] = -np.inf
     if not np.isfinite(scores.max()):
@@ -180,8 +184,10 @@ def _in_blocks(
     count = 1  # the first characters at once, for whoever watches; then longer and longer blocks
     while True:
         with tuner.piece(count * len(random)):
-            drawn = writer.write(np.stack([one.random(count) for one in random], axis=1)).tolist()
-        yield from drawn
+            drawn = writer.write(np.stack([one.random(count) for one in random], axis=1))
+        if writer.is_nonfinite:
+            raise DivergedError(NONFINITE)
+        yield from drawn.tolist()
         count = min(2 * count, _BLOCK)
 
 

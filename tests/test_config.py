@@ -43,7 +43,10 @@ def _complaint(raw: dict[str, Any]) -> str:
 @pytest.mark.parametrize(
     ("raw", "key", "meant"),
     [
-        ({"train": {"learning_rate": 1}}, "train.learning_rate", None),
+        ({"train": {"learning_rate": 1}}, "train.learning_rate", "train.lr"),
+        ({"train": {"batch_size": 1}}, "train.batch_size", "train.batch"),
+        ({"block_size": 1}, "block_size", "train.steps"),
+        ({"model": {"n_layer": 1}}, "model.n_layer", "model.layers"),
         ({"train": {"optimiser": "sgd"}}, "train.optimiser", "train.optimizer"),
         ({"model": {"hiden": 3}}, "model.hiden", "model.hidden"),
         ({"modle": {}}, "modle", "model"),
@@ -377,3 +380,26 @@ def test_dotted_names_reach_their_values() -> None:
     names = list(field_names())
     assert len(names) == len(set(names))
     assert (value_at(recipe, "train.lr"), value_at(recipe, "figure.value"), value_at(recipe, "corpus")) == (2e-3, None, "x")
+
+
+def test_synonyms_lead_to_keys_that_exist() -> None:
+    """If this fails, a user of another program is sent to a key that no recipe has, or a key of ours is called a synonym."""
+    names = set(field_names())
+    assert set(config._SYNONYMS.values()) <= names
+    assert not config._SYNONYMS.keys() & {f"{name}" for name in names}
+
+
+def test_a_wrong_override_is_blamed_and_not_the_file(tmp_path: Path) -> None:
+    """If this fails, a slip on the command line is looked for in a shipped recipe."""
+    path = tmp_path / "r.yaml"
+    path.write_text("corpus: x\ntrain: {lr: fast, epochs: 2}\n", encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(path), ["model.hidden=wide", "train.lr=1", "data.split=[1, 2]"])
+    message = str(caught.value)
+    assert "--set model.hidden=wide: 1 problem\n  model.hidden: " in message
+    assert "--set data.split=[1, 2]: 1 problem" in message
+    assert str(path) not in message
+    with pytest.raises(RecipeError, match=r"r\.yaml: 1 problem\n  train\.lr"):
+        load_recipe(str(path))
+    with pytest.raises(RecipeError, match=r"^--set model\.embedding=\.\.\.|r\.yaml with --set model\.tied=true"):
+        load_recipe(str(path), ["train.lr=1", "model.tied=true", "model.embedding=3"])

@@ -92,3 +92,38 @@ def test_awkward_strings_survive_a_round_trip(text: str) -> None:
     found = parse_yaml(dump_yaml({"prompt": text}), "dumped")["prompt"]
     assert found == text
     assert isinstance(found, str)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &a [x, x]\n" + "".join(f"{c}: &{c} [{', '.join([f'*{p}'] * 9)}]\n" for p, c in zip("abcde", "bcdef", strict=True)),
+         "line 3, column 12: more than 10 aliases"),
+        ("a: &a [*a]", "recursive"),
+        ("&a [*a]", "recursive"),
+        ("[" * 3000, "column 51: nested more than 50 levels"),
+        ("a: " + "9" * 5000, "line 1, column 4: a number of 5,000 digits"),
+        ("a: 0x" + "f" * 5000, "a number of 5,002 digits"),
+        ("a: !!int abc", "line 1, column 4: expected an integer, found 'abc'"),
+        ("a: !!float abc", "expected a number, found 'abc'"),
+        ("a: !!bool abc", "expected true or false, found 'abc'"),
+        ("a: !!timestamp 2024-99-99", "could not determine a constructor"),
+        ("a: !!binary x", "could not determine a constructor"),
+        ("!!map [1]", "expected a mapping"),
+        ('a: "\\ud800"', "half of a surrogate pair"),
+        ('a: "\\U00110000"', "line 1, column 7: not YAML"),
+        ('a: "\\UFFFFFFFF"', "line 1, column 7: not YAML"),
+        ("%YAML " + "9" * 5000 + ".1\n--- a", "not YAML"),
+        ("x" * 1_000_001, "too long for a recipe"),
+    ],
+    ids=range(17),
+)  # fmt: skip
+def test_hostile_yaml_is_refused_at_once(text: str, message: str) -> None:
+    """If this fails, a small file takes minutes or gigabytes, or ends in another exception than one about the recipe."""
+    with pytest.raises(RecipeError, match=message):
+        parse_yaml(text, "here")
+
+
+def test_a_few_aliases_are_fine() -> None:
+    """If this fails, the limits refuse recipes that people write."""
+    assert parse_yaml("a: &x 3\nb: *x\nc: [*x, *x]\n", "here") == {"a": 3, "b": 3, "c": [3, 3]}

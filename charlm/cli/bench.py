@@ -34,18 +34,18 @@ def bench(
             show_default="fp32, and bf16 where auto would choose it",
         ),
     ] = None,
-    hidden: Annotated[int, typer.Option(min=1, help="Hidden units H of each layer.")] = 256,
-    symbols: Annotated[int, typer.Option(min=2, help="Symbols V.")] = 28,
-    steps: Annotated[int, typer.Option(min=1, help="Time steps T of a training step.")] = 35,
-    batch: Annotated[int, typer.Option(min=1, help="Streams B of a training step.")] = 32,
-    layers: Annotated[int, typer.Option(min=1, help="Recurrent layers L.")] = 1,
-    repetitions: Annotated[int, typer.Option(min=1, help="How often each is timed; the median counts.")] = 7,
-    seconds: Annotated[float, typer.Option(min=0, help="How long each is timed, at least, per repetition.")] = 0.15,
+    hidden: Annotated[int, typer.Option(min=1, max=1_000_000, help="Hidden units H of each layer.")] = 256,
+    symbols: Annotated[int, typer.Option(min=2, max=1_200_000, help="Symbols V.")] = 28,
+    steps: Annotated[int, typer.Option(min=1, max=1_000_000, help="Time steps T of a training step.")] = 35,
+    batch: Annotated[int, typer.Option(min=1, max=1_000_000, help="Streams B of a training step.")] = 32,
+    layers: Annotated[int, typer.Option(min=1, max=1_000, help="Recurrent layers L.")] = 1,
+    repetitions: Annotated[int, typer.Option(min=1, max=1_000_000, help="How often each is timed; the median counts.")] = 7,
+    seconds: Annotated[float, typer.Option(min=0, max=1e6, help="How long each is timed, at least, per repetition.")] = 0.15,
     memory: Annotated[
         bool, typer.Option("--memory", help="Measure peak memory too, each in a process of its own: takes minutes.")
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="one per core")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=4096, help="CPU threads.", show_default="one per core")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line.")] = False,
 ) -> None:
     """Measure the speed of every cell, engine and precision here, beside torch.nn in the same run.

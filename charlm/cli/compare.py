@@ -57,7 +57,7 @@ def compare(
         list[str] | None,
         typer.Option(metavar="KEY=V1,V2,…", help="Try each value, such as model.hidden=64,256,512. Repeatable: all pairs."),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each candidate, from the recipe's seed on.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, max=10_000, help="Runs of each candidate, from the recipe's seed on.")] = 1,
     equal: Annotated[
         Equal, typer.Option(help="What is the same for all: characters read, number of parameters, or training time.")
     ] = Equal.characters,
@@ -67,7 +67,7 @@ def compare(
     ] = None,
     to: Annotated[
         float | None,
-        typer.Option(min=1, metavar="PERPLEXITY", help="Tell the time to it.", show_default="the worst run's best"),
+        typer.Option(min=1, max=1e12, metavar="PERPLEXITY", help="Tell the time to it.", show_default="the worst run's best"),
     ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key for all candidates. Repeatable.")
@@ -97,6 +97,8 @@ def compare(
     nothing that is finished.
     """
     seconds = parse_limit(max_time)
+    if to is not None and math.isnan(to):
+        raise UsageError("--to nan: expected a perplexity of 1 or more")
     if seconds is not None and equal is not Equal.time:
         raise UsageError("--max-time is the training time of --equal time; to limit each run: --set train.time=90s")
     names = cells.split(",") if cells is not None else []

@@ -104,10 +104,11 @@ def add(
     force: Annotated[bool, typer.Option("--force", help="Replace your card of that name.")] = False,
 ) -> None:
     """Give a text of your own a name that recipes can use."""
+    from charlm.config import path_of
     from charlm.data.corpora import add_card
     from charlm.yaml_text import dump_yaml
 
-    card = add_card(name, file.expanduser(), description=description, licence=licence, overwrite=force)
+    card = add_card(name, path_of(str(file)), description=description, licence=licence, overwrite=force)
     out(f"{name} is now a corpus: a recipe can say `{dump_yaml({'corpus': name}).strip()}`")
     notice(f"its card is {card}")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from charlm.cli.console import json_line, notice, out, progress_bar, results, table, visible_word
-from charlm.cli.options import Split, read_text
+from charlm.cli.options import MAX_LENGTH, Split, read_text, unknown_note
 from charlm.errors import CharlmError, CorpusError, UsageError
 
 if TYPE_CHECKING:
@@ -40,9 +40,11 @@ def perplexity(
         bool, typer.Option("--dynamic", help="Go on learning from what has been scored; the checkpoint does not change.")
     ] = False,
     dynamic_rate: Annotated[
-        float | None, typer.Option(min=0, help="Its learning rate.", show_default="0.1, after every 32 characters")
+        float | None, typer.Option(min=0, max=1000, help="Its learning rate.", show_default="0.1, after every 32 characters")
     ] = None,
-    chunk: Annotated[int, typer.Option(min=0, help="Characters per call, 0: all. Changes speed, not the figure.")] = _CHUNK,
+    chunk: Annotated[
+        int, typer.Option(min=0, max=MAX_LENGTH, help="Characters per call, 0: all. Changes only speed.")
+    ] = _CHUNK,
     engine: Annotated[str | None, typer.Option(help="native, torch or reference.", show_default="the fastest here")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     baselines: Annotated[
@@ -138,7 +140,7 @@ def perplexity(
 def attention(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint's file, a run's folder (its best), or a run's name.")],
     text: Annotated[str, typer.Argument(help="What to read; @FILE reads a file, - standard input.")],
-    top: Annotated[int, typer.Option(min=1, help="How many places to show.")] = 10,
+    top: Annotated[int, typer.Option(min=1, max=MAX_LENGTH, help="How many places to show.")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line, with the weights of all places.")] = False,
 ) -> None:
     """Show where a model with attention looks at the end of a text: places in it, and their weights."""
@@ -175,9 +177,9 @@ def _window(context: str) -> int | None:
     if context == "carried":
         return None
     kind, _, number = context.partition(":")
-    if kind == "reset" and number.isascii() and number.isdigit() and int(number) > 0:
+    if kind == "reset" and number.isascii() and number.isdigit() and len(number) <= 12 and int(number) > 0:
         return int(number)
-    raise UsageError(f"--context {context}: expected carried or reset:N, such as reset:256")
+    raise UsageError(f"--context {context}: expected carried or reset:N, such as reset:256 (at most 12 digits)")
 
 
 def _file(stored: Checkpoint, file: str) -> tuple[Text, Encoded, dict[str, Any]]:
@@ -243,8 +245,9 @@ def _print(record: dict[str, Any], unit: str) -> None:
     kind = "byte" if unit == "byte" else "character"
     where = f"{record['split']} part of {record['text']}" if record["split"] else record["text"]
     start, stop = record["offsets"]
+    unknown = record["unknown_characters"] / record["characters"]
     lines = [
-        ("perplexity", f"{record['perplexity']:.6f}"),
+        ("perplexity", f"{record['perplexity']:.6f}{unknown_note(unknown)}"),
         (f"nats per {kind}", f"{record['nats_per_character']:.6f}"),
         (f"bits per {kind}", f"{record['bits_per_character']:.6f}"),
         ("scored", f"{record['characters']:,} of {visible_word(where)}, {start:,}–{stop:,}, context {record['context']}"),

@@ -6,6 +6,11 @@ from pathlib import Path
 
 from charlm.errors import UsageError
 
+MAX_LENGTH = 10**12
+MAX_STEPS = 10**12
+MAX_SEED = 2**63 - 1
+"""Upper bounds of options: no sane use reaches them."""
+
 
 class Unknown(StrEnum):
     """What happens to characters outside a model's vocabulary."""
@@ -44,7 +49,7 @@ def parse_limit(max_time: str | None) -> float | None:
     Raises:
         UsageError: it is no duration, or none at all.
     """
-    from charlm.config import parse_duration
+    from charlm.config import MAX_SECONDS, parse_duration
 
     if max_time is None:
         return None
@@ -54,6 +59,8 @@ def parse_limit(max_time: str | None) -> float | None:
         raise UsageError(f"--max-time: {error}") from None
     if seconds == 0:
         raise UsageError("--max-time: expected more than no time at all, such as 90s")
+    if not seconds <= MAX_SECONDS:
+        raise UsageError(f"--max-time {max_time}: expected at most {MAX_SECONDS:,.0f} seconds")
     return seconds
 
 
@@ -68,6 +75,11 @@ def parse_folder(given: str) -> Path:
     return Path(given)
 
 
+def unknown_note(share: float) -> str:
+    """What must be said beside a result on a text of which this share is unknown; empty if it is negligible."""
+    return f" ({share:.1%} of the characters scored as <unk>)".replace("%", " %") if share >= 0.001 else ""
+
+
 def read_text(given: str, option: str = "--prompt") -> str:
     """The text that TEXT, @FILE or - (standard input) means; line ends stay as they are.
 
@@ -78,7 +90,9 @@ def read_text(given: str, option: str = "--prompt") -> str:
         if given == "-":
             return sys.stdin.buffer.read().decode("utf-8-sig")
         if given.startswith("@") and len(given) > 1:
-            return Path(given[1:]).expanduser().read_bytes().decode("utf-8-sig")
+            from charlm.config import path_of
+
+            return path_of(given[1:]).read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise UsageError(f"{option} {given}: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -38,13 +38,13 @@ def show(name: Annotated[str, typer.Argument(help="A shipped recipe's name.")]) 
 @recipe_app.command()
 def keys() -> None:
     """List every key of a recipe: its default, whether it is fixed once a run has begun, and what it means."""
-    from charlm.config import FIXED, fields
+    from charlm.config import FIXED, fields, one_line
 
     rows = []
     for key, info in fields():
         default = "required" if info.is_required() else json.dumps(info.get_default(call_default_factory=True), default=str)
         on_resume = "fixed" if info.json_schema_extra == FIXED else ""
-        rows.append((key, "" if default == "null" else default, on_resume, info.description or ""))
+        rows.append((key, "" if default == "null" else default, on_resume, one_line(info)))
     table(None, ["key", "default", "on resume", "meaning"], rows)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from charlm.cli.console import json_line, notice, show_dimmed, table, visible, visible_word
-from charlm.cli.options import Precision, Unknown, read_text
+from charlm.cli.options import MAX_LENGTH, MAX_SEED, Precision, Unknown, read_text
 from charlm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,15 +35,15 @@ _FLUSH_SECONDS = 0.1
 def sample(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint's file, a run's folder (its best), or a run's name.")],
     prompt: Annotated[str, typer.Option(help="Text to continue; @FILE reads a file, - standard input.")] = "",
-    length: Annotated[int, typer.Option(min=0, help="New characters; 0: until stopped.")] = 500,
+    length: Annotated[int, typer.Option(min=0, max=MAX_LENGTH, help="New characters; 0: until stopped.")] = 500,
     temperature: Annotated[
         float | None,
         typer.Option(help="Below 1 safer, above 1 wilder; 0: always the likeliest.", show_default="0.8; 1 for --probabilities"),
     ] = None,
-    top_k: Annotated[int, typer.Option(help="Draw only from the K likeliest characters; 0: from all.")] = 0,
+    top_k: Annotated[int, typer.Option(min=0, max=MAX_LENGTH, help="Draw only from the K likeliest; 0: from all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Draw only from the likeliest that together reach P.")] = 1.0,
-    num: Annotated[int, typer.Option(min=1, help="How many samples.")] = 1,
-    seed: Annotated[int | None, typer.Option(min=0, help="Makes the text repeatable.", show_default="drawn")] = None,
+    num: Annotated[int, typer.Option(min=1, max=1_000_000_000, help="How many samples.")] = 1,
+    seed: Annotated[int | None, typer.Option(min=0, max=MAX_SEED, help="Makes it repeatable.", show_default="drawn")] = None,
     stop: Annotated[str, typer.Option(help="Stop when this text appears; it is not written.")] = "",
     ban: Annotated[str, typer.Option(metavar="CHARACTERS", help="Characters that are never drawn.")] = "",
     unknown: Annotated[Unknown, typer.Option(help="Prompt characters outside the vocabulary.")] = Unknown.error,
@@ -58,6 +58,9 @@ def sample(
 ) -> None:
     """Write text. Only new characters go to stdout, exactly as drawn; on a terminal the prompt is shown before them."""
     text = read_text(prompt)
+    from charlm.data.vocabulary import utf8
+
+    end = utf8(stop, "--stop")
     if length == 0 and not stop and (as_json or num > 1) and not probabilities:
         raise UsageError("--length 0 without --stop writes without end; it goes with one sample and without --json")
     if as_json and num * length > _JSON_CHARACTERS and not probabilities:
@@ -95,7 +98,7 @@ def sample(
     drawn: Iterator[Iterable[int]] = _samples(model, vocabulary, ids, params, seed, num, length, precision.value)
     if as_json:
         drawn = _limited(drawn)
-    samples = (until((_bytes_of(index, vocabulary) for index in one), stop.encode()) for one in drawn)
+    samples = (until((_bytes_of(index, vocabulary) for index in one), end) for one in drawn)
     if as_json:
         collected = [_joined(pieces) for pieces in samples]
         record = {

@@ -23,7 +23,7 @@ from charlm.cli.console import (
     visible,
     visible_word,
 )
-from charlm.cli.options import ResumeChoice, parse_folder, parse_limit
+from charlm.cli.options import MAX_SEED, MAX_STEPS, ResumeChoice, parse_folder, parse_limit, unknown_note
 from charlm.cli.streams import OutputError, delivery
 from charlm.cli.watch import follow, stop_on_signals
 
@@ -53,8 +53,8 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Move an earlier run aside and start anew.")] = False,
     init: Annotated[str | None, typer.Option(help="Take initial weights from this checkpoint.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    seed: Annotated[int | None, typer.Option(help="Same as --set train.seed=N.")] = None,
-    max_steps: Annotated[int | None, typer.Option(min=0, help="Stop after this many steps in all.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=MAX_SEED, help="Same as --set train.seed=N.")] = None,
+    max_steps: Annotated[int | None, typer.Option(min=0, max=MAX_STEPS, help="Stop after this many steps in all.")] = None,
     max_time: Annotated[
         str | None, typer.Option(metavar="DURATION", help="Stop after 90s, 5m or 1h, the last evaluation included.")
     ] = None,
@@ -128,8 +128,8 @@ def _resume_command(recipe: str, overrides: list[str], seed: int | None, out_dir
 
 def _introduce(loaded: LoadedRecipe, begun: Started) -> None:
     """What is about to happen, before it happens."""
-    from charlm.model.language_model import activation_bytes
     from charlm.runtime import device_name
+    from charlm.training.plan import training_bytes
 
     trainer = begun.trainer
     recipe, dataset, resolved, plan = trainer.recipe, trainer.dataset, trainer.resolved, trainer.plan
@@ -137,10 +137,7 @@ def _introduce(loaded: LoadedRecipe, begun: Started) -> None:
     splits = [f"{name} {start:,}–{stop:,}" for name, (start, stop) in dataset.splits.items() if stop > start]
     unknown = {name: number for name, number in dataset.unknown.items() if number}
     parameters = trainer.model.parameter_count()
-    slots = {"sgd": 1 if train_.momentum else 0, "rmsprop": 1 + bool(train_.momentum)}.get(train_.optimizer, 2)
-    memory = parameters * 4 * (2 + slots) + activation_bytes(
-        model, len(dataset.vocabulary), shape.batch, shape.steps, resolved.precision, resolved.engine
-    )
+    memory = training_bytes(recipe, len(dataset.vocabulary), shape, resolved.precision, resolved.engine)
     identity = f", {dataset.identity}" if dataset.identity else ""
     length = f"{plan.steps:,} steps" if plan.steps is not None else f"until {duration(train_.time or 0)} have passed"
     epoch = trainer.batches.epoch_length(0)
@@ -175,6 +172,7 @@ def _conclude(finished: Finished, trainer: Trainer, loaded: LoadedRecipe, quiet:
     from charlm.cli.curve import draw, read_curve, write_png
 
     record = finished.record
+    unknown = _unknown_share(record, trainer)
     curve = read_curve(trainer.folder.path)
     if not quiet:
         if is_terminal() and (drawing := draw(curve)):
@@ -185,7 +183,7 @@ def _conclude(finished: Finished, trainer: Trainer, loaded: LoadedRecipe, quiet:
                 notice(f"learning curve: {picture}")
         except OSError as error:  # the run is complete without it
             notice(f"learning curve: cannot write {picture}: {error.strerror}")
-        facts(_summary(record, loaded, again))
+        facts(_summary(record, loaded, again, unknown))
     show = notice if as_json else out
     if not quiet or not as_json:
         for sample in finished.samples:
@@ -193,20 +191,29 @@ def _conclude(finished: Finished, trainer: Trainer, loaded: LoadedRecipe, quiet:
             show(visible(text) if is_terminal(to_stderr=as_json) else text)
         if finished.samples and not quiet:
             show("")
-        show(_headline(record))
+        show(_headline(record, unknown))
     if as_json:
         json_line(record)
 
 
-def _headline(record: dict[str, Any]) -> str:
+def _unknown_share(record: dict[str, Any], trainer: Trainer) -> float:
+    """The share of the scored characters that are `<unk>`. A quick estimate does not count them; its whole text does."""
+    if record["unknown_characters"] is not None:
+        return float(record["unknown_characters"] / record["characters"])
+    part = "validation" if record["measured_on"] == "validation" else "train"
+    start, stop = trainer.dataset.splits[part]
+    return trainer.dataset.unknown[part] / (stop - start)
+
+
+def _headline(record: dict[str, Any], unknown: float) -> str:
     """``perplexity 1.0, 293,000.0 tokens/s on cuda:0`` is what d2l prints; here with decimals that tell more."""
     return (
-        f"{record['measured_on']} perplexity {record['perplexity']:.3f}, "
+        f"{record['measured_on']} perplexity {record['perplexity']:.3f}{unknown_note(unknown)}, "
         f"{record['characters_per_second']:,.1f} characters/s on {record['device']}"
     )
 
 
-def _summary(record: dict[str, Any], loaded: LoadedRecipe, again: str) -> list[tuple[str, str]]:
+def _summary(record: dict[str, Any], loaded: LoadedRecipe, again: str, unknown: float) -> list[tuple[str, str]]:
     how = {
         "carried": "exact, fp32, state carried",
         "segments": "quick estimate",
@@ -230,6 +237,8 @@ def _summary(record: dict[str, Any], loaded: LoadedRecipe, again: str) -> list[t
             ("", how[record["context"]] + scored),
         ]  # fmt: skip
         lines += _overfitting(record)
+    if note := unknown_note(unknown):
+        lines.append(("unknown", f"{note.strip(' ()')}, so this result is not comparable with one that names every character"))
     lines += _comparison(record, loaded)
     checkpoint = shell_words([record["checkpoint"]])
     if record["stopped_because"] != "finished":

@@ -58,7 +58,7 @@ def closest_width(model: ModelSection, symbols: int, parameters: int) -> int:
 
 def _with_width(model: ModelSection, hidden: int) -> ModelSection:
     embedding = hidden if model.tied and model.embedding else model.embedding
-    return ModelSection.model_validate(model.model_dump() | {"hidden": hidden, "embedding": embedding})
+    return model.model_copy(update={"hidden": hidden, "embedding": embedding})
 
 
 def equal_parameters(planned: Sequence[Candidate], symbols: Sequence[int]) -> tuple[list[Candidate], list[str]]:

@@ -22,7 +22,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from charlm.config import check_split, is_path
+from charlm.config import check_split, is_path, path_of
 from charlm.data.fingerprint import sha256_of
 from charlm.data.folders import cache_folder as cache_folder
 from charlm.data.folders import cache_part
@@ -220,7 +220,7 @@ def locate(corpus: str, folder: Path, *, fetch: bool = True, verify: bool = Fals
     if not is_path(corpus) and not has_magic(corpus):
         card = _card(corpus, folder)
         return _of_card(corpus, card, fetch_it=fetch, verify=verify, progress=progress)
-    wanted = Path(corpus).expanduser()
+    wanted = path_of(corpus)
     candidates = [wanted] if wanted.is_absolute() else list(dict.fromkeys([folder.absolute() / wanted, Path.cwd() / wanted]))
     for candidate in candidates:
         if candidate.is_file():
@@ -424,7 +424,7 @@ def _have(name: str, card: Card, *, verify: bool = False) -> Path | None:
 
 
 def _supplied_folders() -> list[Path]:
-    return [Path(folder).expanduser() for folder in os.environ.get("CHARLM_CORPORA", "").split(os.pathsep) if folder]
+    return [path_of(folder) for folder in os.environ.get("CHARLM_CORPORA", "").split(os.pathsep) if folder]
 
 
 def _cached(card: Card) -> Path:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from charlm.config import DataSection, LoadedRecipe, SplitFiles
+from charlm.config import DataSection, LoadedRecipe, SplitFiles, path_of
 from charlm.data.corpora import SourceFile, Sources, locate
 from charlm.data.encoding import Encoded, Recorded, encode
 from charlm.data.splits import DEFAULT_SPLIT, split_offsets
@@ -150,7 +150,7 @@ def open_text(path: str, section: DataSection, normalise: str, vocabulary: Vocab
         CorpusError: it cannot be read, or is too short to score.
     """
     if path != "-":
-        found = Path(path).expanduser()
+        found = path_of(path)
         if not found.exists():
             raise UsageError(f"the file {path} does not exist")
         if found.is_dir():

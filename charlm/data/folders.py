@@ -9,6 +9,9 @@ from pathlib import Path
 
 import platformdirs
 
+from charlm.config import path_of
+from charlm.errors import UsageError
+
 
 def cache_folder() -> Path:
     """The folder of downloads and encodings: ``CHARLM_CACHE``, else the user's cache folder. It need not exist yet."""
@@ -36,4 +39,7 @@ def data_folder() -> Path:
 
 def _named_by(variable: str) -> Path | None:
     value = os.environ.get(variable)
-    return Path(value).expanduser().absolute() if value else None
+    try:
+        return path_of(value).absolute() if value else None
+    except UsageError as error:
+        raise UsageError(f"{variable}: {error}") from None

@@ -111,6 +111,12 @@ class Batches:
         longest = -(-targets // B)
         return max(1, targets // B // T) if self._section.drop_last else -(-longest // T)
 
+    def steps_in(self, epochs: int) -> int:
+        """How many batches the first so many epochs have."""
+        if not self._section.random_offset:
+            return epochs * self.epoch_length(0)
+        return sum(map(self.epoch_length, range(epochs)))
+
     def skipped(self, epoch: int) -> int:
         """How many targets this epoch leaves out, by ``random_offset`` and ``drop_last``; windows do not count."""
         if self._section.sampling == "windows":

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -93,7 +94,7 @@ class Vocabulary:
             UsageError: unknown characters with ``unknown="error"``; names them.
         """
         if self.unit == "byte":
-            return list(text.encode("utf-8", "surrogateescape"))
+            return list(utf8(text))
         ids = [self._ids.get(ord(character), 0) for character in text]
         if unknown == "map" or 0 not in ids:
             return ids
@@ -132,11 +133,29 @@ class Vocabulary:
             CharlmError: something else was stored.
         """
         match stored:
-            case {"unit": "byte"}:
+            case {"unit": "byte", "symbols": []}:
                 return cls.of_bytes()
-            case {"unit": "char", "symbols": [*symbols]} if all(isinstance(s, int) for s in symbols):
+            case {"unit": "char", "symbols": [*symbols]} if all(
+                type(symbol) is int and _is_code_point(symbol) for symbol in symbols
+            ) and all(one < next_one for one, next_one in pairwise(symbols)):
                 return cls("char", tuple(symbols))
-        raise CharlmError("the stored vocabulary is not one that this version of charlm reads")
+        raise CharlmError("the vocabulary is neither all bytes nor a list of code points in ascending order")
+
+
+def _is_code_point(number: int) -> bool:
+    return 0 <= number < 0xD800 or 0xE000 <= number < 0x110000
+
+
+def utf8(text: str, option: str = "the text") -> bytes:
+    """The bytes of a text from the command line, where bytes that are not UTF-8 arrive as lone surrogates.
+
+    Raises:
+        UsageError: it contains another half of a surrogate pair.
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{option} contains half of a surrogate pair (character {error.start + 1})") from None
 
 
 def describe_characters(characters: str, most: int = 8) -> str:

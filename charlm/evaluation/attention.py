@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from charlm.errors import UsageError
+from charlm.errors import DivergedError, UsageError
 from charlm.model.language_model import LanguageModel
 
 
@@ -22,6 +22,7 @@ def attention_weights(model: LanguageModel, ids: Sequence[int]) -> npt.NDArray[n
         ``(N − 1,)``, oldest first; steps further back than the window get 0. What is missing from a sum of 1 looks at nothing.
 
     Raises:
+        DivergedError: the weights are not finite.
         UsageError: the model has no attention, or there is nothing before the last step.
     """
     if model.attention is None:
@@ -32,6 +33,8 @@ def attention_weights(model: LanguageModel, ids: Sequence[int]) -> npt.NDArray[n
     with torch.inference_mode():
         text = torch.tensor(ids, device=model.output_bias.device)[:, None]
         found = model.attention_weights(text, model.zero_state(1))[0].double().cpu().numpy()
+    if not np.isfinite(found).all():
+        raise DivergedError("the model's attention weights are NaN or infinite: its weights have grown too large")
     seen = min(len(found), len(weights))
     weights[len(weights) - seen :] = found[len(found) - seen :]
     return weights

@@ -61,8 +61,10 @@ def dynamic(
         state = tuple(part.detach() for part in state)
         total += float(nats.detach())
         if not math.isfinite(total):
+            if start == 0:
+                raise DivergedError("the model's scores are NaN or infinite: its weights have grown too large")
             raise DivergedError(
-                f"the model's weights stopped being finite after {start:,} characters; a lower --dynamic-rate helps"
+                f"the model's weights or scores became NaN or infinite after {start:,} characters; use a lower --dynamic-rate"
             )
         with torch.no_grad():
             torch._foreach_add_(weights, gradients, alpha=-rate)

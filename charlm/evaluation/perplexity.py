@@ -23,6 +23,7 @@ from torch import Tensor
 
 from charlm.data.dataset import Text
 from charlm.data.streams import side_by_side
+from charlm.errors import DivergedError
 from charlm.model.language_model import LanguageModel
 from charlm.threads import Tuner
 
@@ -209,9 +210,14 @@ def _nats(model: LanguageModel, features: Tensor, targets: Tensor) -> float:
     Args:
         features: ``(T, B, H)``.
         targets: ``(T, B)`` ids, or ``IGNORED``.
+
+    Raises:
+        DivergedError: the scores are not finite.
     """
     rows = max(1, _LOGITS_AT_ONCE // model.vocabulary_size)
     total = 0.0
     for part, expected in zip(torch.split(features.flatten(0, 1), rows), torch.split(targets.flatten(), rows), strict=True):
         total += float(model.cross_entropy(part, expected))
+    if not math.isfinite(total):
+        raise DivergedError("the model's scores are NaN or infinite, so it has no perplexity: its weights have grown too large")
     return total

@@ -94,10 +94,8 @@ class LanguageModel(nn.Module):
 
     def zero_state(self, streams: int) -> State:
         """The state before the first character: zeros, each ``(L, B, H)``; and an empty memory ``(W, B, H)``."""
-        like, H = self.output_bias, self.section.hidden
-        shapes = [(len(self.layers), streams, H)] * len(self.layers[0].cell.state_names)
-        if self.attention is not None:
-            shapes.append((self.attention.window, streams, H))
+        like = self.output_bias
+        shapes = state_shapes(self.section, streams)
         return tuple(torch.zeros(shape, dtype=like.dtype, device=like.device) for shape in shapes)
 
     def forward(self, ids: Tensor, state: State, dropout: Dropout | None = None) -> tuple[Tensor, State]:
@@ -219,8 +217,29 @@ def embedding_width(model: ModelSection) -> int | None:
 
 def count_parameters(model: ModelSection, vocabulary_size: int) -> int:
     """The number of parameters of such a model, without building it."""
-    with torch.device("meta"):
-        return LanguageModel(model, vocabulary_size, "reference").parameter_count()
+    return sum(math.prod(shape) for shape in parameter_shapes(model, vocabulary_size).values())
+
+
+def parameter_shapes(model: ModelSection, vocabulary_size: int) -> dict[str, tuple[int, ...]]:
+    """The name and the shape of each parameter of such a model, without building it."""
+    H, V, width = model.hidden, vocabulary_size, embedding_width(model)
+    rows = cell_of(model.cell).gates * H
+    shapes: dict[str, tuple[int, ...]] = {"embedding": (V, width)} if width else {}
+    for number in range(model.layers):
+        D = H if number else width or V
+        layer = {"weight_ih": (rows, D), "weight_hh": (rows, H), "bias_ih": (rows,), "bias_hh": (rows,)}
+        shapes |= {f"layers.{number}.{name}": shape for name, shape in layer.items()}
+    if model.attention:
+        shapes |= {"attention.query": (H, H), "attention.output": (H, H)}
+    if not model.tied:
+        shapes["output_weight"] = (V, H)
+    return shapes | {"output_bias": (V,)}
+
+
+def state_shapes(model: ModelSection, streams: int) -> list[tuple[int, int, int]]:
+    """The shape of each part of a model's state: see :meth:`LanguageModel.zero_state`."""
+    shapes = [(model.layers, streams, model.hidden)] * len(cell_of(model.cell).state_names)
+    return [*shapes, (model.attention, streams, model.hidden)] if model.attention else shapes
 
 
 def activation_bytes(model: ModelSection, vocabulary_size: int, streams: int, steps: int, precision: str, engine: str) -> int:

@@ -102,16 +102,33 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, model: LanguageModel, te
     """Put stored moments back, each copied into memory of its own.
 
     Raises:
-        CheckpointError: a moment does not have its weight's shape.
+        CheckpointError: the moments are not those of this optimiser and these weights.
     """
     names = dict(model.named_parameters())
+    wanted = {f"{name}/{slot}" for name in names for slot in _slots(optimizer)} if tensors else set()
+    if stray := sorted(wanted ^ tensors.keys()):
+        raise CheckpointError(f"the stored moment {stray[0]} is {'missing' if stray[0] in wanted else 'not of this optimizer'}")
     for key, stored in tensors.items():
         name, _, slot = key.rpartition("/")
-        weight = names.get(name)
-        if weight is None or (stored.dim() > 0 and stored.shape != weight.shape):
-            raise CheckpointError(f"the stored moment {key} {tuple(stored.shape)} fits no weight of this model")
+        weight = names[name]
+        if stored.shape != (() if slot == "step" else weight.shape):
+            raise CheckpointError(f"the stored moment {key} {tuple(stored.shape)} does not fit {tuple(weight.shape)}")
+        if slot == "step" and not 0 <= stored.item() < math.inf:
+            raise CheckpointError(f"the stored step counter {key} is {stored.item():g}")
         # Step counters of fused optimisers live where the weights live; a plain copy is right for both kinds.
         optimizer.state[weight][slot] = stored.clone().to(weight.device)
+
+
+def _slots(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    """What this optimiser keeps for each weight, after its first step."""
+    momentum = ("momentum_buffer",) if optimizer.param_groups[0].get("momentum") else ()
+    match optimizer:
+        case torch.optim.Adam():  # AdamW is one too
+            return ("exp_avg", "exp_avg_sq", "step")
+        case torch.optim.RMSprop():
+            return ("square_avg", "step", *momentum)
+        case _:
+            return momentum
 
 
 class LossScale:

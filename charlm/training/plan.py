@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from charlm.config import Recipe
-from charlm.data.streams import Batches
+from charlm.data.streams import Batches, Shape
 from charlm.evaluation import perplexity
+from charlm.model.language_model import activation_bytes, count_parameters
 
 EXACT_CHARACTERS = 1_000_000
 """The exact figure at the end covers at most the first so many characters of the validation text."""
@@ -53,6 +54,14 @@ class Resolved:
     threads: int
 
 
+def training_bytes(recipe: Recipe, vocabulary_size: int, shape: Shape, precision: str, engine: str) -> int:
+    """About how much memory training takes: weights, gradients, moments, and what a step keeps for its backward pass."""
+    train = recipe.train
+    slots = {"sgd": 1 if train.momentum else 0, "rmsprop": 1 + bool(train.momentum)}.get(train.optimizer, 2)
+    activations = activation_bytes(recipe.model, vocabulary_size, shape.batch, shape.steps, precision, engine)
+    return 4 * count_parameters(recipe.model, vocabulary_size) * (2 + slots) + activations
+
+
 @dataclass(frozen=True)
 class Plan:
     """At which steps things happen; a function of the recipe and the text alone.
@@ -77,7 +86,7 @@ class Plan:
             steps = train.updates
         elif train.epochs is not None:
             whole, rest = divmod(train.epochs, 1)
-            steps = sum(batches.epoch_length(number) for number in range(int(whole))) + round(rest * epoch)
+            steps = batches.steps_in(int(whole)) + round(rest * epoch)
         if steps is not None:
             steps = max(1, steps)
         every = recipe.evaluate.every or max(1, -(-steps // 10) if steps is not None else 200)

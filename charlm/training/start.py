@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,9 +12,10 @@ import torch
 
 from charlm import checkpoint
 from charlm.checkpoint import Checkpoint
-from charlm.config import LoadedRecipe, Recipe, SplitFiles, is_path, reconcile
+from charlm.config import LoadedRecipe, Recipe, SplitFiles, is_path, path_of, reconcile
 from charlm.data.dataset import Dataset, open_dataset
 from charlm.data.recorded import recorded_text
+from charlm.data.streams import fit
 from charlm.data.vocabulary import Vocabulary, describe_characters
 from charlm.errors import CheckpointError, RecipeError, UsageError
 from charlm.files import is_utf8
@@ -21,7 +23,7 @@ from charlm.model.engines import ENGINES, resolve_engine
 from charlm.model.language_model import LanguageModel, embedding_width
 from charlm.runtime import prepare, resolve_device, resolve_precision
 from charlm.training import defaults
-from charlm.training.plan import Limits, Resolved
+from charlm.training.plan import Limits, Resolved, training_bytes
 from charlm.training.run_folder import RunFolder
 from charlm.training.trainer import Trainer
 
@@ -104,6 +106,7 @@ def _start(loaded: LoadedRecipe, options: Options, folder: RunFolder) -> Started
         _same_text(earlier, dataset)
 
     resolved = _resolve(loaded.recipe, device, earlier, notices)
+    check_memory(loaded.recipe, dataset, resolved)
     if defaults.is_open(loaded.recipe):
         planned = defaults.fill(loaded.recipe, _rule(loaded.recipe, dataset, resolved, options.limits.started_at))
         notices.append("chosen for a text of this length: " + " ".join(defaults.chosen(loaded.recipe, planned)))
@@ -152,6 +155,33 @@ def _earlier(options: Options, folder: RunFolder, notices: list[str]) -> Checkpo
     earlier, problems = folder.newest()
     notices += problems
     return earlier
+
+
+def check_memory(recipe: Recipe, dataset: Dataset, resolved: Resolved) -> None:
+    """Refuse a model that cannot be trained in this machine's memory, before any of it is allocated.
+
+    Raises:
+        RecipeError: says how much is needed and how much there is.
+    """
+    start, stop = dataset.splits["train"]
+    shape = fit(stop - start - 1, recipe.train.batch, recipe.train.steps)
+    needed = training_bytes(recipe, len(dataset.vocabulary), shape, resolved.precision, resolved.engine)
+    available = memory_of(resolved.device)
+    if available is not None and needed > available:
+        raise RecipeError(
+            f"training this model takes about {needed / 1e9:,.1f} GB, but {resolved.device} has {available / 1e9:,.1f} GB; "
+            "use a smaller model.hidden, model.layers, train.batch or train.steps"
+        )
+
+
+def memory_of(device: torch.device) -> int | None:
+    """The physical memory of a device in bytes; ``None`` where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 def _rule(recipe: Recipe, dataset: Dataset, resolved: Resolved, started_at: float) -> defaults.Values:
@@ -268,7 +298,7 @@ def portable(recipe: Recipe) -> Recipe:
 def _relative(path: str | None) -> str | None:
     if path is None or not is_path(path):
         return path
-    expanded = Path(path).expanduser()
+    expanded = path_of(path)
     return f"./{expanded.name}" if expanded.is_absolute() or ".." in expanded.parts else path
 
 
@@ -286,7 +316,7 @@ def anchored(loaded: LoadedRecipe) -> Recipe:
 def _absolute(path: str | None, folder: Path) -> str | None:
     if path is None or not is_path(path):
         return path
-    expanded = Path(path).expanduser()
+    expanded = path_of(path)
     beside_recipe = (folder / expanded).exists() or any(folder.glob(path) if not expanded.is_absolute() else ())
     absolute = str((folder / expanded if beside_recipe else expanded).absolute())
     # YAML cannot hold a path that is not UTF-8: the text is then found from the recipe's folder alone.

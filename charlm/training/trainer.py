@@ -26,7 +26,7 @@ from charlm.checkpoint import Checkpoint
 from charlm.config import Recipe
 from charlm.data.dataset import Dataset, Text
 from charlm.data.streams import Batches
-from charlm.errors import DivergedError
+from charlm.errors import CheckpointError, DivergedError
 from charlm.evaluation import perplexity
 from charlm.model.cells import State
 from charlm.model.dropout import Dropout
@@ -178,7 +178,7 @@ class Trainer:
         raise DivergedError(
             f"{what} at step {self.step + 1}; the update was not applied, and {self.folder.path / LAST} holds step "
             f"{self.step}. Usual cures: a lower learning rate (--set train.lr={lower:.2g} --resume auto), a warm-up "
-            "(train.warmup), stronger clipping (train.clip)"
+            "(train.warmup), stronger clipping (train.clip), a lower train.weight_decay"
         )
 
     def _told_threads(self) -> Iterator[ThreadsChanged]:
@@ -267,10 +267,13 @@ class Trainer:
     def _validate(self, model: LanguageModel) -> perplexity.Score:
         assert self.validation is not None
         options = self.recipe.evaluate
-        return perplexity.segments(
-            model, self.validation, pieces=options.segments, warm=options.warm, characters=options.characters,
-            progress=self._check_stop if self._is_pausing else None,
-        )  # fmt: skip
+        try:
+            return perplexity.segments(
+                model, self.validation, pieces=options.segments, warm=options.warm, characters=options.characters,
+                progress=self._check_stop if self._is_pausing else None,
+            )  # fmt: skip
+        except DivergedError:
+            raise self._nonfinite_error("the model's scores became NaN or infinite") from None
 
     def _sample(self, model: LanguageModel, prompt: str) -> Sampled:
         options = self.recipe.sample
@@ -281,7 +284,7 @@ class Trainer:
                 model, vocabulary, prompt, options.length, params, seed, self.step, progress=self._check_stop
             )
         except DivergedError:
-            raise self._spoilt("the model's scores overflowed") from None
+            raise self._nonfinite_error("the model's scores became NaN or infinite") from None
         self.folder.record_sample(f"step {self.step}, epoch {self._epochs_done():.2f}, prompt {prompt!r}", prompt + text)
         return Sampled(self.step, prompt, text)
 
@@ -460,16 +463,26 @@ class Trainer:
 
     def _save(self) -> None:
         if not all(bool(torch.isfinite(weight).all()) for weight in self.model.parameters()):
-            raise self._spoilt("a weight overflowed")
+            raise self._nonfinite_error("the weights became NaN or infinite")
         self.folder.save(self._checkpoint(self.model, whole=True), keep_step=self._is_kept())
         self._last_saved = self.step
         if self.validation is None:
             self._save_best()
 
-    def _spoilt(self, what: str) -> DivergedError:
+    def _nonfinite_error(self, what: str) -> DivergedError:
+        """What happened, what is on disk, and what to change: weights that are not finite are never saved."""
+        train = self.recipe.train
+        causes = f"a learning rate that is too high (train.lr is {train.lr:g}, try {train.lr / 3:.2g})"
+        if train.weight_decay:
+            causes += f" or a weight decay that is too high (train.weight_decay is {train.weight_decay:g})"
+        if self._last_saved is None:
+            return DivergedError(
+                f"{what} by step {self.step}; nothing had been saved, so there is no checkpoint to resume from. Usual causes: "
+                f"{causes}. Start again with a lower value"
+            )
         return DivergedError(
-            f"{what} by step {self.step}; {self.folder.path / LAST} holds the last good state. Use a lower learning rate "
-            f"(--set train.lr={self.recipe.train.lr / 3:.2g} --resume auto)"
+            f"{what} by step {self.step}; {self.folder.path / LAST} holds step {self._last_saved}, the last good state. "
+            f"Usual causes: {causes}. Set a lower value and resume with --resume auto"
         )
 
     def _save_best(self) -> None:
@@ -477,6 +490,7 @@ class Trainer:
 
     def _restore(self, stored: Checkpoint) -> None:
         progress = stored.progress
+        _check_position(stored, self._state, self.batches)
         restore_optimizer(self._update.optimizer, self.model, stored.optimizer)
         if self._average is not None and stored.average:  # else it begins with the weights of now
             checkpoint.fill(self._average.model, stored.average)
@@ -499,6 +513,17 @@ class Trainer:
             else:  # lost, or from a future that this run does not have: the next evaluation fills it
                 self._best = {"nats": None, "step": None}
                 self._validation_nats, self._evaluated_at, self._candidate = None, None, self.model
+
+
+def _check_position(stored: Checkpoint, state: State, batches: Batches) -> None:
+    """Refuse a checkpoint whose position or carried state is not one of this text and batch size."""
+    epoch, index = stored.progress["position"]
+    if not index < batches.epoch_length(epoch):
+        raise CheckpointError(f"the checkpoint's position, batch {index:,} of epoch {epoch:,}, is beyond the end of the epoch")
+    if [part.shape for part in stored.state] != [part.shape for part in state]:
+        raise CheckpointError(
+            f"the checkpoint carries the state of {stored.state[0].shape[1]:,} streams, but the run reads {state[0].shape[1]:,}"
+        )
 
 
 def _weights(model: LanguageModel) -> dict[str, Tensor]:

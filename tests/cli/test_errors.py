@@ -66,7 +66,22 @@ def bench(trained, tmp_path_factory):
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     future = json.dumps({**json.loads(metadata["charlm"]), "format": 99})
     save_file(tensors, folder / "future.safetensors", metadata={**metadata, "charlm": future})
+    whole = json.loads(metadata["charlm"])
+    _signed(folder / "nan.safetensors", whole, {**tensors, "model.output_bias": tensors["model.output_bias"] * float("nan")})
+    _signed(folder / "huge.safetensors", whole, {**tensors, "model.output_weight": tensors["model.output_weight"] * 0 + 3e38})
+    whole["recipe"]["model"]["layers"] = 900
+    _signed(folder / "deep.safetensors", whole, tensors)
     return folder
+
+
+def _signed(path, described, tensors):
+    """A checkpoint with a right checksum."""
+    from safetensors.torch import save_file
+
+    from charlm import checkpoint
+
+    text = json.dumps(described)
+    save_file(tensors, path, metadata={"charlm": text, "sha256": checkpoint._checksum(text, tensors)})
 
 
 TRAIN = "train recipe.yaml --out out"
@@ -117,7 +132,7 @@ TABLE = [
     (f"{TRAIN} --device tpu", 2, ["--device tpu", "cuda:N"]),
     (f"{TRAIN} --device cuda:x", 2, ["--device cuda:x", "cuda:N"]),
     (f"{TRAIN} --device cuda:99", 2, ["--device cuda:99"]),
-    (f"{TRAIN} --seed -1", 2, ["train.seed"]),
+    (f"{TRAIN} --seed -1", 2, ["--seed"]),
     (f"{TRAIN} --resume maybe", 2, ["--resume", "maybe", "never"]),
     (f"{TRAIN} --resume must", 2, ["--resume must", "no run"]),
     (f"{TRAIN} --resume auto --overwrite", 2, ["--resume", "--overwrite"]),
@@ -146,8 +161,8 @@ TABLE = [
     ("sample run --prompt @wrong.txt", 2, ["--prompt @wrong.txt", "byte 6"]),
     ("sample run --prompt ÄÖ", 2, ["U+00C4", "U+00D6", "--unknown skip"]),
     ("sample run --temperature -1", 2, ["--temperature"]),
-    ("sample run --temperature nan", 2, ["--temperature", "finite"]),
-    ("sample run --temperature inf", 2, ["--temperature", "finite"]),
+    ("sample run --temperature nan", 2, ["--temperature", "1e+09", "nan"]),
+    ("sample run --temperature inf", 2, ["--temperature", "1e+09", "inf"]),
     ("sample run --top-p 0", 2, ["--top-p"]),
     ("sample run --top-p nan", 2, ["--top-p"]),
     ("sample run --top-k -1", 2, ["--top-k"]),
@@ -167,6 +182,49 @@ TABLE = [
     ("eval perplexity run text.txt --context backwards", 2, ["backwards", "carried"]),
     ("eval perplexity run text.txt --chunk -1", 2, ["--chunk"]),
     ("eval perplexity run text.txt --engine warp", 2, ["--engine warp", "reference"]),
+    # values beyond every bound
+    (f"{TRAIN} --set model.hidden=10000000000000000000000", 2, ["--set model.hidden=1", "less than or equal to 1000000"]),
+    (f"{TRAIN} --set train.threads=100000", 2, ["--set train.threads=100000", "4096"]),
+    (f"{TRAIN} --set train.epochs=1e12", 2, ["--set train.epochs=1e12", "1000000"]),
+    (f"{TRAIN} --set train.weight_decay=1e300", 2, ["--set train.weight_decay", "1000000"]),
+    (f"{TRAIN} --set model.forget_bias=1e300", 2, ["--set model.forget_bias", "1000"]),
+    (f"{TRAIN} --set model.hidden=100000 --set model.layers=1000", 2, ["takes about", "GB", "model.hidden"]),
+    (f"{TRAIN} --set train.learning_rate=1", 2, ["did you mean train.lr?"]),
+    (f"{TRAIN} --seed {10**40}", 2, ["--seed"]),
+    (f"{TRAIN} --max-steps {10**30}", 2, ["--max-steps"]),
+    (f"{TRAIN} --max-time {'9' * 40}", 2, ["--max-time", "at most"]),
+    ("train ~nouser/x.yaml", 2, ["~nouser/x.yaml", "home folder"]),
+    (f"{TRAIN} --set corpus=~nouser/x", 2, ["~nouser/x", "home folder"]),
+    (f"{TRAIN} --init ~nouser/x", 2, ["~nouser/x", "home folder"]),
+    ("sample ~nouser/x", 2, ["~nouser/x", "home folder"]),
+    ("sample run --prompt @~nouser/x", 2, ["~nouser/x", "home folder"]),
+    ("eval perplexity run ~nouser/x", 2, ["~nouser/x", "home folder"]),
+    ("sample nul\0", 2, ["expected a path"]),
+    (f"sample run --length {10**23}", 2, ["--length"]),
+    (f"sample run --num {10**20}", 2, ["--num"]),
+    (f"sample run --top-k {10**30}", 2, ["--top-k"]),
+    (f"sample run --seed {10**40}", 2, ["--seed"]),
+    ("sample run --temperature 1e300", 2, ["--temperature", "1e+09"]),
+    ("sample run --stop \ud800", 2, ["--stop", "surrogate"]),
+    ("eval perplexity run text.txt --dynamic --dynamic-rate 1e300", 2, ["--dynamic-rate"]),
+    (f"eval perplexity run text.txt --context reset:{10**23}", 2, ["reset:N"]),
+    # weights and scores that are not finite
+    *[
+        (f"{command} nan.safetensors{rest}", 1, ["nan.safetensors", "NaN or infinite"])
+        for command, rest in (
+            ("sample", ""),
+            ("sample", " --probabilities"),
+            ("eval perplexity", " text.txt"),
+            ("eval attention", " abc"),
+            ("eval perplexity", " text.txt --dynamic"),
+            (f"{TRAIN} --init", ""),
+        )
+    ],
+    ("eval perplexity huge.safetensors text.txt", 1, ["scores are NaN or infinite"]),
+    ("eval perplexity huge.safetensors text.txt --context reset:50", 1, ["scores are NaN or infinite"]),
+    ("eval perplexity huge.safetensors text.txt --dynamic", 1, ["scores are NaN or infinite"]),
+    ("sample deep.safetensors", 1, ["900 layers in 7 tensors"]),
+    ("info deep.safetensors", 1, ["900 layers in 7 tensors"]),
     # commands
     ("trian recipe.yaml", 2, ["trian", "'train'", "charlm --help"]),
     ("eval nonsense", 2, ["nonsense", "charlm eval --help"]),

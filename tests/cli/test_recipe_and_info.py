@@ -57,3 +57,8 @@ def test_info_shows_control_characters(charlm: Callable[..., Any], desk: Path) -
     assert charlm("train", "recipe.yaml", "--set", 'corpus="./a\\e[31mb.txt"', "--out", "run", "-q", "--max-steps", 1).code == 0
     shown = charlm("info", "run").text
     assert "\x1b" not in shown and "a\\x1b[31mb.txt" in shown
+
+
+def test_every_key_is_one_line(charlm):
+    """Failing would mean that a line end inside a field's sentence is printed as an escape."""
+    assert "\\n" not in charlm("recipe", "keys").text

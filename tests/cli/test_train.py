@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 
 import pytest
+
+from charlm.cli.options import unknown_note
 
 KEYS = [
     "perplexity",
@@ -219,3 +222,14 @@ def test_a_text_of_digits_on_the_command_line_is_a_text(charlm, desk):
     done = charlm("train", "recipe.yaml", "--out", "run", "-q", "--max-steps", 1, "--set", "sample.prompt=1603", "--json")
     assert done.code == 0
     assert charlm("info", "run", "--json").record["recipe"]["sample"]["prompt"] == "1603"
+
+
+def test_a_share_of_unknown_characters_is_said_beside_the_result(charlm, desk):
+    """Failing would mean that a low perplexity is shown without the reason: a part of the text is one symbol."""
+    done = charlm("train", "recipe.yaml", "--out", "rare", "--set", "data.min_count=150", "--set", "train.updates=4")
+    share = re.search(r"perplexity [\d.]+ \((\d+\.\d) % of the characters scored as <unk>\), [\d,.]+ characters/s", done.text)
+    assert share and float(share[1]) > 1, done.text
+    assert "of the characters scored as <unk>, so this result is not comparable" in done.err
+    measured = charlm("eval", "perplexity", "rare")
+    assert f"({share[1]} % of the characters scored as <unk>)" in measured.text.splitlines()[0]
+    assert unknown_note(0.0009) == ""

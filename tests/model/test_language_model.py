@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from charlm.config import ModelSection
 from charlm.model.dropout import Dropout, kept
 from charlm.model.engines import ENGINES
-from charlm.model.language_model import LanguageModel, count_parameters, embedding_width
+from charlm.model.language_model import LanguageModel, count_parameters, embedding_width, parameter_shapes, state_shapes
 from charlm.model.native import library
 from charlm.training.optimisation import WeightAverage
 
@@ -375,3 +375,23 @@ def test_copies_are_laid_out_for_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LanguageModel, "flatten_for_cudnn", lambda model: laid_out.append(model))
     average = WeightAverage(LanguageModel(ModelSection(hidden=4), 5, "reference"), 0.99)
     assert laid_out == [average.model]
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {},
+        {"cell": "gru", "layers": 3},
+        {"cell": "rnn", "input": "one-hot", "layers": 2},
+        {"tied": True},
+        {"attention": 5, "embedding": 3},
+    ],
+    ids=str,
+)
+def test_shapes_are_known_without_building(network: Callable[..., Any], section: dict[str, Any]) -> None:
+    """If this fails, good checkpoints are refused, or memory is estimated for another model than the one that is built."""
+    model = network(11, hidden=8, **section)
+    found = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    assert parameter_shapes(model.section, 11) == found
+    assert count_parameters(model.section, 11) == model.parameter_count()
+    assert state_shapes(model.section, 3) == [tuple(part.shape) for part in model.zero_state(3)]

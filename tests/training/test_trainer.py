@@ -216,6 +216,39 @@ def test_a_learning_rate_that_is_far_too_large(tmp_path: Path, begin: Callable[.
     assert all(bool(part.isfinite().all()) for part in stored.state)
 
 
+@pytest.mark.parametrize(
+    ("every", "exists"), [("evaluate.every=1000", "nothing had been saved"), ("evaluate.every=1", "holds step")]
+)
+def test_a_message_about_weights_that_are_not_finite_says_what_is_on_disk(
+    tmp_path: Path, begin: Callable[..., Any], english_file: Path, every: str, exists: str
+) -> None:
+    """If this fails, a user is sent to a checkpoint that does not exist, or is not told of one that does."""
+    trainer = begin(english_file, tmp_path / "r", "train.weight_decay=1e6", "train.clip=null", every).trainer
+    with pytest.raises(DivergedError, match=r"NaN or infinite.*train\.weight_decay is 1e\+06") as caught:
+        list(trainer.run())
+    trainer.folder.close()
+    assert exists in str(caught.value)
+    assert (tmp_path / "r" / "last.safetensors").exists() == (exists == "holds step")
+
+
+def test_a_model_larger_than_the_memory_is_refused(tmp_path: Path, begin: Callable[..., Any], english_file: Path) -> None:
+    """If this fails, a slip of the finger fills the machine's memory instead of being a sentence."""
+    with pytest.raises(RecipeError, match=r"takes about [\d,.]+ GB, but cpu has [\d,.]+ GB; use a smaller model\.hidden"):
+        begin(english_file, tmp_path / "r", "model.hidden=100000", "model.layers=1000")
+
+
+def test_a_million_epochs_are_planned_at_once(tmp_path: Path, begin: Callable[..., Any], english_file: Path) -> None:
+    """If this fails, a long plan is counted epoch by epoch before the run starts; or its length is wrong."""
+    keys = ("train.updates=null", "train.epochs=1000000")
+    trainer = begin(english_file, tmp_path / "r", *keys).trainer
+    trainer.folder.close()
+    assert trainer.plan.steps == 1_000_000 * trainer.batches.epoch_length(0)
+    offset = begin(english_file, tmp_path / "o", "train.updates=null", "train.epochs=7.5", "train.random_offset=true").trainer
+    offset.folder.close()
+    lengths = [offset.batches.epoch_length(number) for number in range(7)]
+    assert offset.plan.steps == sum(lengths) + round(0.5 * lengths[0])
+
+
 # -- evaluating and stopping -----------------------------------------------------------------------------------------
 
 
@@ -396,7 +429,7 @@ def test_a_network_that_cannot_be_sampled_has_diverged(tmp_path: Path, begin: Ca
     with torch.no_grad():
         trainer.model.output_bias[0] = math.inf
     trainer._train_step = lambda: setattr(trainer, "step", trainer.step + 1)  # the loss would notice too
-    with pytest.raises(DivergedError, match=r"scores overflowed by step 2.*lower learning rate"):
+    with pytest.raises(DivergedError, match=r"scores became NaN or infinite by step 2; nothing had been saved.*train\.lr"):
         list(trainer.run())
     trainer.folder.close()
 

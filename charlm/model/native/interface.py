@@ -89,7 +89,7 @@ class Generation(ctypes.Structure):
         ("symbols", _N), ("count", _N), ("residual", _N),
         ("weights", _P), ("weights_ih", _P), ("bias", _P), ("b_n", _P), ("table", _P), ("output", _P), ("output_bias", _P),
         ("h", _P), ("sum", _P), ("carried", _P), ("logits", _P), ("temperature", _D), ("top_p", _D), ("top_k", _N),
-        ("banned", _P), ("uniforms", _P), ("drawn", _P),
+        ("banned", _P), ("uniforms", _P), ("drawn", _P), ("nonfinite", _P),
     ]  # fmt: skip
 
 

@@ -72,6 +72,7 @@ class Writer:
             self._h[: 2 * len(layers) : 2] = F.pad(state[0], (0, missing))
             self._sum = torch.zeros(N, H, dtype=dtype)
             self._carried = F.pad(state[-1].float(), (0, missing)).contiguous()
+        self._nonfinite = np.zeros(N, dtype=np.uint8)
         forbidden = np.zeros(V, dtype=np.uint8)
         forbidden[list(banned)] = 1
 
@@ -90,7 +91,13 @@ class Writer:
             b_n=ctypes.addressof(b_n), table=address(table), output=address(output.forward), output_bias=address(bias),
             h=address(self._h), sum=address(self._sum), carried=address(self._carried), logits=address(self._logits),
             temperature=temperature, top_p=top_p, top_k=top_k, banned=forbidden.ctypes.data,
+            nonfinite=self._nonfinite.ctypes.data,
         )  # fmt: skip
+
+    @property
+    def is_nonfinite(self) -> bool:
+        """Whether something was drawn from logits that were NaN or infinite; what was drawn then means nothing."""
+        return bool(self._nonfinite.any())
 
     def write(self, uniforms: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         """Draw the next characters.

@@ -97,7 +97,7 @@ def test_weights_that_are_not_numbers_are_named() -> None:
     model = _model("lstm")
     with torch.no_grad():
         model.layers[0].weight_hh.fill_(torch.nan)
-    with pytest.raises(DivergedError, match="not numbers"):
+    with pytest.raises(DivergedError, match="NaN or infinite"):
         _text(model, SamplingParams(), 50)
 
 
@@ -112,3 +112,4 @@ def test_scores_that_stop_being_numbers_do_not_crash() -> None:
         )
         drawn = writer.write(np.random.default_rng(1).random((50, 1)))
         assert ((drawn > 0) & (drawn < len(LETTERS))).all()
+        assert writer.is_nonfinite, "what was drawn from NaN is handed out as text"

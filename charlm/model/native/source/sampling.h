@@ -31,6 +31,7 @@ struct Generation {
     const uint8_t* banned;           // (symbols,)
     const double* uniforms;          // (count, N), in [0, 1)
     int64_t* drawn;                  // (count, N)
+    uint8_t* nonfinite;              // (N,): set to 1 where a logit was NaN or infinite
 };
 
 // charlm.sampling.distribution and draw.
@@ -41,10 +42,11 @@ struct Drawer {
 
     explicit Drawer(const Generation& g) : g(g), scores(g.symbols), order(g.symbols) {}
 
-    int64_t draw(const float* logits, double uniform) {
+    int64_t draw(const float* logits, double uniform, uint8_t& nonfinite) {
         const long V = g.symbols;
         long best = -1;
         for (long v = 0; v < V; v++) {
+            if (!std::isfinite(logits[v])) nonfinite = 1;
             scores[v] = g.banned[v] ? -INFINITY : (double)logits[v];
             if (!g.banned[v] && (best < 0 || scores[v] > scores[best])) best = v;
         }
@@ -99,7 +101,7 @@ static void generate(const Generation& g, int number, int threads, float* x, Mee
     for (long n = 0; n < g.count; n++) {
         int64_t* drawn = g.drawn + n * N;
         for (long row = streams.first; row < streams.end; row++)
-            drawn[row] = drawer.draw(g.logits + row * g.V, g.uniforms[n * N + row]);
+            drawn[row] = drawer.draw(g.logits + row * g.V, g.uniforms[n * N + row], g.nonfinite[row]);
         meeting.wait(threads);
         for (long l = 0; l < g.layers; l++) {
             E* h = (E*)g.h + l * 2 * layer_size;
