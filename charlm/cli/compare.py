@@ -37,7 +37,7 @@ class Equal(StrEnum):
 
 
 def compare(
-    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Shipped recipes or YAML files.")],
+    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Shipped recipes, YAML files, or texts.")],
     cells: Annotated[
         str | None, typer.Option(metavar="CELLS", help="rnn,gru,lstm or some of them.", show_default="each recipe's own")
     ] = None,
@@ -100,7 +100,7 @@ def compare(
     try:
         results = _results(planned, given, seconds, work)
     except KeyboardInterrupt:
-        notice(f"go on: {again}")
+        notice(f"resume with: {again}")
         raise
     if results is None:
         notice(f"go on: {again}")
@@ -122,14 +122,14 @@ class _Given:
 
 def _default_folder(recipes: Sequence[str], equal: Equal) -> Path:
     from charlm.checkpoint import RUNS
-    from charlm.config import find_recipe
+    from charlm.config import recipe_name
 
     suffix = [] if equal is Equal.characters else [f"equal-{equal.value}"]
-    return RUNS / "-".join(["compare", *(find_recipe(recipe).stem for recipe in recipes), *suffix])
+    return RUNS / "-".join(["compare", *map(recipe_name, recipes), *suffix])
 
 
 def _again(given: _Given, max_time: str | None, to: float | None, out_dir: Path | None, device: str) -> str:
-    """The command that goes on."""
+    """The command that resumes."""
     words = ["charlm", "compare", *given.recipes]
     words += ["--cells", ",".join(given.cells)] if given.cells else []
     words += [word for text in given.vary for word in ("--vary", text)]

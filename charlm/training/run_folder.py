@@ -4,6 +4,8 @@ last.safetensors        where to go on from          best.safetensors     the be
 previous.safetensors    the one before `last`        step-N.safetensors   where asked
 config.yaml             the recipe as it was run     metrics.jsonl        a line per step and evaluation
 samples.txt             texts written on the way     .lock                held by the process that trains
+
+best-of-schedule.safetensors   while weights of a stop are `best`: the best of the schedule's own evaluations, for a resumed run
 """
 
 from __future__ import annotations
@@ -21,10 +23,12 @@ from charlm import checkpoint
 from charlm.checkpoint import Checkpoint
 from charlm.config import Recipe
 from charlm.errors import CheckpointError, RunFolderError, UsageError
+from charlm.files import flush_folder
 from charlm.yaml_text import dump_yaml
 
 LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safetensors"
-METRICS, SAMPLES = "metrics.jsonl", "samples.txt"
+SCHEDULE_BEST = "best-of-schedule.safetensors"
+METRICS, SAMPLES, CONFIG = "metrics.jsonl", "samples.txt", "config.yaml"
 
 
 class RunFolder:
@@ -98,10 +102,10 @@ class RunFolder:
             raise CheckpointError("no readable checkpoint to go on from:\n" + "\n".join(problems))
         raise UsageError(f"--resume must: there is no run in {self.path} to go on with")
 
-    def best_step(self) -> int | None:
+    def best_step(self, name: str = BEST) -> int | None:
         """The step that `best` comes from; ``None`` if there is no readable one."""
         try:
-            return int(checkpoint.describe(self.path / BEST)["progress"]["step"])
+            return int(checkpoint.describe(self.path / name)["progress"]["step"])
         except (CheckpointError, KeyError):
             return None
 
@@ -111,29 +115,55 @@ class RunFolder:
             log.flush()
         last = self.path / LAST
         if last.exists() and self._last_is_good:
-            self._keep_as_previous(last)
+            self._keep_as(last, PREVIOUS)
         checkpoint.save(last, state)
         self._last_is_good = True
         if keep_step:
             checkpoint.save(self.path / f"step-{state.progress['step']}.safetensors", state)
 
-    def _keep_as_previous(self, last: Path) -> None:
-        """Give the file a second name, so that there is a `last` at every moment."""
-        link = self.path / f".{PREVIOUS}.tmp"
+    def _keep_as(self, file: Path, name: str) -> None:
+        """Give a file a second name, so that it has its first one at every moment until it is replaced."""
+        link = self.path / f".{name}.tmp"
         try:
             link.unlink(missing_ok=True)
-            os.link(last, link)
-            link.replace(self.path / PREVIOUS)
+            os.link(file, link)
+            link.replace(self.path / name)
+            link.unlink(missing_ok=True)  # a rename between two names of one file does nothing
         except OSError:  # a file system without hard links
-            last.replace(self.path / PREVIOUS)
+            file.replace(self.path / name)
 
     def save_best(self, weights_only: Checkpoint) -> None:
         """Write ``best``."""
         checkpoint.save(self.path / BEST, weights_only)
 
+    def set_best_aside(self) -> None:
+        """Keep `best` as the schedule's own, before weights of a stop take its place.
+
+        Killed at any moment from here on, the folder holds the schedule's best under one of its two names or both, and
+        :meth:`restore_best` finds it.
+        """
+        self._keep_as(self.path / BEST, SCHEDULE_BEST)
+        flush_folder(self.path)
+
+    def restore_best(self, step: int | None) -> bool:
+        """Bring back the schedule's own `best`, if weights of a stop took its place.
+
+        Args:
+            step: of the schedule's best, as the checkpoint says from which the run is resumed; ``None``: it has none yet.
+
+        Returns:
+            Whether `best` now holds the weights of that step.
+        """
+        aside = self.path / SCHEDULE_BEST
+        if step is not None and self.best_step(SCHEDULE_BEST) == step:
+            aside.replace(self.path / BEST)
+            flush_folder(self.path)
+        aside.unlink(missing_ok=True)  # a second name of `best`, or of another time than the checkpoint
+        return step is not None and self.best_step() == step
+
     def write_config(self, recipe: Recipe) -> None:
         """Write the recipe as it is run, so that ``charlm train config.yaml`` repeats it."""
-        (self.path / "config.yaml").write_text(dump_yaml(recipe.model_dump(mode="json")), encoding="utf-8")
+        (self.path / CONFIG).write_text(dump_yaml(recipe.model_dump(mode="json")), encoding="utf-8")
 
     def log_sizes(self) -> dict[str, int]:
         """Bytes in each log, to be stored with a checkpoint."""
