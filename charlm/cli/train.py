@@ -254,8 +254,9 @@ def _validation(record: dict[str, Any]) -> list[tuple[str, str]]:
     ]  # fmt: skip
     if exact and record["best_validation_nats"] is not None:
         same = record["exact_nats_of_validation_characters"]
-        beside = f"; exact on the same: {same:.4f}" if same is not None and quick != length else ""
-        lines.append(("quick", f"{record['best_validation_nats']:.4f} nats on {of_all}{beside}"))
+        lines.append(("quick", f"{record['best_validation_nats']:.4f} nats on {of_all}"))
+        if same is not None and quick != length:
+            lines.append(("", f"(exact on the same {quick:,} characters: {same:.4f} nats)"))
     return lines
 
 

@@ -77,11 +77,13 @@ def follow(events: Iterator[Event], trainer: Trainer, live: Live, brief: bool = 
 
 def show_exact_evaluation(trainer: Trainer, live: Live) -> Callable[[int, int], None]:
     """A function that draws how far the exact evaluation at a run's end is: (characters done, in all)."""
-    began = said_at = time.monotonic()
+    began = said_at = 0.0
 
     def show(done: int, total: int) -> None:
-        nonlocal said_at
+        nonlocal began, said_at
         now = time.monotonic()
+        if done == 0:
+            began = said_at = now
         left = f"{duration((now - began) * (total - done) / done)} left" if done else ""
         status = f"exact validation  {done:,}/{total:,} characters"
         if live.is_drawn:

@@ -29,7 +29,7 @@ from charlm.runtime import derived_seed
 IGNORED = -100
 """The target of a masked position; what ``cross_entropy`` ignores by default."""
 
-_RARE = 0.1
+_RARE = 0.25
 """Characters seen once are replaced by ``<unk>`` only while they are at most this share of the text. A text with more of them
 is so short that its rare characters are the text itself: replaced, they could not be learned."""
 
@@ -97,7 +97,7 @@ class Batches:
     Args:
         text: the training text, N characters.
         section: batch, steps, sampling, random_offset, drop_last and seed of the recipe.
-        unknown_rate: probability that a character seen once is read as ``<unk>`` in an epoch; 0 where more than a tenth of
+        unknown_rate: probability that a character seen once is read as ``<unk>`` in an epoch; 0 where more than a quarter of
             the text are such characters.
     """
 

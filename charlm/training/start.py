@@ -165,6 +165,12 @@ def _about_the_length(trainer: Trainer, earlier: Checkpoint) -> list[str]:
             f"this run is finished: it has made its {now:,} steps. To train it further, give it a longer schedule: "
             f"--resume auto --set train.updates={2 * now}"
         ]
+    patience, worse = trainer.recipe.evaluate.patience, earlier.progress["worse_in_a_row"]
+    if patience is not None and worse >= patience:
+        return [
+            f"this run is finished: {worse} evaluations in a row brought no new best. To train it further: "
+            f"--resume auto --set evaluate.patience={worse + patience}"
+        ]
     return []
 
 

@@ -41,8 +41,16 @@ RECENT_STEPS = 100
 """``train_nats`` is the mean over the last epoch or so many steps, whichever is shorter."""
 
 
+_CLOSING_SECONDS = 1.0
+"""What remains for writing the record when a time limit ends the last evaluation."""
+
+
 class _StopAskedError(Exception):
-    """Ends an evaluation that the user does not wait for."""
+    """Ends an evaluation because a stop was requested."""
+
+
+class _TimeOverError(Exception):
+    """Ends an evaluation because the time limit is reached; what it has read so far counts."""
 
 
 class Trainer:
@@ -286,7 +294,7 @@ class Trainer:
         per_sampled = (time.perf_counter() - began) / 32
         samples = 1.2 * per_sampled * self.recipe.sample.length * len(self.recipe.sample.prompts)
         if self.validation is None:
-            return 1.0 + samples
+            return _CLOSING_SECONDS + samples
         per_character = perplexity.seconds_per_character(self.model, self.validation)
         limit = self.limits.max_seconds or math.inf
         read = read_by_an_evaluation(self.recipe, len(self.validation))
@@ -294,7 +302,7 @@ class Trainer:
         # A fifth of the time at most: of a longer text the exact figure covers the first part, and says how much.
         affordable = max(256, int(0.2 * limit / per_character))
         self._exact_limit = min(len(self.validation) - 1, self._exact_limit, affordable)
-        return 1.0 + 1.4 * per_character * self._exact_limit + samples
+        return _CLOSING_SECONDS + 1.4 * per_character * self._exact_limit + samples
 
     def _finish(self, reason: str, exact_progress: perplexity.Progress | None) -> Iterator[Event]:
         if self._last_saved != self.step:
@@ -326,31 +334,42 @@ class Trainer:
     ) -> tuple[perplexity.Score | None, float | None]:
         """The exact result of the model that is reported; ``None`` without validation, or if a stop was requested.
 
+        It covers the beginning of the text alone where there is no time for all of it.
+
         Returns:
             The score, and the exact nats per character of those characters alone that the quick validation scores.
         """
         if self.validation is None:
             return None, None
 
+        scored = 0
+        deadline = self.limits.started_at + (self.limits.max_seconds or math.inf) - _CLOSING_SECONDS
+
         def check(done: int, total: int) -> None:
+            nonlocal scored
+            scored = done
             if self._stop is not None:
                 raise _StopAskedError
+            if time.monotonic() > deadline and 0 < done < total:
+                raise _TimeOverError
             if progress is not None:
                 progress(done, total)
 
-        text = self.validation[slice(0, self._exact_limit + 1)]
+        text, unknown_id = self.validation[slice(0, self._exact_limit + 1)], self.dataset.vocabulary.unknown_id
         each = np.empty(len(text) - 1)
         try:
             check(0, len(each))
-            unknown_id = self.dataset.vocabulary.unknown_id
             score = perplexity.carried(best, text, unknown_id=unknown_id, progress=check, each=each)
         except _StopAskedError:
             return None, None
+        except _TimeOverError:
+            unknown = int((text.ids(1, scored + 1) == unknown_id).sum()) if unknown_id is not None else 0
+            score = perplexity.Score(float(each[:scored].sum()), scored, unknown)
         options = self.recipe.evaluate
         starts, lengths = perplexity.spread(
             len(self.validation), pieces=options.segments, warm=options.warm, characters=options.characters
         )
-        if starts[-1] + lengths[-1] > len(each):
+        if starts[-1] + lengths[-1] > scored:
             return score, None
         same = [each[start : start + length] for start, length in zip(starts, lengths, strict=True)]
         return score, float(np.concatenate(same).mean())
