@@ -104,10 +104,10 @@ def evaluation_line(event: Evaluated, train_nats: float | None, wide: bool) -> s
         mark = ", best" if event.is_best else ""
         return f"step {event.step:,}: {training}validation {event.nats:.4f}, ppl {perplexity:.3f}{read}{mark}"
     read = f"all {event.of:,}" if event.characters == event.of else f"{event.characters:,} of {event.of:,}"
-    mark = ", best so far" if event.is_best else ""
+    mark = ", best" if event.is_best else ""
     return (
-        f"step {event.step:,}: {training}validation {event.nats:.4f} nats, {_bits(event.nats):.3f} bits per character, "
-        f"perplexity {perplexity:.3f} ({read} characters){mark}"
+        f"step {event.step:,}: {training}validation {event.nats:.4f} nats, {_bits(event.nats):.3f} bits, "
+        f"perplexity {perplexity:.3f} on {read} characters{mark}"
     )
 
 
