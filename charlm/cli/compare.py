@@ -15,7 +15,7 @@ import typer
 
 from charlm.cli.console import Live, columns, duration, json_line, notice, out, progress_bar, table, visible_word
 from charlm.cli.options import ResumeChoice, parse_limit
-from charlm.cli.watch import follow, stop_on_signals
+from charlm.cli.watch import follow, show_exact_evaluation, stop_on_signals
 from charlm.errors import DivergedError, UsageError
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def compare(
         notice(f"resume with: {again}")
         raise
     if results is None:
-        notice(f"go on: {again}")
+        notice(f"resume with: {again}")
         raise typer.Exit(130)
     _conclude(figures.compare(results, to), work, equal, as_json)
 
@@ -274,7 +274,8 @@ class _Work:
         live = Live(trainer.plan.steps, self._quiet)
         try:
             with stop_on_signals(trainer, live):
-                return str(follow(trainer.run(), trainer, live, brief=True).record["stopped_because"])
+                events = trainer.run(show_exact_evaluation(trainer, live))
+                return str(follow(events, trainer, live, brief=True).record["stopped_because"])
         finally:
             live.close()
             trainer.folder.close()

@@ -207,10 +207,10 @@ def _headline(record: dict[str, Any]) -> str:
 
 
 def _summary(record: dict[str, Any], stated: FigureSection | None, again: str, planned: int | None) -> list[tuple[str, str]]:
-    of = f" of {planned:,}" if planned is not None else ""
+    of = f" (planned: {planned:,} steps)" if planned is not None and record["step"] < planned else ""
     lines = [
-        ("stopped", f"{record['stopped_because']} at step {record['step']:,}{of}, epoch {record['epoch']:.2f}, "
-                    f"after {duration(record['seconds'])}"),
+        ("stopped", f"{record['stopped_because']} at step {record['step']:,}, epoch {record['epoch']:.2f}, "
+                    f"after {duration(record['seconds'])}{of}"),
     ]  # fmt: skip
     if record["step"] == 0:
         lines.append(("untrained", "no training steps: these are the initial weights"))

@@ -107,7 +107,7 @@ def evaluation_line(event: Evaluated, train_nats: float | None, wide: bool) -> s
     mark = ", best" if event.is_best else ""
     return (
         f"step {event.step:,}: {training}validation {event.nats:.4f} nats, {_bits(event.nats):.3f} bits, "
-        f"perplexity {perplexity:.3f} on {read} characters{mark}"
+        f"perplexity {perplexity:.3f} on {read} chars{mark}"
     )
 
 

@@ -140,7 +140,9 @@ def test_an_interrupted_comparison_goes_on(charlm: Callable[..., Any], desk: Pat
     monkeypatch.setattr(Trainer, "_evaluate", interrupted)
     done = charlm("compare", "recipe.yaml", "--cells", "gru,lstm", "--out", "a b", "--to", "4.5")
     assert done.code == 130 and done.text == ""
-    words = shlex.split(next(line for line in done.err.splitlines() if line.startswith("go on")).removeprefix("go on: "))
+    words = shlex.split(
+        next(line for line in done.err.splitlines() if line.startswith("resume with")).removeprefix("resume with: ")
+    )
     assert words == ["charlm", "compare", "recipe.yaml", "--cells", "gru,lstm", "--to", "4.5", "--out", "a b"]
     gone_on = charlm(*words[1:], "--json")
     assert "recipe-gru-seed1: trained already" in gone_on.err

@@ -199,7 +199,7 @@ def test_lines_of_the_live_display_fit_the_terminal(terminal_columns):
     assert len(f"{status} {left}") <= terminal_columns
     for characters, of in ((50_000, 499_579), (200_000, 1_100_000), (599, 599)):
         line = evaluation_line(Evaluated(12_345, 1.2345, True, True, characters, of), 1.2345, wide)
-        assert len(line) <= (terminal_columns if not wide else 150)
+        assert len(line) <= terminal_columns
 
 
 def test_the_time_left_is_that_to_the_earlier_end():
@@ -227,8 +227,8 @@ def test_the_summary_says_which_weights_and_which_characters(charlm, desk):
     keys = ["--set", "evaluate.characters=50", "--set", "evaluate.warm=10"]
     done = charlm("train", "recipe.yaml", "--out", "run", "--max-steps", 7, *keys)
     lines = [line for line in done.err.splitlines() if line.strip()]
-    assert any("step 5: " in line and "(50 of 149 characters)" in line for line in lines)
-    assert "stopped       max steps at step 7 of 20" in done.err
+    assert any("step 5: " in line and "on 50 of 149 chars" in line for line in lines)
+    assert "stopped       max steps at step 7, epoch" in done.err and "(planned: 20 steps)" in done.err
     assert "best weights  step 7; the best of the schedule, step 5, is kept for a resumed run" in done.err
     assert "exact: fp32, state carried, all 149 characters" in done.err
     assert "nats on 50 of 149 characters, evenly spread" in done.err
@@ -281,11 +281,8 @@ def test_only_the_authors_own_recipe_is_compared_with_its_result(charlm, desk, m
     text += "figure: {metric: validation_nats, value: 2.0}\n"
     (desk / "shipped.yaml").write_text(text, encoding="utf-8")
     (desk / "other.txt").write_bytes((desk / "text.txt").read_bytes())
-    for old, new in (
-        ("./text.txt", changed.get("corpus", "./text.txt")),
-        ("value: 2.0", f"value: {changed.get('figure', 2.0)}"),
-    ):
-        text = text.replace(old, new)
+    text = text.replace("./text.txt", changed.get("corpus", "./text.txt"))
+    text = text.replace("value: 2.0", f"value: {changed.get('figure', 2.0)}")
     (desk / "mine.yaml").write_text(text, encoding="utf-8")
     shipped = {"shipped": desk / "shipped.yaml"}
     monkeypatch.setattr("charlm.config.shipped_files", lambda kind: shipped)

@@ -175,7 +175,7 @@ def test_a_kill_around_a_stops_best_loses_neither(
         trainer.folder.close()
     assert describe(aside)["progress"]["step"] == 4
     if killed_at == "hard links of one file":
-        assert os.path.samefile(best, aside)
+        assert best.samefile(aside)
     if killed_at == "restored before a step":
         begin(english_file, out, *BEST_KEYS, resume="must").trainer.folder.close()
         assert describe(best)["progress"]["step"] == 4 and not aside.exists()
