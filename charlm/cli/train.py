@@ -207,7 +207,7 @@ def _headline(record: dict[str, Any]) -> str:
 
 
 def _summary(record: dict[str, Any], stated: FigureSection | None, again: str, planned: int | None) -> list[tuple[str, str]]:
-    of = f" (planned: {planned:,} steps)" if planned is not None and record["step"] < planned else ""
+    of = f"; {planned:,} planned" if planned is not None and record["step"] < planned else ""
     lines = [
         ("stopped", f"{record['stopped_because']} at step {record['step']:,}, epoch {record['epoch']:.2f}, "
                     f"after {duration(record['seconds'])}{of}"),
@@ -235,9 +235,9 @@ def _validation(record: dict[str, Any]) -> list[tuple[str, str]]:
     """Which weights were measured, on which characters, and the quick result beside the exact one on the same characters."""
     step, own = record["best_step"], record["schedule_best_step"]
     weights = f"step {record['step'] if step is None else step:,}"
-    weights += ", moving average of the weights" if record["best_averaged"] else ""
+    weights += " (moving average)" if record["best_averaged"] else ""
     if own not in (None, step):
-        weights += f"; the best of the schedule, step {own:,}, is kept for a resumed run"
+        weights += f"; the schedule's best, step {own:,}, is kept"
     quick, length, characters = record["validation_characters"], record["validation_length"], record["characters"]
     exact = record["context"] == "carried"
     of_all = f"all {length:,} characters" if quick == length else f"{quick:,} of {length:,} characters, evenly spread"
@@ -245,13 +245,15 @@ def _validation(record: dict[str, Any]) -> list[tuple[str, str]]:
         read = f"all {length:,}" if characters == length else f"the first {characters:,} of {length:,}"
         how = f"exact: fp32, state carried, {read} characters"
     else:
-        how = f"quick: {of_all}; the exact evaluation was skipped"
+        how = f"quick: {of_all}"
     lines = [
         ("best weights", weights),
         ("validation", f"{record['nats_per_character']:.4f} nats, {record['bits_per_character']:.4f} bits per character, "
                        f"perplexity {record['perplexity']:.3f}"),
         ("", how),
     ]  # fmt: skip
+    if not exact:
+        lines.append(("", "the exact evaluation was skipped"))
     if exact and record["best_validation_nats"] is not None:
         same = record["exact_nats_of_validation_characters"]
         lines.append(("quick", f"{record['best_validation_nats']:.4f} nats on {of_all}"))

@@ -127,6 +127,14 @@ def test_equal_time_plans_the_others_from_the_first(
     assert other.code == 2 and "planned for 2.0 s" in other.err and "--overwrite" in other.err
 
 
+def test_a_text_can_be_compared_on(charlm: Callable[..., Any], desk: Path) -> None:
+    """Failing would mean that `compare` and `train` disagree about what a recipe is."""
+    done = charlm("compare", "text.txt", "--cells", "gru,rnn", "--set", "model.hidden=4", "--set", "train.updates=2", "--json")
+    assert done.code == 0, done.err
+    assert [row["name"] for row in done.record["candidates"]] == ["text-gru", "text-rnn"]
+    assert (desk / "checkpoints" / "compare-text" / "text-gru-seed1" / "best.safetensors").exists()
+
+
 def test_an_interrupted_comparison_goes_on(charlm: Callable[..., Any], desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Failing would mean that Ctrl-C costs the runs before it, or that the printed command does something else."""
     evaluate, calls = Trainer._evaluate, []

@@ -228,8 +228,8 @@ def test_the_summary_says_which_weights_and_which_characters(charlm, desk):
     done = charlm("train", "recipe.yaml", "--out", "run", "--max-steps", 7, *keys)
     lines = [line for line in done.err.splitlines() if line.strip()]
     assert any("step 5: " in line and "on 50 of 149 chars" in line for line in lines)
-    assert "stopped       max steps at step 7, epoch" in done.err and "(planned: 20 steps)" in done.err
-    assert "best weights  step 7; the best of the schedule, step 5, is kept for a resumed run" in done.err
+    assert "stopped       max steps at step 7, epoch" in done.err and "; 20 planned" in done.err
+    assert "best weights  step 7; the schedule's best, step 5, is kept" in done.err
     assert "exact: fp32, state carried, all 149 characters" in done.err
     assert "nats on 50 of 149 characters, evenly spread" in done.err
     assert "exact on the same 50 characters" in done.err
