@@ -260,6 +260,8 @@ def test_a_text_is_a_recipe(charlm, desk):
     (desk / "bare").write_bytes((desk / "text.txt").read_bytes())
     refused = charlm("train", "bare")
     assert refused.code == 2 and "write ./bare" in refused.err
+    a_run = charlm("train", "checkpoints/texts")
+    assert a_run.code == 2 and "is a run's folder" in a_run.err and "--resume auto" in a_run.err
     missing = charlm("train", "nothing.txt")
     assert missing.code == 2 and "nothing.txt does not exist" in missing.err
 

@@ -54,6 +54,21 @@ def test_a_short_text_is_memorised(tmp_path: Path, tiny_run: Callable[..., Any],
     assert run.events[-1].samples[0].text == "ck brown fox jumps over the la"
 
 
+@pytest.mark.parametrize("seed", [3, 4, 9, 13])
+def test_hello_is_learned_with_any_seed(tmp_path: Path, seed: int) -> None:
+    """If this fails, the smallest recipe depends on luck: letters that occur once were withheld from training."""
+    from charlm.config import load_recipe
+    from charlm.training.plan import Limits
+    from charlm.training.start import Options, start
+
+    loaded = load_recipe("hello", [f"train.seed={seed}", "train.threads=1"])
+    trainer = start(loaded, Options(out=tmp_path / "r", limits=Limits(time.monotonic()), device="cpu")).trainer
+    finished = list(trainer.run())[-1]
+    trainer.folder.close()
+    assert finished.record["train_perplexity"] < 1.05
+    assert [sample.text for sample in finished.samples] == ["o"]
+
+
 def test_weight_decay_acts_on_matrices_alone(network: Callable[..., Any]) -> None:
     """If this fails, biases are pulled to zero too."""
     for name in ("sgd", "adam", "adamw", "rmsprop"):
