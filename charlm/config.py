@@ -334,9 +334,10 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedRecip
     """
     if _is_text(name_or_path):
         if (Path(name_or_path).expanduser() / "last.safetensors").exists():
+            config = Path(name_or_path) / "config.yaml"
             raise RecipeError(
-                f"{name_or_path} is a run's folder, not a text; its recipe is {Path(name_or_path) / 'config.yaml'}. To resume the "
-                f"run: charlm train {Path(name_or_path) / 'config.yaml'} --out {name_or_path} --resume auto"
+                f"{name_or_path} is a run's folder, not a text; its recipe is {config}. To resume the run: "
+                f"charlm train {config} --out {name_or_path} --resume auto"
             )
         recipe = validate_recipe(apply_overrides({"corpus": name_or_path}, overrides), origin=f"the text {name_or_path}")
         return LoadedRecipe(recipe_name(name_or_path), recipe, Path.cwd(), of_text=True)
