@@ -59,7 +59,11 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Same as --set train.seed=N.")] = None,
     max_steps: Annotated[int | None, typer.Option(min=0, help="Stop after this many steps in all.")] = None,
     max_time: Annotated[
-        str | None, typer.Option(metavar="DURATION", help="Stop after 90s, 5m or 1h, the last evaluation included.")
+        str | None,
+        typer.Option(
+            metavar="DURATION",
+            help="Stop after 90s, 5m or 1h, the last evaluation included. Plans the length where the recipe gives none.",
+        ),
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Hash the text even if its files look unchanged.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notices.")] = False,
