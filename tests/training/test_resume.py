@@ -212,6 +212,16 @@ def test_another_length_and_a_finished_run_are_said(tmp_path: Path, tiny_run: Ca
     assert not [notice for notice in again.notices if "planned length" in notice]
 
 
+def test_a_run_that_stopped_early_says_so_when_resumed(
+    tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path
+) -> None:
+    """If this fails, resuming a run that early stopping ended does nothing, and does not say why."""
+    keys = ("train.lr=1e-30", "evaluate.every=2", "evaluate.patience=2")
+    assert tiny_run(english_file, tmp_path / "r", *keys).record["stopped_because"] == "early stopping"
+    run = tiny_run(english_file, tmp_path / "r", *keys, resume="auto")
+    assert any("2 evaluations in a row" in notice and "evaluate.patience=4" in notice for notice in run.notices)
+
+
 def test_the_two_halves_differ(halves: dict[str, tuple[Path, Path, dict[str, Any]]]) -> None:
     """If this fails, the test above compares runs that do not move: every weight, moment and state must change."""
     for case, (first, second, _) in halves.items():
