@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from glob import has_magic
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -339,11 +340,16 @@ class Recipe(Section):
 
 @dataclass(frozen=True)
 class LoadedRecipe:
-    """A validated recipe, the name of its run, and the folder that its relative paths start from."""
+    """A validated recipe, the name of its run, and the folder that its relative paths start from.
+
+    Attributes:
+        of_text: whether the user named a text, and the recipe is the default one for it.
+    """
 
     name: str
     recipe: Recipe
     folder: Path
+    of_text: bool = False
 
 
 @dataclass
@@ -357,12 +363,22 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedRecip
     """Read a recipe and apply ``KEY=VALUE`` overrides.
 
     Args:
-        name_or_path: the bare name of a shipped recipe, or a path (contains ``/`` or a suffix).
+        name_or_path: the bare name of a shipped recipe, the path of a YAML file, or a text: the path of any other file, of a
+            folder, or a glob.
         overrides: ``section.key=value``; the value is read as YAML and typed by the schema.
 
     Raises:
-        RecipeError: no such recipe, not YAML, or wrong keys and values: all of them, in one message.
+        RecipeError: no such recipe or text, not YAML, or wrong keys and values: all of them, in one message.
     """
+    if _is_text(name_or_path):
+        if (path_of(name_or_path) / "last.safetensors").exists():
+            config = Path(name_or_path) / "config.yaml"
+            raise RecipeError(
+                f"{name_or_path} is a run's folder, not a text; its recipe is {config}. To resume the run: "
+                f"charlm train {config} --out {name_or_path} --resume auto"
+            )
+        recipe = validate_recipe(apply_overrides({"corpus": name_or_path}, overrides), origin=f"the text {name_or_path}")
+        return LoadedRecipe(recipe_name(name_or_path), recipe, Path.cwd(), of_text=True)
     path = find_recipe(name_or_path)
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -376,6 +392,27 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedRecip
         raise RecipeError(f"{path} is not a recipe: expected keys such as `corpus: FILE`, found {_kind(raw)}")
     recipe = validate_recipe(apply_overrides(raw, overrides), str(path), overrides)
     return LoadedRecipe(name=path.stem, recipe=recipe, folder=path.resolve().parent)
+
+
+def _is_text(name_or_path: str) -> bool:
+    """Whether a path names a text to train on: a folder, a glob, or a file that is not YAML."""
+    path = path_of(name_or_path)
+    if has_magic(name_or_path) and not path.exists():
+        return True
+    return is_path(name_or_path) and (path.is_dir() or (path.exists() and path.suffix.lower() not in _YAML))
+
+
+_YAML = (".yaml", ".yml")
+
+
+def recipe_name(name_or_path: str) -> str:
+    """The name of a recipe's run: the file's, without suffix; of a text, made fit for a folder's name and a bare word."""
+    path = path_of(name_or_path)
+    if not _is_text(name_or_path):
+        return path.stem
+    parts = (path.stem, path.resolve().stem, *path.resolve().parent.parts[:0:-1])  # a glob may say nothing itself
+    names = (re.sub(r"[^\w+-]+", "-", part).strip("-") for part in parts)
+    return next((name for name in names if name), "text")
 
 
 def find_recipe(name_or_path: str) -> Path:
@@ -392,17 +429,18 @@ def find_recipe(name_or_path: str) -> Path:
             raise RecipeError(f"cannot read the recipe {name_or_path}: {error.strerror}") from None
         if not is_file:
             found = "is a folder" if path.is_dir() else "does not exist"
-            raise RecipeError(f"the recipe {path} {found}; expected a YAML file or one of: {_listing()}")
+            raise RecipeError(f"{path} {found}; expected a YAML file, a text to train on, or a shipped recipe: {_listing()}")
         return path
     shipped = shipped_files("configs")
     if name_or_path in shipped:
         return shipped[name_or_path]
     close = difflib.get_close_matches(name_or_path, shipped, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise RecipeError(
-        f"no shipped recipe is called {name_or_path!r}{hint}\nShipped: {_listing()}\n"
-        f"A file of your own needs a suffix or a /, such as ./{name_or_path}"
-    )
+    own = f"A file of your own needs a suffix or a /, such as ./{name_or_path}"
+    if Path(name_or_path).exists():
+        kind = "folder" if Path(name_or_path).is_dir() else "file"
+        own = f"There is a {kind} of that name here: to train on it, write ./{name_or_path}"
+    raise RecipeError(f"no shipped recipe is called {name_or_path!r}{hint}\nShipped: {_listing()}\n{own}")
 
 
 def is_path(name: str) -> bool:

@@ -98,18 +98,20 @@ def whole_path(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
         with new.open("rb+") as file:
             os.fsync(file.fileno())
         if keep is not None and os.path.lexists(path):
-            _give_name(path, hidden / keep.name, keep)
+            give_name(path, keep)
         new.replace(path)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
     flush_folder(path.parent)
 
 
-def _give_name(path: Path, link: Path, name: Path) -> None:
-    """Give a file a second name (by way of ``link``), so that ``path`` exists at every moment."""
+def give_name(path: Path, name: Path) -> None:
+    """Give a file a second name in its folder, so that it has its first one at every moment until it is replaced."""
+    link = temporary_sibling(name)
     try:
         os.link(path, link)
         link.replace(name)
+        link.unlink(missing_ok=True)  # a rename between two names of one file does nothing
     except OSError:  # a file system without hard links
         path.replace(name)
 

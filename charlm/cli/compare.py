@@ -27,7 +27,7 @@ from charlm.cli.console import (
 )
 from charlm.cli.options import ResumeChoice, parse_folder, parse_limit
 from charlm.cli.streams import delivery
-from charlm.cli.watch import follow, stop_on_signals
+from charlm.cli.watch import follow, show_exact_evaluation, stop_on_signals
 from charlm.errors import DivergedError, UsageError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Equal(StrEnum):
 
 
 def compare(
-    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Shipped recipes or YAML files.")],
+    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Shipped recipes, YAML files, or texts.")],
     cells: Annotated[
         str | None, typer.Option(metavar="CELLS", help="rnn,gru,lstm or some of them.", show_default="each recipe's own")
     ] = None,
@@ -121,10 +121,10 @@ def compare(
     try:
         results = _results(planned, given, seconds, work)
     except KeyboardInterrupt:
-        notice(f"go on: {again}", wrap=False)
+        notice(f"resume with: {again}", wrap=False)
         raise
     if results is None:
-        notice(f"go on: {again}", wrap=False)
+        notice(f"resume with: {again}", wrap=False)
         raise typer.Exit(130)
     found = figures.compare(results, to)
     with delivery(f"The runs are saved in {folder}; the same command prints the comparison without training again."):
@@ -145,14 +145,14 @@ class _Given:
 
 def _default_folder(recipes: Sequence[str], equal: Equal) -> Path:
     from charlm.checkpoint import RUNS
-    from charlm.config import find_recipe
+    from charlm.config import recipe_name
 
     suffix = [] if equal is Equal.characters else [f"equal-{equal.value}"]
-    return RUNS / "-".join(["compare", *(find_recipe(recipe).stem for recipe in recipes), *suffix])
+    return RUNS / "-".join(["compare", *map(recipe_name, recipes), *suffix])
 
 
 def _again(given: _Given, max_time: str | None, to: float | None, out_dir: Path | None, device: str) -> str:
-    """The command that goes on."""
+    """The command that resumes."""
     words = ["charlm", "compare", *given.recipes]
     words += ["--cells", ",".join(given.cells)] if given.cells else []
     words += [word for text in given.vary for word in ("--vary", text)]
@@ -287,7 +287,8 @@ class _Work:
         live = Live(trainer.plan.steps, self._quiet)
         try:
             with stop_on_signals(trainer, live):
-                return str(follow(trainer.run(), trainer, live, brief=True).record["stopped_because"])
+                events = trainer.run(show_exact_evaluation(trainer, live))
+                return str(follow(events, trainer, live, brief=True).record["stopped_because"])
         finally:
             live.close()
             trainer.folder.close()

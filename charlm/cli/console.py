@@ -337,10 +337,10 @@ class Live:
             self._echo.off()
             self._task = self._progress.add_task("", total=total, status="", left="")
 
-    def update(self, done: int, status: str, left: str) -> None:
-        """Redraw the line (terminal only)."""
+    def update(self, done: int, status: str, left: str, total: int | None = None) -> None:
+        """Redraw the line (terminal only); ``total`` replaces the planned steps."""
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=done, status=status, left=left)
+            self._progress.update(self._task, completed=done, status=status, left=left, total=total or self._total)
 
     def say(self, text: str, style: str = "") -> None:
         """Write a line above the redrawn one."""

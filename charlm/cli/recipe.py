@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated
 
 import typer
@@ -29,10 +30,23 @@ def list_() -> None:
 
 @recipe_app.command()
 def show(name: Annotated[str, typer.Argument(help="A shipped recipe's name.")]) -> None:
-    """Print a recipe, comments and all: the start of your own."""
+    """Print a recipe, comments and all: the start of your own.
+
+    What it reached is left out, since yours is another one; the schema is named by its full path.
+    """
     from charlm.config import find_recipe
 
-    out(find_recipe(name).read_text(encoding="utf-8").rstrip("\n"))
+    out(as_start_of_another(find_recipe(name).read_text(encoding="utf-8")).rstrip("\n"))
+
+
+def as_start_of_another(text: str) -> str:
+    """A shipped recipe's text for a copy anywhere on this machine, and without what its author reached."""
+    from charlm.resources import shipped_folder
+
+    schema = (shipped_folder("configs") / "recipe.schema.json").as_uri()
+    text = text.replace("$schema=recipe.schema.json", f"$schema={schema}", 1)
+    reached = re.compile(r"^figure:.*\n(?:[ \t#].*\n|\n)*", re.MULTILINE)
+    return reached.sub("# `charlm recipe list` shows what the shipped recipe reached.\n", text)
 
 
 @recipe_app.command()

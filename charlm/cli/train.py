@@ -1,4 +1,4 @@
-"""``charlm train``: start or go on with a run, show how it goes, and say at the end what it reached."""
+"""``charlm train``: start or resume a run, show how it goes, and say at the end what it reached."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ from charlm.cli.console import (
 )
 from charlm.cli.options import MAX_SEED, MAX_STEPS, ResumeChoice, parse_folder, parse_limit, unknown_note
 from charlm.cli.streams import OutputError, delivery
-from charlm.cli.watch import follow, stop_on_signals
+from charlm.cli.watch import follow, show_exact_evaluation, stop_on_signals
 
 if TYPE_CHECKING:
-    from charlm.config import LoadedRecipe
+    from collections.abc import Sequence
+
+    from charlm.config import FigureSection, LoadedRecipe
     from charlm.training.events import Finished
     from charlm.training.start import Started
     from charlm.training.trainer import Trainer
@@ -36,7 +38,12 @@ if TYPE_CHECKING:
 
 def train(
     context: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe (`charlm recipe list`) or a YAML file.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A shipped recipe (`charlm recipe list`), a YAML file, or a text to train on: a file, a folder or a glob."
+        ),
+    ],
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as model.hidden=256. Repeatable."),
@@ -48,7 +55,7 @@ def train(
         ),
     ] = None,
     resume: Annotated[
-        ResumeChoice, typer.Option(help="Go on with the run in this folder: never, if there is one, or else fail.")
+        ResumeChoice, typer.Option(help="Resume the run in this folder: never, if there is one, or else fail.")
     ] = ResumeChoice.never,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Move an earlier run aside and start anew.")] = False,
     init: Annotated[str | None, typer.Option(help="Take initial weights from this checkpoint.")] = None,
@@ -56,16 +63,20 @@ def train(
     seed: Annotated[int | None, typer.Option(min=0, max=MAX_SEED, help="Same as --set train.seed=N.")] = None,
     max_steps: Annotated[int | None, typer.Option(min=0, max=MAX_STEPS, help="Stop after this many steps in all.")] = None,
     max_time: Annotated[
-        str | None, typer.Option(metavar="DURATION", help="Stop after 90s, 5m or 1h, the last evaluation included.")
+        str | None,
+        typer.Option(
+            metavar="DURATION",
+            help="Stop after 90s, 5m or 1h, the last evaluation included. Plans the length where the recipe gives none.",
+        ),
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Hash the text even if its files look unchanged.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notices.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The final record as one JSON line, last on stdout.")] = False,
 ) -> None:
-    """Train a model as a recipe says.
+    """Train a model as a recipe says, or on a text.
 
-    A recipe that says only `corpus: FILE` is complete.
-    Ctrl-C finishes the step, saves, and prints how to go on; pressed twice it stops at once.
+    A recipe that says only `corpus: FILE` is complete; `charlm train mine.txt` writes it for you.
+    Ctrl-C finishes the step, saves, and prints how to resume; pressed twice it stops at once.
     """
     from charlm.config import load_recipe
 
@@ -101,14 +112,15 @@ def train(
     finished: Finished | None = None
     try:
         with stop_on_signals(trainer, live):
-            finished = follow(trainer.run(), trainer, live)
+            finished = follow(trainer.run(show_exact_evaluation(trainer, live)), trainer, live)
     finally:
         live.close()
         trainer.folder.close()
+    stated = None if init else _stated(loaded, overrides)
     interrupted = finished.record["stopped_because"] == "interrupted"
     try:
         with delivery(f"The run is saved in {trainer.folder.path}; its metrics.jsonl ends with the result."):
-            _conclude(finished, trainer, loaded, quiet, as_json, again)
+            _conclude(finished, trainer, stated, quiet, as_json, again)
     except OutputError:
         if not interrupted:  # a terminal that was closed interrupts and takes no result
             raise
@@ -130,6 +142,7 @@ def _introduce(loaded: LoadedRecipe, begun: Started) -> None:
     """What is about to happen, before it happens."""
     from charlm.runtime import device_name
     from charlm.training.plan import training_bytes
+    from charlm.training.own_files import CONFIG
 
     trainer = begun.trainer
     recipe, dataset, resolved, plan = trainer.recipe, trainer.dataset, trainer.resolved, trainer.plan
@@ -160,6 +173,8 @@ def _introduce(loaded: LoadedRecipe, begun: Started) -> None:
         ("memory", f"about {size(memory)} for weights, moments and activations"),
         ("folder", str(trainer.folder.path)),
     ]  # fmt: skip
+    if loaded.of_text:
+        lines.insert(0, ("recipe", f"{trainer.folder.path / CONFIG}, written for {loaded.recipe.corpus}"))
     if trainer.resumed_from is not None:
         lines.append(("resumed from", f"step {trainer.resumed_from:,}"))
     facts(lines)
@@ -167,7 +182,9 @@ def _introduce(loaded: LoadedRecipe, begun: Started) -> None:
         notice(f"note: {visible_word(text)}")
 
 
-def _conclude(finished: Finished, trainer: Trainer, loaded: LoadedRecipe, quiet: bool, as_json: bool, again: str) -> None:
+def _conclude(
+    finished: Finished, trainer: Trainer, stated: FigureSection | None, quiet: bool, as_json: bool, again: str
+) -> None:
     """The end: one line as d2l prints it, the texts, a summary, and what to do next."""
     from charlm.cli.curve import draw, read_curve, write_png
 
@@ -183,7 +200,7 @@ def _conclude(finished: Finished, trainer: Trainer, loaded: LoadedRecipe, quiet:
                 notice(f"learning curve: {picture}")
         except OSError as error:  # the run is complete without it
             notice(f"learning curve: cannot write {picture}: {error.strerror}")
-        facts(_summary(record, loaded, again, unknown))
+        facts(_summary(record, stated, again, trainer.plan.steps, unknown))
     show = notice if as_json else out
     if not quiet or not as_json:
         for sample in finished.samples:
@@ -213,39 +230,63 @@ def _headline(record: dict[str, Any], unknown: float) -> str:
     )
 
 
-def _summary(record: dict[str, Any], loaded: LoadedRecipe, again: str, unknown: float) -> list[tuple[str, str]]:
-    how = {
-        "carried": "exact, fp32, state carried",
-        "segments": "quick estimate",
-        "training": "mean of the last epoch or 100 steps",
-    }
+def _summary(
+    record: dict[str, Any], stated: FigureSection | None, again: str, planned: int | None, unknown: float
+) -> list[tuple[str, str]]:
+    of = f"; {planned:,} planned" if planned is not None and record["step"] < planned else ""
     lines = [
         ("stopped", f"{record['stopped_because']} at step {record['step']:,}, epoch {record['epoch']:.2f}, "
-                    f"after {duration(record['seconds'])}"),
+                    f"after {duration(record['seconds'])}{of}"),
     ]  # fmt: skip
     if record["step"] == 0:
-        lines.append(("untrained", "no step was made: the weights are those that the run began with"))
-    if math.isfinite(record["train_nats"]):  # it is not where no step was made
+        lines.append(("untrained", "no training steps: these are the initial weights"))
+    if math.isfinite(record["train_nats"]):  # not without a step
         lines.append(
             ("training", f"{record['train_nats']:.4f} nats per character, perplexity {record['train_perplexity']:.3f}")
         )
     if record["measured_on"] == "validation":
-        scored = f", {record['characters']:,} characters" if record["characters"] else ""
-        lines += [
-            ("validation", f"{record['nats_per_character']:.4f} nats, {record['bits_per_character']:.4f} bits per character, "
-                           f"perplexity {record['perplexity']:.3f}"),
-            ("", how[record["context"]] + scored),
-        ]  # fmt: skip
+        lines += _validation(record)
         lines += _overfitting(record)
     if note := unknown_note(unknown):
         lines.append(("unknown", f"{note.strip(' ()')}, so this result is not comparable with one that names every character"))
-    lines += _comparison(record, loaded)
+    lines += _comparison(record, stated, planned)
     checkpoint = shell_words([record["checkpoint"]])
     if record["stopped_because"] != "finished":
-        lines.append(("go on", again))
+        lines.append(("resume with", again))
     lines.append(("sample", f"charlm sample {checkpoint}"))
     split = "" if record["measured_on"] == "validation" else " --split train"
     lines.append(("evaluate", f"charlm eval perplexity {checkpoint}{split}"))
+    return lines
+
+
+def _validation(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """Which weights were measured, on which characters, and the quick result beside the exact one on the same characters."""
+    step, own = record["best_step"], record["schedule_best_step"]
+    weights = f"step {record['step'] if step is None else step:,}"
+    weights += " (moving average)" if record["best_averaged"] else ""
+    if own not in (None, step):
+        weights += f"; the schedule's best, step {own:,}, is kept"
+    quick, length, characters = record["validation_characters"], record["validation_length"], record["characters"]
+    exact = record["context"] == "carried"
+    of_all = f"all {length:,} characters" if quick == length else f"{quick:,} of {length:,} characters, evenly spread"
+    if exact:
+        read = f"all {length:,}" if characters == length else f"the first {characters:,} of {length:,}"
+        how = f"exact: fp32, state carried, {read} characters"
+    else:
+        how = f"quick: {of_all}"
+    lines = [
+        ("best weights", weights),
+        ("validation", f"{record['nats_per_character']:.4f} nats, {record['bits_per_character']:.4f} bits per character, "
+                       f"perplexity {record['perplexity']:.3f}"),
+        ("", how),
+    ]  # fmt: skip
+    if not exact:
+        lines.append(("", "the exact evaluation was skipped"))
+    if exact and record["best_validation_nats"] is not None:
+        same = record["exact_nats_of_validation_characters"]
+        lines.append(("quick", f"{record['best_validation_nats']:.4f} nats on {of_all}"))
+        if same is not None and quick != length:
+            lines.append(("", f"(exact on the same {quick:,} characters: {same:.4f} nats)"))
     return lines
 
 
@@ -260,17 +301,42 @@ def _overfitting(record: dict[str, Any]) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
-def _comparison(record: dict[str, Any], loaded: LoadedRecipe) -> list[tuple[str, str]]:
+_NEUTRAL = ("train.seed", "train.threads", "model.engine", "sample.", "checkpoint.")
+"""Keys that leave a run comparable with what its recipe states."""
+
+
+def _stated(loaded: LoadedRecipe, overrides: Sequence[str]) -> FigureSection | None:
+    """What the recipe states that it reached, if this is the recipe that reached it.
+
+    A copy of a shipped recipe must still equal it; another recipe states its own result, which no override may change.
+    """
+    from charlm.config import field_names, load_recipe, value_at
+    from charlm.resources import shipped_files
+
     figure = loaded.recipe.figure
-    if figure is None or record["stopped_because"] in ("interrupted", "max steps"):  # half a run compares with nothing
+    if figure is None or not all(override.strip().startswith(_NEUTRAL) for override in overrides):
+        return None
+    shipped = [load_recipe(name).recipe for name in shipped_files("configs")]
+    owners = [recipe for recipe in shipped if recipe.figure == figure]
+    keys = [key for key in field_names() if not key.startswith(_NEUTRAL)]
+    same = [all(value_at(owner, key) == value_at(loaded.recipe, key) for key in keys) for owner in owners]
+    return figure if any(same) or not owners else None
+
+
+def _comparison(record: dict[str, Any], stated: FigureSection | None, planned: int | None) -> list[tuple[str, str]]:
+    """How the run compares with what its recipe states; nothing where it is only a part of that run or was not measured so."""
+    ends = ("finished", "early stopping") if planned is not None else ("max time",)
+    if stated is None or record["stopped_because"] not in ends:
+        return []
+    if stated.metric != "train_perplexity" and record["context"] != "carried":
         return []
     reached = {
         "train_perplexity": record["train_perplexity"],
         "validation_perplexity": record["perplexity"],
         "validation_nats": record["nats_per_character"],
         "validation_bits_per_character": record["bits_per_character"],
-    }[figure.metric]
-    note = f"; {figure.note}" if figure.note else ""
-    name = figure.metric.replace("_", " ")
-    difference = (reached / figure.value - 1) * 100
-    return [("compare", f"{name} {reached:.4g}; this recipe states {figure.value:.4g} ({difference:+.1f} %){note}")]
+    }[stated.metric]
+    note = f"; {stated.note}" if stated.note else ""
+    name = stated.metric.replace("_", " ")
+    difference = (reached / stated.value - 1) * 100
+    return [("compare", f"{name} {reached:.4g}; this recipe states {stated.value:.4g} ({difference:+.1f} %){note}")]

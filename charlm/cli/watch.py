@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +70,7 @@ def follow(events: Iterator[Event], trainer: Trainer, live: Live, brief: bool = 
                     said_at = time.monotonic()
                     live.say(f"{status}  {left}")
                 if event.step - (trainer.resumed_from or 0) == 20 and left and not live.is_drawn and not brief:
-                    live.say(f"time foreseen: {left.removesuffix(' left')}")
+                    live.say(f"estimated time: {left.replace(' left', '')}")
             case Evaluated() if not brief:
                 live.say(evaluation_line(event, trainer.train_nats() if last else None, live.is_wide))
             case Sampled() if live.is_drawn and not brief and time.monotonic() - sample_shown > 15:
@@ -89,18 +89,51 @@ def follow(events: Iterator[Event], trainer: Trainer, live: Live, brief: bool = 
     raise AssertionError("a run ends with Finished")
 
 
+def show_exact_evaluation(trainer: Trainer, live: Live) -> Callable[[int, int], None]:
+    """A function that draws how far the exact evaluation at a run's end is: (characters done, in all)."""
+    began = said_at = 0.0
+
+    def show(done: int, total: int) -> None:
+        nonlocal began, said_at
+        now = time.monotonic()
+        if done == 0:
+            began = said_at = now
+        left = f"{duration((now - began) * (total - done) / done)} left" if done else ""
+        status = f"exact validation  {done:,}/{total:,} characters"
+        if live.is_drawn:
+            live.update(done, status, f"{left} (Ctrl-C skips)" if left else "", total)
+        elif now - said_at > 10:
+            said_at = now
+            live.say(f"{status}  {left}")
+
+    return show
+
+
 def evaluation_line(event: Evaluated, train_nats: float | None, wide: bool) -> str:
-    """One line about a validation; the narrow form fits 80 columns."""
+    """One line about a validation, with how much of the validation text was read; the narrow form fits 80 columns."""
     training = f"training {train_nats:.4f}, " if train_nats is not None else ""
-    bits = f", {_bits(event.nats):.3f} bits per character" if wide else ""
-    mark = ", best so far" if event.is_best and wide else ", best" if event.is_best else ""
+    perplexity = _perplexity(event.nats)
+    if not wide:
+        read = "" if event.characters == event.of else f" ({_rounded(event.characters)} of {_rounded(event.of)})"
+        mark = ", best" if event.is_best else ""
+        return f"step {event.step:,}: {training}validation {event.nats:.4f}, ppl {perplexity:.3f}{read}{mark}"
+    read = f"all {event.of:,}" if event.characters == event.of else f"{event.characters:,} of {event.of:,}"
+    mark = ", best" if event.is_best else ""
     return (
-        f"step {event.step:,}: {training}validation {event.nats:.4f} nats{bits}, perplexity {_perplexity(event.nats):.3f}{mark}"
+        f"step {event.step:,}: {training}validation {event.nats:.4f} nats, {_bits(event.nats):.3f} bits, "
+        f"perplexity {perplexity:.3f} on {read} chars{mark}"
     )
 
 
+def _rounded(characters: int) -> str:
+    """``599``, ``20k``, ``1.1M``."""
+    if characters < 10_000:
+        return str(characters)
+    return f"{characters / 1e3:.0f}k" if characters < 999_500 else f"{characters / 1e6:.3g}M"
+
+
 def status_line(event: StepDone, trainer: Trainer, wide: bool) -> tuple[str, str]:
-    """Where the run is, and how long it still takes; the narrow form fits 80 columns."""
+    """The step, its figures, and how long the run still takes; the narrow form fits 80 columns."""
     of = f"/{trainer.plan.steps:,}" if trainer.plan.steps is not None else ""
     perplexity, bits, speed = _perplexity(event.nats), _bits(event.nats), event.characters_per_second
     if wide:
@@ -110,11 +143,22 @@ def status_line(event: StepDone, trainer: Trainer, wide: bool) -> tuple[str, str
         )
     else:
         status = f"{event.step:,}{of}  loss {event.nats:.3f}  ppl {perplexity:.2f}  bits {bits:.2f}  {speed:,.0f} char/s"
-    if trainer.plan.steps is None:
-        return status, ""
+    return status, _time_left(event, trainer)
+
+
+def _time_left(event: StepDone, trainer: Trainer) -> str:
+    """Until the schedule ends or a limit stops the run, whichever comes first; empty if nothing does."""
+    limits, ends = trainer.limits, []
     per_step = trainer.batches.shape.batch * trainer.batches.shape.steps
-    left = (trainer.plan.steps - event.step) * per_step / event.characters_per_second
-    return status, f"{duration(left)} left"
+    for last in (trainer.plan.steps, limits.max_steps):
+        if last is not None:
+            ends.append((max(0, last - event.step) * per_step / event.characters_per_second, ""))
+    if limits.max_seconds is not None:
+        ends.append((max(0.0, limits.max_seconds - (time.monotonic() - limits.started_at)), " (limit)"))
+    if not ends:
+        return ""
+    seconds, why = min(ends)
+    return f"{duration(seconds)} left{why}"
 
 
 def _perplexity(nats: float) -> float:

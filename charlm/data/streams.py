@@ -29,6 +29,10 @@ from charlm.runtime import derived_seed
 IGNORED = -100
 """The target of a masked position; what ``cross_entropy`` ignores by default."""
 
+_RARE = 0.25
+"""Characters seen once are replaced by ``<unk>`` only while they are at most this share of the text. A text with more of them
+is so short that its rare characters are the text itself: replaced, they could not be learned."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -93,14 +97,16 @@ class Batches:
     Args:
         text: the training text, N characters.
         section: batch, steps, sampling, random_offset, drop_last and seed of the recipe.
-        unknown_rate: probability that a character seen once is read as ``<unk>`` in an epoch.
+        unknown_rate: probability that a character seen once is read as ``<unk>`` in an epoch; 0 where more than a quarter of
+            the text are such characters.
     """
 
     def __init__(self, text: Text, section: TrainSection, unknown_rate: float) -> None:
         self.text = text
         self.shape = fit(len(text) - 1, section.batch, section.steps)
         self._section = section
-        self._unknown_rate = unknown_rate if bool(text.seen_once.any()) else 0.0
+        once = int(text.seen_once.sum())
+        self._unknown_rate = unknown_rate if 0 < once <= _RARE * len(text) else 0.0
 
     def epoch_length(self, epoch: int) -> int:
         """How many batches this epoch has."""

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -88,6 +89,7 @@ def carried(
     chunk: int = CHUNK,
     unknown_id: int | None = None,
     progress: Progress | None = None,
+    each: npt.NDArray[np.float64] | None = None,
 ) -> Score:
     """The exact figure: every character but the first, each given all before it.
 
@@ -95,6 +97,7 @@ def carried(
         text: N characters; N − 1 are scored.
         chunk: characters per call; 0: all at once. The figure does not depend on it.
         unknown_id: what to count as unknown.
+        each: ``(N − 1,)``, filled with the nats of each scored character.
     """
     targets = len(text) - 1
     chunk = chunk or targets
@@ -106,7 +109,10 @@ def carried(
             ids = torch.from_numpy(text.ids(start, min(start + chunk, targets) + 1)).to(state[0].device)
             with tuner.piece(len(ids)):
                 features, state = model.features(ids[:-1, None], state)
-                total += _nats(model, features, ids[1:, None])
+                blocks = list(_blocks(model, features, ids[1:, None]))
+                total += sum(float(block.sum()) for block in blocks)
+            if each is not None:
+                each[start : start + len(ids) - 1] = torch.cat(blocks).cpu().numpy()
             unknown += int((ids[1:] == unknown_id).sum()) if unknown_id is not None else 0
             if progress is not None:
                 progress(min(start + chunk, targets), targets)
@@ -152,11 +158,8 @@ def segments(
         warm: W.
         characters: score only so many, in pieces that lie evenly over the text: its beginning may be unlike the rest.
     """
-    targets = min(len(text) - 1, characters or len(text))
-    S = _pieces(targets, pieces, warm)
-    numbers = np.arange(S + 1, dtype=np.int64)
-    bounds, left_out = numbers * targets // S, numbers * (len(text) - 1 - targets) // S
-    starts, lengths = (bounds + left_out)[:-1], np.diff(bounds)
+    starts, lengths = spread(len(text), pieces=pieces, warm=warm, characters=characters)
+    S, targets = len(starts), int(lengths.sum())
     tuner = _tuner(model)
     with torch.inference_mode():
         state = model.zero_state(S)
@@ -174,8 +177,24 @@ def segments(
             nats, state = _read(model, inputs, expected, state, tuner)
             total += nats
             if progress is not None:
-                progress(int(np.minimum(lengths, at + CHUNK).sum()), int(targets))
-    return Score(total, int(targets))
+                progress(int(np.minimum(lengths, at + CHUNK).sum()), targets)
+    return Score(total, targets)
+
+
+def spread(
+    length: int, *, pieces: int, warm: int, characters: int | None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Which characters of a text of ``length`` :func:`segments` scores.
+
+    Returns:
+        ``(S,)`` each piece's first scored character, counted from the text's second character, which is the first that can be
+        scored; and ``(S,)`` how many each piece scores.
+    """
+    targets = min(length - 1, characters or length)
+    S = _pieces(targets, pieces, warm)
+    numbers = np.arange(S + 1, dtype=np.int64)
+    bounds, left_out = numbers * targets // S, numbers * (length - 1 - targets) // S
+    return (bounds + left_out)[:-1], np.diff(bounds)
 
 
 def read_by_segments(length: int, *, pieces: int, warm: int, characters: int | None) -> int:
@@ -205,19 +224,25 @@ def _read(
 
 
 def _nats(model: LanguageModel, features: Tensor, targets: Tensor) -> float:
-    """Σ −ln p(target) in float64, the output layer in blocks so that a long chunk needs little memory.
+    """Σ −ln p(target) in float64; see :func:`_blocks`."""
+    return sum(float(block.sum()) for block in _blocks(model, features, targets))
+
+
+def _blocks(model: LanguageModel, features: Tensor, targets: Tensor) -> Iterator[Tensor]:
+    """−ln p of each target in float64, the output layer in blocks so that a long chunk needs little memory.
 
     Args:
         features: ``(T, B, H)``.
-        targets: ``(T, B)`` ids, or ``IGNORED``.
+        targets: ``(T, B)`` ids, or ``IGNORED``, which cost nothing.
 
     Raises:
-        DivergedError: the scores are not finite.
+        DivergedError: the scores are NaN or infinite.
     """
     rows = max(1, _LOGITS_AT_ONCE // model.vocabulary_size)
-    total = 0.0
     for part, expected in zip(torch.split(features.flatten(0, 1), rows), torch.split(targets.flatten(), rows), strict=True):
-        total += float(model.cross_entropy(part, expected))
-    if not math.isfinite(total):
-        raise DivergedError("the model's scores are NaN or infinite, so it has no perplexity: its weights have grown too large")
-    return total
+        nats = model.nll(part, expected)
+        if not math.isfinite(float(nats.sum())):
+            raise DivergedError(
+                "the model's scores are NaN or infinite, so it has no perplexity: its weights have grown too large"
+            )
+        yield nats

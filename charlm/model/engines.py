@@ -64,6 +64,9 @@ class Engine(Protocol):
             targets: ``(N,)`` ids; negative ones are not scored.
         """
 
+    def nll(self, features: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+        """What each target costs, ``(N,)`` in fp64, without a gradient; arguments as of :meth:`cross_entropy`."""
+
 
 class ReferenceEngine:
     """The textbook: one step after the other."""
@@ -92,8 +95,12 @@ class ReferenceEngine:
 
     def cross_entropy(self, features: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
         """See :class:`Engine`."""
+        return self.nll(features, weight, bias, targets).sum()
+
+    def nll(self, features: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+        """See :class:`Engine`."""
         logits = F.linear(features, weight, bias).float()
-        return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none").double().sum()
+        return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none").double()
 
     @staticmethod
     def _input_gates(layer: RecurrentLayer, inputs: Tensor, embedding: Tensor | None) -> Tensor:

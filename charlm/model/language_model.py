@@ -164,6 +164,16 @@ class LanguageModel(nn.Module):
         """
         return self.engine.cross_entropy(features, self.output_matrix(), self.output_bias, targets)
 
+    def nll(self, features: Tensor, targets: Tensor) -> Tensor:
+        """What each target costs, for evaluation: −ln p(target), ``(N,)`` in fp64, without a gradient.
+
+        Args:
+            features: ``(N, H)``.
+            targets: ``(N,)`` ids; ``IGNORED`` ones cost nothing.
+        """
+        with torch.no_grad():
+            return self.engine.nll(features, self.output_matrix(), self.output_bias, targets)
+
     def logits(self, features: Tensor) -> Tensor:
         """The output layer: ``(…, H)`` → ``(…, V)``."""
         return F.linear(features, self.output_matrix(), self.output_bias)

@@ -121,14 +121,16 @@ def _not_applicable(recipe: Recipe) -> set[str]:
 
 
 def as_before(recipe: Recipe, earlier: Recipe) -> Recipe:
-    """What a run that goes on had been given.
+    """The recipe of a resumed run: what it does not say stays as the run had it.
 
-    A recipe without a length goes on with all that was chosen for it, whatever the machine's speed is today. One with a length
-    keeps what cannot change while a run goes on.
+    That holds for what cannot change and for all that was chosen for the text, also if the recipe now gives another length; a
+    recipe without a length keeps the planned one, whatever the machine's speed is today.
     """
-    keys = {key for key, info in fields() if info.json_schema_extra == FIXED and "." in key}
+    keys = {key for key, info in fields() if info.json_schema_extra == FIXED and "." in key} | {*_CHOSEN}
     if is_open(recipe):
-        keys |= {*_CHOSEN, *(f"train.{key}" for key in _LENGTH)}
+        keys |= {f"train.{key}" for key in _LENGTH}
+    else:
+        keys -= {f"train.{key}" for key in _LENGTH}
     values: Values = {}
     for key in keys:
         section, _, name = key.partition(".")

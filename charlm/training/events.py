@@ -28,12 +28,21 @@ class ThreadsChanged:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A validation; ``regular``: one that the recipe asks for at this step, rather than one made because the run stops."""
+    """A validation.
+
+    Attributes:
+        is_best: whether these weights are now the run's best.
+        regular: whether the recipe asks for it at this step; otherwise it was made because the run stops.
+        characters: how many were scored.
+        of: how many the validation text has to score.
+    """
 
     step: int
     nats: float
     is_best: bool
     regular: bool
+    characters: int
+    of: int
 
 
 @dataclass(frozen=True)

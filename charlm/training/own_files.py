@@ -29,6 +29,7 @@ from charlm.errors import CharlmError, UsageError
 from charlm.yaml_text import dump_yaml, parse_yaml
 
 LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safetensors"
+SCHEDULE_BEST = "best-of-schedule.safetensors"
 METRICS, SAMPLES, CONFIG, PICTURE, LOCK = "metrics.jsonl", "samples.txt", "config.yaml", "learning-curve.png", ".lock"
 
 PICTURE_SOFTWARE = "charlm (with Matplotlib)"
@@ -54,7 +55,7 @@ class Origin(Enum):
 
 def is_checkpoint(name: str) -> bool:
     """Whether this is the name of a checkpoint in a run's folder."""
-    return name in (LAST, PREVIOUS, BEST) or _STEP.fullmatch(name) is not None
+    return name in (LAST, PREVIOUS, BEST, SCHEDULE_BEST) or _STEP.fullmatch(name) is not None
 
 
 def kept_steps(folder: Path) -> list[str]:

@@ -5,6 +5,8 @@ previous.safetensors    the one before `last`        step-N.safetensors   where 
 config.yaml             the recipe as it was run     metrics.jsonl        a line per step and evaluation
 samples.txt             texts written on the way     .lock                held by the process that trains
 
+best-of-schedule.safetensors   while weights of a stop are `best`: the best of the schedule's own evaluations, for a resumed run
+
 charlm writes only to files of its own (:mod:`charlm.training.own_files`), and never through a link. All but the logs are
 written atomically; the logs are appended to, whole entries at a time.
 """
@@ -25,9 +27,9 @@ from charlm import checkpoint
 from charlm.checkpoint import Checkpoint
 from charlm.config import Recipe, reconcile, validate_recipe
 from charlm.errors import CharlmError, CheckpointError, RunFolderError, UsageError
-from charlm.files import remove_temporaries, to_json, whole_file
+from charlm.files import flush_folder, give_name, remove_temporaries, to_json, whole_file
 from charlm.training import own_files
-from charlm.training.own_files import BEST, CONFIG, LAST, LOCK, METRICS, PREVIOUS, SAMPLES, Origin
+from charlm.training.own_files import BEST, CONFIG, LAST, LOCK, METRICS, PREVIOUS, SAMPLES, SCHEDULE_BEST, Origin
 from charlm.yaml_text import parse_yaml
 
 _BUFFER = 8192  # bytes of a log
@@ -221,10 +223,10 @@ class RunFolder:
             )
         raise UsageError(f"--resume must: there is no run in {self.path} to resume")
 
-    def best_step(self) -> int | None:
+    def best_step(self, name: str = BEST) -> int | None:
         """The step that `best` comes from; ``None`` if there is no readable one."""
         try:
-            return int(checkpoint.describe(self.path / BEST)["progress"]["step"])
+            return int(checkpoint.describe(self.path / name)["progress"]["step"])
         except (CheckpointError, KeyError):
             return None
 
@@ -247,6 +249,32 @@ class RunFolder:
         """Write ``best``."""
         self._check_lock()
         checkpoint.save(self.path / BEST, weights_only)
+
+    def set_best_aside(self) -> None:
+        """Keep `best` as the schedule's own, before weights of a stop take its place.
+
+        Killed at any moment from here on, the folder holds the schedule's best under one of its two names or both, and
+        :meth:`restore_best` finds it.
+        """
+        self._check_lock()
+        give_name(self.path / BEST, self.path / SCHEDULE_BEST)
+        flush_folder(self.path)
+
+    def restore_best(self, step: int | None) -> bool:
+        """Bring back the schedule's own `best`, if weights of a stop took its place.
+
+        Args:
+            step: of the schedule's best, as the checkpoint says from which the run is resumed; ``None``: it has none yet.
+
+        Returns:
+            Whether `best` now holds the weights of that step.
+        """
+        aside = self.path / SCHEDULE_BEST
+        if step is not None and self.best_step(SCHEDULE_BEST) == step:
+            aside.replace(self.path / BEST)
+            flush_folder(self.path)
+        aside.unlink(missing_ok=True)  # a second name of `best`, or of another time than the checkpoint
+        return step is not None and self.best_step() == step
 
     def write_config(self, recipe: Recipe) -> None:
         """Write the recipe as it is run, so that ``charlm train config.yaml`` repeats it; not over one that was edited."""

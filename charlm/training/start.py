@@ -23,7 +23,7 @@ from charlm.model.engines import ENGINES, resolve_engine
 from charlm.model.language_model import LanguageModel, embedding_width
 from charlm.runtime import prepare, resolve_device, resolve_precision
 from charlm.training import defaults
-from charlm.training.plan import Limits, Resolved, training_bytes
+from charlm.training.plan import Limits, Plan, Resolved, training_bytes
 from charlm.training.run_folder import RunFolder
 from charlm.training.trainer import Trainer
 
@@ -82,7 +82,10 @@ def _start(loaded: LoadedRecipe, options: Options, folder: RunFolder) -> Started
     notices = folder.examine()
     given = loaded.recipe
     earlier = _earlier(options, folder, notices)
+    replan = False
     if earlier is not None:
+        time_given, time_before = loaded.recipe.train.time, earlier.recipe.train.time
+        replan = defaults.is_open(loaded.recipe) and time_given is not None and time_given != time_before
         loaded = replace(loaded, recipe=defaults.as_before(loaded.recipe, earlier.recipe))
         changes = reconcile(earlier.recipe, portable(loaded.recipe))
         notices += [f"changed since the run began: {change}" for change in changes]
@@ -107,8 +110,10 @@ def _start(loaded: LoadedRecipe, options: Options, folder: RunFolder) -> Started
 
     resolved = _resolve(loaded.recipe, device, earlier, notices)
     check_memory(loaded.recipe, dataset, resolved)
+    if replan and earlier is not None:
+        loaded = replace(loaded, recipe=_replanned(loaded.recipe, earlier, dataset, resolved, options.limits))
     if defaults.is_open(loaded.recipe):
-        planned = defaults.fill(loaded.recipe, _rule(loaded.recipe, dataset, resolved, options.limits.started_at))
+        planned = defaults.fill(loaded.recipe, _rule(loaded.recipe, dataset, resolved, options.limits))
         notices.append("chosen for a text of this length: " + " ".join(defaults.chosen(loaded.recipe, planned)))
         loaded = replace(loaded, recipe=planned)
     recipe, stored_recipe = loaded.recipe, portable(loaded.recipe)
@@ -137,7 +142,35 @@ def _start(loaded: LoadedRecipe, options: Options, folder: RunFolder) -> Started
             f"the training text is too small for batch {recipe.train.batch} × steps {recipe.train.steps}: "
             f"shrunk to {shape.batch} × {shape.steps}"
         )
+    if earlier is not None:
+        notices += _about_the_length(trainer, earlier)
     return Started(trainer, notices)
+
+
+def _about_the_length(trainer: Trainer, earlier: Checkpoint) -> list[str]:
+    """Whether a resumed run is planned for another length than before, and whether it has steps left."""
+    before, now = Plan.of(earlier.recipe, trainer.batches).steps, trainer.plan.steps
+    if before != now:
+        lengths = [f"{steps:,} steps" if steps is not None else "no end but the time" for steps in (before, now)]
+        schedule = trainer.recipe.train.schedule
+        rate = (
+            f"; from step {trainer.step + 1:,} on, the learning rate follows the {schedule} schedule of the new length"
+            if schedule == "cosine"
+            else f"; the {schedule} learning rate does not depend on it"
+        )
+        return [f"the planned length is now {lengths[1]}, not {lengths[0]}{rate}"]
+    if now is not None and trainer.step >= now:
+        return [
+            f"this run is finished: it has made its {now:,} steps. To train it further, give it a longer schedule: "
+            f"--resume auto --set train.updates={2 * now}"
+        ]
+    patience, worse = trainer.recipe.evaluate.patience, earlier.progress["worse_in_a_row"]
+    if patience is not None and worse >= patience:
+        return [
+            f"this run is finished: {worse} evaluations in a row brought no new best. To train it further: "
+            f"--resume auto --set evaluate.patience={worse + patience}"
+        ]
+    return []
 
 
 def _earlier(options: Options, folder: RunFolder, notices: list[str]) -> Checkpoint | None:
@@ -184,18 +217,29 @@ def memory_of(device: torch.device) -> int | None:
         return None
 
 
-def _rule(recipe: Recipe, dataset: Dataset, resolved: Resolved, started_at: float) -> defaults.Values:
-    """What follows from the text's length, and from the time that the recipe gives."""
+def _rule(recipe: Recipe, dataset: Dataset, resolved: Resolved, limits: Limits) -> defaults.Values:
+    """What follows from the text's length, and from the time that the recipe or the command gives."""
     start, stop = dataset.splits["train"]
     budget: float = defaults.CHARACTERS
-    if recipe.train.time is not None:
-        budget = defaults.characters_in(recipe.train.time, recipe, dataset, resolved, started_at)
+    times = [seconds for seconds in (recipe.train.time, limits.max_seconds) if seconds is not None]
+    if times:
+        budget = defaults.characters_in(min(times), recipe, dataset, resolved, limits.started_at)
     return defaults.rule(max(1, stop - start), budget, recipe.model.cell)
 
 
 def _names_files(earlier: Checkpoint, given: Recipe) -> bool:
     """Whether the checkpoint, and not the user's recipe, says which files are read."""
     return isinstance(earlier.recipe.data.split, SplitFiles) and "split" not in given.data.model_fields_set
+
+
+def _replanned(recipe: Recipe, earlier: Checkpoint, dataset: Dataset, resolved: Resolved, limits: Limits) -> Recipe:
+    """The recipe of a resumed run with another `time`: as long as it is already, and what this time allows beside it."""
+    assert recipe.train.time is not None
+    start, stop = dataset.splits["train"]
+    more = defaults.characters_in(recipe.train.time, recipe, dataset, resolved, limits.started_at)
+    epochs = earlier.progress["epoch"] + more / max(1, stop - start)
+    length = {"updates": None, "epochs": float(f"{epochs:.4g}")}
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update=length)})
 
 
 def _same_text(earlier: Checkpoint, dataset: Dataset) -> None:

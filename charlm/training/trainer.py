@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,8 +44,16 @@ RECENT_STEPS = 100
 """``train_nats`` is the mean over the last epoch or so many steps, whichever is shorter."""
 
 
+_CLOSING_SECONDS = 1.0
+"""What remains for writing the record when a time limit ends the last evaluation."""
+
+
 class _StopAskedError(Exception):
-    """Ends an evaluation or a sample, since a stop was requested."""
+    """Ends an evaluation or a sample because a stop was requested."""
+
+
+class _TimeOverError(Exception):
+    """Ends an evaluation because the time limit is reached; what it has read so far counts."""
 
 
 class Trainer:
@@ -93,10 +102,10 @@ class Trainer:
         self._speeds: deque[tuple[int, float]] = deque(maxlen=50)
         self._average = WeightAverage(model, recipe.train.average) if recipe.train.average else None
         self._candidate = model  # to become best: the weights, or their average if that was better when last validated
-        self._best: dict[str, Any] = {"nats": None, "step": None}
+        self._best: dict[str, Any] = {"nats": None, "step": None}  # of the schedule's own evaluations
+        self._stopped_best: dict[str, Any] | None = None  # likewise of a stop's evaluation, where that beats it
         self._worse_in_a_row = 0
         self._validation_nats: float | None = None
-        self._validation_characters = 0
         self._trained = {"characters": 0, "seconds": 0.0}
         self._trained_here = {"characters": 0, "seconds": 0.0}
         self._stop: str | None = None
@@ -116,8 +125,11 @@ class Trainer:
         """Stop after the current step: save, evaluate, and finish."""
         self._stop = reason
 
-    def run(self) -> Iterator[Event]:
+    def run(self, exact_progress: perplexity.Progress | None = None) -> Iterator[Event]:
         """Train to the end, or until something stops the run.
+
+        Args:
+            exact_progress: is told how far the exact evaluation at the end is; :meth:`request_stop` ends it early.
 
         Raises:
             DivergedError: loss or gradient stopped being finite; the state before that step has been saved.
@@ -130,7 +142,7 @@ class Trainer:
             yield self._train_step()
             yield from self._told_threads()
             yield from self._pause()
-        yield from self._finish(reason)
+        yield from self._finish(reason, exact_progress)
 
     # -- one step --
 
@@ -232,7 +244,11 @@ class Trainer:
         return self.validation is not None and (self.step % self.plan.evaluate_every == 0 or self.step == self.plan.steps)
 
     def _evaluate(self, regular: bool) -> Evaluated:
-        """The cheap validation. Only a regular one can change ``best`` and early stopping; any fills a missing ``best``."""
+        """The cheap validation.
+
+        Only a regular one can change the schedule's best and early stopping. Where that of a stop is better, the weights of the
+        stop become ``best`` on disk and are reported, and the schedule's own best is kept beside them for a resumed run.
+        """
         score, candidate = self._validate(self.model), self.model  # a stop that interrupts it must change nothing
         figures = {}
         if self._average is not None:
@@ -242,7 +258,7 @@ class Trainer:
                 candidate, score = self._average.model, averaged
         self._candidate = candidate
         nats = score.nats_per_character
-        self._validation_nats, self._validation_characters = nats, score.characters
+        self._validation_nats = nats
         self._evaluated_at, self._expected_pause = self.step, 0.0
         is_best = math.isfinite(nats) and (self._best["nats"] is None or nats < self._best["nats"])
         entry = {
@@ -260,9 +276,13 @@ class Trainer:
             if is_best:
                 self._best = {"nats": nats, "step": self.step, "averaged": self._candidate is not self.model}
                 self._save()  # `last` first, so that `best` never comes from a future that a resumed run does not have
-        if is_best and (regular or self._best["nats"] is None):  # until a regular one there is no best that could be spoilt
+        elif is_best:
+            if self._best["step"] is not None:
+                self.folder.set_best_aside()
+            self._stopped_best = {"nats": nats, "step": self.step, "averaged": self._candidate is not self.model}
+        if is_best:
             self._save_best()
-        return Evaluated(self.step, nats, is_best and regular, regular)
+        return Evaluated(self.step, nats, is_best, regular, score.characters, self.validation_length)
 
     def _validate(self, model: LanguageModel) -> perplexity.Score:
         assert self.validation is not None
@@ -275,7 +295,7 @@ class Trainer:
         except DivergedError:
             raise self._nonfinite_error("the model's scores became NaN or infinite") from None
 
-    def _sample(self, model: LanguageModel, prompt: str) -> Sampled:
+    def _sample(self, model: LanguageModel, prompt: str, record: bool = True) -> Sampled:
         options = self.recipe.sample
         params = sampling.SamplingParams(temperature=options.temperature)
         vocabulary, seed = self.dataset.vocabulary, self.recipe.train.seed
@@ -285,7 +305,10 @@ class Trainer:
             )
         except DivergedError:
             raise self._nonfinite_error("the model's scores became NaN or infinite") from None
-        self.folder.record_sample(f"step {self.step}, epoch {self._epochs_done():.2f}, prompt {prompt!r}", prompt + text)
+        if record:
+            best = "" if model is self.model else f", best weights (step {self._reported_best['step']})"
+            heading = f"step {self.step}, epoch {self._epochs_done():.2f}{best}, prompt {prompt!r}"
+            self.folder.record_sample(heading, prompt + text)
         return Sampled(self.step, prompt, text)
 
     def _epochs_done(self) -> float:
@@ -318,7 +341,7 @@ class Trainer:
         per_sampled = (time.perf_counter() - began) / 32
         samples = 1.2 * per_sampled * self.recipe.sample.length * len(self.recipe.sample.prompts)
         if self.validation is None:
-            return 1.0 + samples
+            return _CLOSING_SECONDS + samples
         per_character = perplexity.seconds_per_character(self.model, self.validation)
         limit = self.limits.max_seconds or math.inf
         read = read_by_an_evaluation(self.recipe, len(self.validation))
@@ -326,9 +349,9 @@ class Trainer:
         # A fifth of the time at most: of a longer text the exact figure covers the first part, and says how much.
         affordable = max(256, int(0.2 * limit / per_character))
         self._exact_limit = min(len(self.validation) - 1, self._exact_limit, affordable)
-        return 1.0 + 1.4 * per_character * self._exact_limit + samples
+        return _CLOSING_SECONDS + 1.4 * per_character * self._exact_limit + samples
 
-    def _finish(self, reason: str) -> Iterator[Event]:
+    def _finish(self, reason: str, exact_progress: perplexity.Progress | None) -> Iterator[Event]:
         if self._last_saved != self.step:
             self._save()
             yield Saved(self.step)
@@ -336,42 +359,92 @@ class Trainer:
             yield self._evaluate(regular=self._is_regular() and self.step > 0 and self._owed is None)
         best = self._best_model()
         samples = self._closing_samples(best)
-        yield from samples
-        score = self._exact_score(best)
-        yield Finished(self._record(self._stop or reason, score), samples)
+        score, same = self._exact_score(best, exact_progress)
+        yield Finished(self._record(self._stop or reason, score, same), samples)
+
+    @property
+    def _reported_best(self) -> dict[str, Any]:
+        return self._stopped_best or self._best
 
     def _closing_samples(self, best: LanguageModel) -> list[Sampled]:
+        # The schedule has written these already, if they are the last step's and a sample was due there.
+        written = best is self.model and self.step > 0 and self.step % self.plan.sample_every == 0
         samples: list[Sampled] = []
         with suppress(_StopAskedError):
             for prompt in self.recipe.sample.prompts:
                 self._check_stop()
-                samples.append(self._sample(best, prompt))
+                samples.append(self._sample(best, prompt, record=not written))
         return samples
 
     def _best_model(self) -> LanguageModel:
-        """The model that the run hands over: ``best``, which without validation is ``last``."""
-        if self.validation is None or self._best["step"] in (None, self.step):
+        """The model that the run reports: ``best``, which without validation is ``last``."""
+        if self.validation is None or self._reported_best["step"] in (None, self.step):
             return self._candidate
         stored = checkpoint.load(self.folder.path / BEST)
         return stored.model(self.resolved.device, self.resolved.engine)
 
-    def _exact_score(self, best: LanguageModel) -> perplexity.Score | None:
-        """The exact figure of the model that is handed over; ``None`` without validation, or if the user has no patience."""
-        if self.validation is None:
-            return None
-        text = self.validation[slice(0, self._exact_limit + 1)]
-        try:
-            self._check_stop()
-            return perplexity.carried(best, text, unknown_id=self.dataset.vocabulary.unknown_id, progress=self._check_stop)
-        except _StopAskedError:
-            return None
+    def _exact_score(
+        self, best: LanguageModel, progress: perplexity.Progress | None
+    ) -> tuple[perplexity.Score | None, float | None]:
+        """The exact result of the model that is reported; ``None`` without validation, or if a stop was requested.
 
-    def _record(self, reason: str, score: perplexity.Score | None) -> dict[str, Any]:
-        train_nats = self.train_nats()
+        It covers the beginning of the text alone where there is no time for all of it.
+
+        Returns:
+            The score, and the exact nats per character of those characters alone that the quick validation scores.
+        """
+        if self.validation is None:
+            return None, None
+
+        scored = 0
+        deadline = self.limits.started_at + (self.limits.max_seconds or math.inf) - _CLOSING_SECONDS
+
+        def check(done: int, total: int) -> None:
+            nonlocal scored
+            scored = done
+            if self._stop is not None:
+                raise _StopAskedError
+            if time.monotonic() > deadline and 0 < done < total:
+                raise _TimeOverError
+            if progress is not None:
+                progress(done, total)
+
+        text, unknown_id = self.validation[slice(0, self._exact_limit + 1)], self.dataset.vocabulary.unknown_id
+        each = np.empty(len(text) - 1)
+        try:
+            check(0, len(each))
+            score = perplexity.carried(best, text, unknown_id=unknown_id, progress=check, each=each)
+        except _StopAskedError:
+            return None, None
+        except _TimeOverError:
+            unknown = int((text.ids(1, scored + 1) == unknown_id).sum()) if unknown_id is not None else 0
+            score = perplexity.Score(float(each[:scored].sum()), scored, unknown)
+        options = self.recipe.evaluate
+        starts, lengths = perplexity.spread(
+            len(self.validation), pieces=options.segments, warm=options.warm, characters=options.characters
+        )
+        if starts[-1] + lengths[-1] > scored:
+            return score, None
+        same = [each[start : start + length] for start, length in zip(starts, lengths, strict=True)]
+        return score, float(np.concatenate(same).mean())
+
+    @property
+    def validation_length(self) -> int:
+        """How many characters of the validation text can be scored: all but the first."""
+        return len(self.validation) - 1 if self.validation is not None else 0
+
+    def _quick_characters(self) -> int:
+        """How many of them the cheap validation scores."""
+        return min(self.validation_length, self.recipe.evaluate.characters or self.validation_length)
+
+    def _record(self, reason: str, score: perplexity.Score | None, same: float | None) -> dict[str, Any]:
+        train_nats, best = self.train_nats(), self._reported_best
         if score is not None:
             nats, characters = score.nats_per_character, score.characters
+        elif best["nats"] is not None:
+            nats, characters = best["nats"], self._quick_characters()
         elif self._validation_nats is not None:
-            nats, characters = self._validation_nats, self._validation_characters
+            nats, characters = self._validation_nats, self._quick_characters()
         else:
             nats, characters = train_nats, sum(n for _, n in self._recent)
         speed = self._trained_here if self._trained_here["seconds"] else self._trained
@@ -389,8 +462,13 @@ class Trainer:
             "train_nats": train_nats,
             "train_perplexity": perplexity.perplexity(train_nats),
             "validation_nats": self._validation_nats,
-            "best_validation_nats": self._validation_nats if self._best["nats"] is None else self._best["nats"],
-            "best_step": self._best["step"],
+            "best_validation_nats": self._validation_nats if best["nats"] is None else best["nats"],
+            "best_step": best["step"],
+            "best_averaged": bool(best.get("averaged")),
+            "schedule_best_step": self._best["step"],
+            "validation_characters": self._quick_characters(),
+            "validation_length": self.validation_length,
+            "exact_nats_of_validation_characters": same,
             "training_characters": self._trained["characters"],
             "training_seconds": self._trained["seconds"],
             "seconds": time.monotonic() - self.limits.started_at,
@@ -428,7 +506,7 @@ class Trainer:
             "train_nats": self.train_nats() if self._recent else None,
             "validation_nats": self._validation_nats,
             "evaluated_at": self._evaluated_at,
-            "best": self._best,
+            "best": self._best if whole else self._reported_best,
         }
         slim = Checkpoint(
             recipe=self._stored_recipe,
@@ -507,7 +585,7 @@ class Trainer:
         self.folder.cut_logs(progress["logs"])
         self._owed = progress["logs"] if progress.get("owed") else None
         self._last_saved = self.step if self._owed is None else None
-        if self._best["step"] is not None and self._best["step"] != self.folder.best_step():
+        if not self.folder.restore_best(self._best["step"]) and self._best["step"] is not None:
             if self._best["step"] == self.step:  # the process ended between `last` and `best`
                 self._save_best()
             else:  # lost, or from a future that this run does not have: the next evaluation fills it

@@ -127,6 +127,14 @@ def test_equal_time_plans_the_others_from_the_first(
     assert other.code == 2 and "planned for 2.0 s" in other.err and "--overwrite" in other.err
 
 
+def test_a_text_can_be_compared_on(charlm: Callable[..., Any], desk: Path) -> None:
+    """Failing would mean that `compare` and `train` disagree about what a recipe is."""
+    done = charlm("compare", "text.txt", "--cells", "gru,rnn", "--set", "model.hidden=4", "--set", "train.updates=2", "--json")
+    assert done.code == 0, done.err
+    assert [row["name"] for row in done.record["candidates"]] == ["text-gru", "text-rnn"]
+    assert (desk / "checkpoints" / "compare-text" / "text-gru-seed1" / "best.safetensors").exists()
+
+
 def test_an_interrupted_comparison_goes_on(charlm: Callable[..., Any], desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Failing would mean that Ctrl-C costs the runs before it, or that the printed command does something else."""
     evaluate, calls = Trainer._evaluate, []
@@ -140,7 +148,9 @@ def test_an_interrupted_comparison_goes_on(charlm: Callable[..., Any], desk: Pat
     monkeypatch.setattr(Trainer, "_evaluate", interrupted)
     done = charlm("compare", "recipe.yaml", "--cells", "gru,lstm", "--out", "a b", "--to", "4.5")
     assert done.code == 130 and done.text == ""
-    words = shlex.split(next(line for line in done.err.splitlines() if line.startswith("go on")).removeprefix("go on: "))
+    words = shlex.split(
+        next(line for line in done.err.splitlines() if line.startswith("resume with")).removeprefix("resume with: ")
+    )
     assert words == ["charlm", "compare", "recipe.yaml", "--cells", "gru,lstm", "--to", "4.5", "--out", "a b"]
     gone_on = charlm(*words[1:], "--json")
     assert "recipe-gru-seed1: trained already" in gone_on.err

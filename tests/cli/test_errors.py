@@ -99,7 +99,7 @@ TABLE = [
     ("train unmatched.yaml", 2, ["*.md", "no file matches"]),
     # recipes
     ("train absent.yaml", 2, ["absent.yaml", "does not exist"]),
-    ("train ./hollow", 2, ["hollow", "folder"]),
+    ("train ./hollow", 1, ["hollow", "folder", "no text"]),
     ("train shakespear", 2, ["shakespeare", "did you mean"]),
     ("train hollow", 2, ["no shipped recipe", "./hollow", "Shipped:"]),
     ("train problems.yaml", 2, ["4 problems", "modle", "did you mean model.hidden", "model.layers", "train.lr", "-1"]),

@@ -52,7 +52,7 @@ def test_a_signal_saves_and_says_how_to_go_on(charlm_process, charlm, long_recip
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    command = shlex.split(next(line for line in err.splitlines() if line.startswith("go on")).removeprefix("go on"))
+    command = shlex.split(next(line for line in err.splitlines() if line.startswith("resume with")).removeprefix("resume with"))
     stopped = int(err.split("interrupted at step ")[1].split(", epoch")[0].replace(",", ""))
     done = charlm(*command[1:], "--max-steps", stopped + 1, "--json", "-q")
     assert done.record["resumed_from"] == stopped, "the step that was reached is the one that was saved"

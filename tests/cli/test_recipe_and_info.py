@@ -6,8 +6,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
-from charlm.config import field_names
+import pytest
+
+from charlm.config import field_names, load_recipe
 from charlm.resources import shipped_files
 
 
@@ -19,10 +22,18 @@ def test_every_recipe_is_listed_with_its_figure(charlm: Callable[..., Any]) -> N
         assert any(word in row for word in ("perplexity", "nats", "bits"))
 
 
-def test_show_prints_the_file_as_it_is(charlm: Callable[..., Any]) -> None:
-    """Failing would mean that a user's own recipe starts from something else than what was shipped."""
-    shown = charlm("recipe", "show", "hello").text
-    assert shown == shipped_files("configs")["hello"].read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", sorted(shipped_files("configs")))
+def test_show_prints_the_start_of_a_recipe_of_your_own(charlm: Callable[..., Any], desk: Path, name: str) -> None:
+    """Failing would mean that a copied recipe is another recipe, claims the author's result, or loses its schema."""
+    shown = charlm("recipe", "show", name).text
+    (desk / "mine.yaml").write_text(shown, encoding="utf-8")
+    assert load_recipe("mine.yaml").recipe == load_recipe(name).recipe.model_copy(update={"figure": None})
+    first, *rest = shown.splitlines()
+    schema = Path(unquote(urlsplit(first.partition("$schema=")[2]).path))
+    assert schema.is_file() and "corpus" in json.loads(schema.read_text(encoding="utf-8"))["properties"]
+    assert set(rest) - set(shipped_files("configs")[name].read_text(encoding="utf-8").splitlines()) == {
+        "# `charlm recipe list` shows what the shipped recipe reached."
+    }
 
 
 def test_keys_lists_every_key_and_what_is_fixed(charlm: Callable[..., Any]) -> None:

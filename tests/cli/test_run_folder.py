@@ -46,7 +46,7 @@ def test_a_run_is_trained_again_from_its_own_config(charlm, desk):
     anew = charlm("train", "run/config.yaml", "--out", "run", "--overwrite", "--max-steps", 2)
     assert anew.code == 0
     assert (desk / "run" / "notes.txt").exists() and not (desk / "run.old-1" / "notes.txt").exists()
-    command = next(line for line in anew.err.splitlines() if line.startswith("go on")).split()[3:]
+    command = next(line for line in anew.err.splitlines() if line.startswith("resume with")).split()[3:]
     assert charlm(*command, "--max-steps", 3, "--json", "-q").record["resumed_from"] == 2
 
 
@@ -56,7 +56,7 @@ def test_names_that_are_not_utf_8(charlm, desk):
     first = charlm("train", "recipe.yaml", "--out", out, "--max-steps", 2, "--json")
     assert first.code == 0, first.err
     assert Path(first.record["checkpoint"]).is_file()
-    line = next(line for line in first.err.splitlines() if line.startswith("go on")).removeprefix("go on").strip()
+    line = next(line for line in first.err.splitlines() if line.startswith("resume with")).removeprefix("resume with").strip()
     assert line.isascii() and line.isprintable()
     shell = 'import os, sys; sys.stdout.buffer.write(b"\\0".join(map(os.fsencode, sys.argv[1:])))'
     script = f"charlm() {{ {sys.executable} -c '{shell}' \"$@\"; }}; {line}"

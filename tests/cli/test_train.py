@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import time
 from pathlib import Path
 
 import pytest
@@ -131,8 +132,8 @@ def test_a_finished_run_resumed_is_finished_still(charlm, desk):
 def test_the_printed_command_goes_on_even_with_odd_names(charlm, desk):
     """Failing would mean that the resume command breaks when it is pasted."""
     done = charlm("train", "recipe.yaml", "--out", "mein Lauf ü", "--set", "sample.prompt=a b", "--max-steps", 2)
-    line = next(line for line in done.err.splitlines() if line.startswith("go on"))
-    command = shlex.split(line.removeprefix("go on"))
+    line = next(line for line in done.err.splitlines() if line.startswith("resume with"))
+    command = shlex.split(line.removeprefix("resume with"))
     assert command[0] == "charlm"
     gone_on = charlm(*command[1:], "--max-steps", 3, "--json", "-q")
     assert gone_on.record["resumed_from"] == 2
@@ -195,10 +196,105 @@ def test_lines_of_the_live_display_fit_the_terminal(terminal_columns):
     from charlm.training.events import Evaluated, StepDone
 
     wide = terminal_columns >= 110
-    trainer = Thing(plan=Thing(steps=100_000), batches=Thing(shape=Thing(batch=32, steps=64)))
+    limits = Thing(max_steps=None, max_seconds=1e9, started_at=0.0)
+    trainer = Thing(plan=Thing(steps=100_000), batches=Thing(shape=Thing(batch=32, steps=64)), limits=limits)
     status, left = status_line(StepDone(12_345, 17.25, 1.2345, 2e-3, 0.5, 123_456.0), trainer, wide)
     assert len(f"{status} {left}") <= terminal_columns
-    assert len(evaluation_line(Evaluated(12_345, 1.2345, True, True), 1.2345, wide)) <= terminal_columns
+    for characters, of in ((50_000, 499_579), (200_000, 1_100_000), (599, 599)):
+        line = evaluation_line(Evaluated(12_345, 1.2345, True, True, characters, of), 1.2345, wide)
+        assert len(line) <= terminal_columns
+
+
+def test_the_time_left_is_that_to_the_earlier_end():
+    """Failing would mean that a run with a limit promises minutes that it does not have."""
+    from types import SimpleNamespace as Thing
+
+    from charlm.cli.watch import status_line
+    from charlm.training.events import StepDone
+
+    def left(seconds: float | None, steps: int | None, max_steps: int | None = None) -> str:
+        limits = Thing(max_steps=max_steps, max_seconds=seconds, started_at=time.monotonic())
+        trainer = Thing(plan=Thing(steps=steps), batches=Thing(shape=Thing(batch=1, steps=10)), limits=limits)
+        return status_line(StepDone(10, 1.0, 1.0, 1.0, 1.0, 10.0), trainer, False)[1]
+
+    assert left(None, 110) == "1 min 40 s left"
+    assert left(1000, 110) == "1 min 40 s left"
+    assert left(60, 110) == "1 min 00 s left (limit)"
+    assert left(60, None) == "1 min 00 s left (limit)"
+    assert left(None, 110, max_steps=30) == "20 s left"
+    assert left(None, None) == ""
+
+
+def test_the_summary_says_which_weights_and_which_characters(charlm, desk):
+    """Failing would mean that a quick result is taken for the exact one, or one step's weights for another's."""
+    keys = ["--set", "evaluate.characters=50", "--set", "evaluate.warm=10"]
+    done = charlm("train", "recipe.yaml", "--out", "run", "--max-steps", 7, *keys)
+    lines = [line for line in done.err.splitlines() if line.strip()]
+    assert any("step 5: " in line and "on 50 of 149 chars" in line for line in lines)
+    assert "stopped       max steps at step 7, epoch" in done.err and "; 20 planned" in done.err
+    assert "best weights  step 7; the schedule's best, step 5, is kept" in done.err
+    assert "exact: fp32, state carried, all 149 characters" in done.err
+    assert "nats on 50 of 149 characters, evenly spread" in done.err
+    assert "exact on the same 50 characters" in done.err
+    finished = charlm("train", "recipe.yaml", "--out", "run", "--resume", "auto", *keys)
+    assert "best weights  step 20\n" in finished.err
+    again = charlm("train", "recipe.yaml", "--out", "run", "--resume", "auto", *keys)
+    assert "this run is finished" in again.err and "--set train.updates=40" in again.err
+
+
+def test_a_text_is_a_recipe(charlm, desk):
+    """Failing would mean that the first thing a user tries, training on a text, answers with errors about YAML."""
+    folder = desk / "texts"
+    folder.mkdir()
+    for name in ("a.txt", "b.txt"):
+        (folder / name).write_bytes((desk / "text.txt").read_bytes())
+    (desk / "My Text (1).txt").write_bytes((desk / "text.txt").read_bytes())
+    few = ["--set", "model.hidden=4", "--max-steps"]
+    for given, name in (("text.txt", "text"), ("./texts", "texts"), ("texts/*.txt", "texts"), ("My Text (1).txt", "My-Text-1")):
+        done = charlm("train", given, *few, 1, "--overwrite")
+        assert done.code == 0, done.err
+        config = f"checkpoints/{name}/config.yaml"
+        assert f"{config}, written for {given}" in done.err.splitlines()[0]
+        line = next(line for line in done.err.splitlines() if line.startswith("resume with"))
+        resumed = charlm(*shlex.split(line.removeprefix("resume with"))[1:], "--max-steps", 2, "--json", "-q")
+        assert (resumed.code, resumed.record["resumed_from"]) == (0, 1)
+        assert charlm("sample", name, "--length", 1).code == 0
+    assert charlm("train", config, *few, 1, "--out", "again", "-q").code == 0
+    (desk / "bare").write_bytes((desk / "text.txt").read_bytes())
+    refused = charlm("train", "bare")
+    assert refused.code == 2 and "write ./bare" in refused.err
+    a_run = charlm("train", "checkpoints/texts")
+    assert a_run.code == 2 and "is a run's folder" in a_run.err and "--resume auto" in a_run.err
+    missing = charlm("train", "nothing.txt")
+    assert missing.code == 2 and "nothing.txt does not exist" in missing.err
+
+
+@pytest.mark.parametrize(
+    ("changed", "arguments", "compares"),
+    [
+        ({}, [], True),
+        ({}, ["--seed", "4", "--set", "sample.length=3"], True),
+        ({}, ["--set", "model.dropout=0.1"], False),
+        ({}, ["--max-steps", "19"], False),
+        ({"corpus": "other.txt"}, [], False),
+        ({"figure": 3.0, "corpus": "other.txt"}, [], True),
+    ],
+)
+def test_only_the_authors_own_recipe_is_compared_with_its_result(charlm, desk, monkeypatch, changed, arguments, compares):
+    """Failing would mean that another text, or an overridden recipe, is measured against the author's result."""
+    text = (desk / "recipe.yaml").read_text(encoding="utf-8")
+    text += "figure: {metric: validation_nats, value: 2.0}\n"
+    (desk / "shipped.yaml").write_text(text, encoding="utf-8")
+    (desk / "other.txt").write_bytes((desk / "text.txt").read_bytes())
+    text = text.replace("./text.txt", changed.get("corpus", "./text.txt"))
+    text = text.replace("value: 2.0", f"value: {changed.get('figure', 2.0)}")
+    (desk / "mine.yaml").write_text(text, encoding="utf-8")
+    shipped = {"shipped": desk / "shipped.yaml"}
+    monkeypatch.setattr("charlm.config.shipped_files", lambda kind: shipped)
+    monkeypatch.setattr("charlm.resources.shipped_files", lambda kind: shipped)
+    done = charlm("train", "mine.yaml", "--out", "run", *arguments)
+    assert done.code == 0, done.err
+    assert ("this recipe states" in done.err) is compares
 
 
 def test_going_on_needs_neither_the_unit_nor_the_split_again(charlm, desk):

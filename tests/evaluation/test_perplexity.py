@@ -74,9 +74,9 @@ class CountingModel:
         self.read += list(zip(ids.flatten().tolist(), context.flatten().tolist(), strict=True))
         return torch.stack([ids.float(), context], dim=-1), (state[0] + len(ids),)
 
-    def cross_entropy(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def nll(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         self.scored = [*getattr(self, "scored", []), features.clone()]
-        return (targets >= 0).sum() * math.log(self.vocabulary_size)
+        return (targets >= 0).double() * math.log(self.vocabulary_size)
 
 
 # -- carried ---------------------------------------------------------------------------------------------------------

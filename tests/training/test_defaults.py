@@ -67,10 +67,17 @@ def test_who_gives_a_length_has_a_plan(train: dict[str, Any], is_open: bool) -> 
     assert defaults.is_open(_recipe(train=train)) is is_open
 
 
-def _started(corpus: Path, out: Path, *overrides: str, max_steps: int | None, resume: Any = "never") -> Any:
+def _started(
+    corpus: Path,
+    out: Path,
+    *overrides: str,
+    max_steps: int | None,
+    resume: Any = "never",
+    max_seconds: float | None = None,
+) -> Any:
     """A recipe that says only its corpus, ready to run."""
     recipe = validate_recipe(apply_overrides({"corpus": str(corpus)}, ("train.threads=1", *overrides)), "a test")
-    limits = Limits(time.monotonic(), max_steps)
+    limits = Limits(time.monotonic(), max_steps, max_seconds)
     return start(LoadedRecipe("mine", recipe, corpus.parent), Options(out, limits, resume=resume, device="cpu"))
 
 
@@ -103,6 +110,49 @@ def test_a_time_is_a_budget(tmp_path: Path, english_file: Path) -> None:
     assert passes[0] == passes[1] > 0
     line = json.loads((tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert line["learning_rate"] == pytest.approx(0.005)
+
+
+SMALL = ("model.hidden=8", "train.batch=2", "train.steps=4")
+"""So slow for each character that a few seconds are less than 40 passes."""
+
+
+def test_a_time_limit_plans_a_length_that_is_open(tmp_path: Path, english_file: Path) -> None:
+    """If this fails, `--max-time` cuts the cosine of a long plan in its middle, or a resumed run is planned anew."""
+    first = _ended(_started(english_file, tmp_path, *SMALL, max_steps=1, max_seconds=4.0))
+    epochs = first.trainer.recipe.train.epochs
+    assert 0 < epochs < 40
+    assert load(tmp_path / "last.safetensors").recipe.train.time is None, "a limit of the command is not the recipe's"
+    for limit in (None, 60.0):
+        again = _ended(_started(english_file, tmp_path, *SMALL, max_steps=2, max_seconds=limit, resume="must"))
+        assert again.trainer.recipe.train.epochs == epochs
+        assert not [notice for notice in again.notices if "planned length" in notice]
+
+
+def test_a_time_limit_leaves_a_given_length_alone(tmp_path: Path, english_file: Path) -> None:
+    """If this fails, a limit changes the schedule of a recipe that gives its length."""
+    begun = _ended(_started(english_file, tmp_path, "train.updates=5000", max_steps=1, max_seconds=4.0))
+    assert begun.trainer.plan.steps == 5000
+
+
+def test_another_time_replans_a_resumed_run_once(tmp_path: Path, english_file: Path) -> None:
+    """If this fails, `--set train.time=…` cannot lengthen a planned run, or lengthens it at each resume."""
+    first = _ended(_started(english_file, tmp_path, *SMALL, max_steps=1, max_seconds=3.0))
+    longer = _ended(_started(english_file, tmp_path, *SMALL, "train.time=8s", max_steps=2, resume="must"))
+    assert longer.trainer.plan.steps > first.trainer.plan.steps
+    assert [notice for notice in longer.notices if f"now {longer.trainer.plan.steps:,} steps" in notice]
+    again = _ended(_started(english_file, tmp_path, *SMALL, "train.time=8s", max_steps=3, resume="must"))
+    assert again.trainer.plan.steps == longer.trainer.plan.steps
+    assert not [notice for notice in again.notices if "planned length" in notice]
+
+
+def test_another_length_keeps_what_was_chosen(tmp_path: Path, english_file: Path) -> None:
+    """If this fails, a planned run that is lengthened goes on with another learning rate and dropout than it began with."""
+    first = _ended(_started(english_file, tmp_path, "model.hidden=8", max_steps=1))
+    again = _started(english_file, tmp_path, "model.hidden=8", "train.updates=5000", max_steps=2, resume="must")
+    again.trainer.folder.close()
+    was, now = first.trainer.recipe, again.trainer.recipe
+    assert (now.model, now.evaluate) == (was.model, was.evaluate)
+    assert now.train == was.train.model_copy(update={"epochs": None, "updates": 5000})
 
 
 def test_a_short_time_is_still_mostly_for_learning(tmp_path: Path) -> None:

@@ -71,9 +71,9 @@ def _assert_same_run(one: Path, other: Path) -> None:
     assert [name for name in mine if mine[name] != theirs[name]] == []
     assert _metrics(one) == _metrics(other)
     assert (one / "samples.txt").read_bytes() == (other / "samples.txt").read_bytes()
-    best = [load(folder / "best.safetensors") for folder in (one, other)]
-    assert all(torch.equal(best[0].weights[name], best[1].weights[name]) for name in best[0].weights)
-    assert best[0].progress == best[1].progress
+    sums = [describe(folder / "best.safetensors")["sha256"] for folder in (one, other)]  # of metadata and tensors
+    assert sums[0] == sums[1]
+    assert {path.name for path in one.glob("best*")} == {path.name for path in other.glob("best*")}
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +122,106 @@ def test_2k_steps_are_k_steps_a_new_process_and_k_steps(
     assert load(first / "last.safetensors").progress["position"] == [0, K], "not inside an epoch"
     assert (record["step"], record["resumed_from"], record["stopped_because"]) == (2 * K, K, "finished")
     _assert_same_run(whole(case), second)
+
+
+def test_some_stops_beat_the_schedules_best(halves: dict[str, tuple[Path, Path, dict[str, Any]]]) -> None:
+    """If this fails, the test above never restores a best that a stop's weights had replaced."""
+    aside = [case for case, (first, _, _) in halves.items() if (first / "best-of-schedule.safetensors").exists()]
+    assert len(aside) > len(CASES) / 2
+    for case in aside:
+        assert describe(halves[case][0] / "best.safetensors")["progress"]["step"] == K
+    assert not any((second / "best-of-schedule.safetensors").exists() for _, second, _ in halves.values())
+
+
+BEST_KEYS = ("evaluate.every=4", "checkpoint.every=2", "train.updates=10")
+"""A run whose loss falls: stopped at step 7, its weights beat those of step 4."""
+
+
+@pytest.mark.parametrize(
+    "killed_at", ["set aside", "best of the stop written", "restored before a step", "hard links of one file", "no hard links"]
+)
+def test_a_kill_around_a_stops_best_loses_neither(
+    tmp_path: Path,
+    tiny_run: Callable[..., Any],
+    begin: Callable[..., Any],
+    english_file: Path,
+    killed_at: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """If this fails, a kill while `best` is exchanged leaves a run with another best than an uninterrupted one, or none."""
+    from charlm.training.run_folder import RunFolder
+
+    class KilledError(BaseException):
+        pass
+
+    def die(*_: Any, **__: Any) -> None:
+        raise KilledError
+
+    if killed_at == "no hard links":
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("not supported")))
+    tiny_run(english_file, tmp_path / "whole", *BEST_KEYS)
+    out = tmp_path / "cut"
+    best, aside = out / "best.safetensors", out / "best-of-schedule.safetensors"
+    tiny_run(english_file, out, *BEST_KEYS, max_steps=4)
+    with monkeypatch.context() as patch:
+        trainer = begin(english_file, out, *BEST_KEYS, resume="must", max_steps=7).trainer
+        if killed_at in ("set aside", "hard links of one file", "no hard links"):
+            patch.setattr(RunFolder, "save_best", die)
+        elif killed_at == "best of the stop written":
+            patch.setattr(type(trainer), "_best_model", die)
+        try:
+            for _ in trainer.run():
+                pass
+        except KilledError:
+            pass
+        trainer.folder.close()
+    assert describe(aside)["progress"]["step"] == 4
+    if killed_at == "hard links of one file":
+        assert best.samefile(aside)
+    if killed_at == "restored before a step":
+        begin(english_file, out, *BEST_KEYS, resume="must").trainer.folder.close()
+        assert describe(best)["progress"]["step"] == 4 and not aside.exists()
+    tiny_run(english_file, out, *BEST_KEYS, resume="must")
+    _assert_same_run(tmp_path / "whole", out)
+
+
+def test_a_stopped_run_stopped_again_keeps_the_schedules_best(
+    tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path
+) -> None:
+    """If this fails, looking at a stopped run with --resume, or two stops in a row, make the run another one."""
+    tiny_run(english_file, tmp_path / "whole", *BEST_KEYS)
+    for step in (6, 6, 7):
+        run = tiny_run(english_file, tmp_path / "cut", *BEST_KEYS, resume="auto", max_steps=step)
+        assert (run.record["best_step"], run.record["schedule_best_step"]) == (step, 4)
+        assert describe(tmp_path / "cut" / "best.safetensors")["progress"]["step"] == step
+    (tmp_path / "cut" / "last.safetensors").write_bytes(b"damaged")  # `previous`: step 6
+    tiny_run(english_file, tmp_path / "cut", *BEST_KEYS, resume="must")
+    _assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_another_length_and_a_finished_run_are_said(tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path) -> None:
+    """If this fails, a schedule is replaced without a word, or a finished run seems to do nothing for no reason."""
+    keys = ("evaluate.every=5",)
+    tiny_run(english_file, tmp_path / "r", *keys, "train.updates=6")
+    run = tiny_run(english_file, tmp_path / "r", *keys, "train.updates=6", resume="auto")
+    (said,) = [notice for notice in run.notices if "finished" in notice]
+    assert "6 steps" in said and "--set train.updates=12" in said
+    longer = tiny_run(english_file, tmp_path / "r", *keys, "train.updates=12", resume="auto")
+    (said,) = [notice for notice in longer.notices if "planned length" in notice]
+    assert "12 steps, not 6 steps" in said and "from step 7 on" in said and "cosine" in said
+    assert (longer.record["step"], longer.record["stopped_because"]) == (12, "finished")
+    again = tiny_run(english_file, tmp_path / "r", *keys, "train.updates=12", resume="auto")
+    assert not [notice for notice in again.notices if "planned length" in notice]
+
+
+def test_a_run_that_stopped_early_says_so_when_resumed(
+    tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path
+) -> None:
+    """If this fails, resuming a run that early stopping ended does nothing, and does not say why."""
+    keys = ("train.lr=1e-30", "evaluate.every=2", "evaluate.patience=2")
+    assert tiny_run(english_file, tmp_path / "r", *keys).record["stopped_because"] == "early stopping"
+    run = tiny_run(english_file, tmp_path / "r", *keys, resume="auto")
+    assert any("2 evaluations in a row" in notice and "evaluate.patience=4" in notice for notice in run.notices)
 
 
 def test_the_two_halves_differ(halves: dict[str, tuple[Path, Path, dict[str, Any]]]) -> None:
@@ -315,7 +415,9 @@ def test_a_real_process_interrupted_or_killed_goes_on_exactly(
         tiny_run(english_file, tmp_path / f"{out.name}-whole", *keys, max_steps=end)
         _assert_same_run(tmp_path / f"{out.name}-whole", out)
         headings = re.findall(r"step (\d+), epoch", (out / "samples.txt").read_text(encoding="utf-8"))
-        assert [int(number) for number in headings] == [*range(1, end + 1), end], "each step once, and one at the end"
+        best = describe(out / "best.safetensors")["progress"]["step"]
+        expected = [*range(1, end + 1)] + [end] * (best != end)
+        assert [int(number) for number in headings] == expected, "each step once, and that of an earlier best at the end"
 
 
 # -- what is there and what is not -----------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,21 @@ def test_a_short_text_is_memorised(tmp_path: Path, tiny_run: Callable[..., Any],
     assert run.record["train_perplexity"] < 1.1
     assert run.record["perplexity"] == pytest.approx(math.exp(run.record["nats_per_character"]))
     assert run.events[-1].samples[0].text == "ck brown fox jumps over the la"
+
+
+@pytest.mark.parametrize("seed", [3, 4, 9, 13])
+def test_hello_is_learned_with_any_seed(tmp_path: Path, seed: int) -> None:
+    """If this fails, the smallest recipe depends on luck: letters that occur once were withheld from training."""
+    from charlm.config import load_recipe
+    from charlm.training.plan import Limits
+    from charlm.training.start import Options, start
+
+    loaded = load_recipe("hello", [f"train.seed={seed}", "train.threads=1"])
+    trainer = start(loaded, Options(out=tmp_path / "r", limits=Limits(time.monotonic()), device="cpu")).trainer
+    finished = list(trainer.run())[-1]
+    trainer.folder.close()
+    assert finished.record["train_perplexity"] < 1.05
+    assert [sample.text for sample in finished.samples] == ["o"]
 
 
 def test_weight_decay_acts_on_matrices_alone(network: Callable[..., Any]) -> None:
@@ -291,8 +307,8 @@ def test_early_stopping_counts_across_a_resume(
 def test_best_is_the_best_regular_evaluation(
     tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path, scripted: Callable[[list[float]], None]
 ) -> None:
-    """If this fails, `best` holds other weights than those that were validated best, or a stop's evaluation took it."""
-    scripted([2.0, 1.0, 1.5, 0.1])  # the last one is that of the stop, at step 8
+    """If this fails, `best` holds other weights than those that were validated best."""
+    scripted([2.0, 1.0, 1.5, 1.1])  # the last one is that of the stop, at step 7
     run = tiny_run(english_file, tmp_path / "r", "evaluate.every=2", "checkpoint.keep_every=4", max_steps=7)
     evaluations = [(e.step, e.is_best, e.regular) for e in run.events if isinstance(e, Evaluated)]
     assert evaluations == [(2, True, True), (4, True, True), (6, False, True), (7, False, False)]
@@ -301,6 +317,28 @@ def test_best_is_the_best_regular_evaluation(
     assert all(torch.equal(best.weights[name], then.weights[name]) for name in best.weights)
     assert run.record["best_validation_nats"] == 1.0
     assert run.record["checkpoint"].endswith("best.safetensors")
+    assert not (run.folder / "best-of-schedule.safetensors").exists()
+
+
+def test_a_stop_that_beats_best_is_reported(
+    tmp_path: Path,
+    tiny_run: Callable[..., Any],
+    recipe_for: Callable[..., Any],
+    english_file: Path,
+    scripted: Callable[[list[float]], None],
+) -> None:
+    """If this fails, a time limit loses the best model, or the record tells of other weights than those it names."""
+    from charlm.data.dataset import open_dataset
+
+    scripted([2.0, 1.0, 1.5, 0.9])
+    run = tiny_run(english_file, tmp_path / "r", "evaluate.every=2", "checkpoint.keep_every=7", max_steps=7)
+    best, stop = (load(run.folder / f"{name}.safetensors") for name in ("best", "step-7"))
+    assert all(torch.equal(best.weights[name], stop.weights[name]) for name in best.weights)
+    assert (run.record["best_step"], run.record["best_validation_nats"], run.record["schedule_best_step"]) == (7, 0.9, 4)
+    score = carried(best.model(torch.device("cpu")), open_dataset(recipe_for(english_file)).text("validation"))
+    assert run.record["nats_per_character"] == pytest.approx(score.nats_per_character, rel=1e-9)
+    assert load(run.folder / "best-of-schedule.safetensors").progress["step"] == 4
+    assert load(run.folder / "last.safetensors").progress["best"]["step"] == 4, "early stopping would go by the stop's"
 
 
 def test_a_stop_before_the_first_evaluation_still_leaves_a_best(
@@ -373,6 +411,55 @@ def test_no_more_time_than_was_given(tmp_path: Path, tiny_run: Callable[..., Any
     assert any(isinstance(event, Evaluated) for event in run.events)
 
 
+def test_the_exact_evaluation_ends_with_the_time(
+    tmp_path: Path, begin: Callable[..., Any], english_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If this fails, a machine that has become slower exceeds --max-time, or what was read by then is thrown away."""
+    monkeypatch.setattr(perplexity.carried, "__kwdefaults__", perplexity.carried.__kwdefaults__ | {"chunk": 100})
+    trainer = begin(english_file, tmp_path / "r", "evaluate.characters=100", max_steps=2, max_seconds=1000.0).trainer
+
+    def slow(done: int, total: int) -> None:
+        if done == 200:
+            monkeypatch.setattr(time, "monotonic", lambda: trainer.limits.started_at + 999.5)
+
+    record = list(trainer.run(slow))[-1].record
+    trainer.folder.close()
+    best = load(tmp_path / "r" / "best.safetensors").model(torch.device("cpu"))
+    assert (record["context"], record["characters"], record["validation_length"]) == ("carried", 300, 599)
+    assert record["exact_nats_of_validation_characters"] is None, "the quick ones lie beyond"
+    expected = carried(best, trainer.dataset.text("validation")[slice(0, 301)]).nats_per_character
+    assert record["nats_per_character"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_exact_evaluation_can_be_skipped(tmp_path: Path, begin: Callable[..., Any], english_file: Path) -> None:
+    """If this fails, Ctrl-C at the end of a run waits for minutes, or the record claims an exact result."""
+    trainer = begin(english_file, tmp_path / "r", max_steps=7).trainer
+    told = []
+
+    def skip(done: int, total: int) -> None:
+        told.append((done, total))
+        trainer.request_stop("interrupted")
+
+    record = list(trainer.run(skip))[-1].record
+    trainer.folder.close()
+    assert told == [(0, 599)]
+    assert (record["context"], record["stopped_because"], record["step"]) == ("segments", "interrupted", 7)
+    assert record["nats_per_character"] == record["best_validation_nats"]
+
+
+def test_quick_and_exact_validation_are_compared_on_the_same_characters(
+    tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path
+) -> None:
+    """If this fails, nobody can tell whether the two results differ by their characters or by a mistake."""
+    run = tiny_run(english_file, tmp_path / "r", "evaluate.characters=120", "evaluate.segments=3", "evaluate.warm=20")
+    record = run.record
+    assert (record["validation_characters"], record["validation_length"], record["characters"]) == (120, 599, 599)
+    assert record["exact_nats_of_validation_characters"] == pytest.approx(record["best_validation_nats"], abs=5e-3)
+    assert abs(record["nats_per_character"] - record["best_validation_nats"]) > 1e-2, "alike, this shows nothing"
+    events = [event for event in run.events if isinstance(event, Evaluated)]
+    assert {(event.characters, event.of) for event in events} == {(120, 599)}
+
+
 def test_a_request_to_stop_finishes_the_step_and_saves(tmp_path: Path, begin: Callable[..., Any], english_file: Path) -> None:
     """If this fails, Ctrl-C loses work, or touches what only a regular evaluation may change."""
     trainer = begin(english_file, tmp_path / "r").trainer
@@ -385,7 +472,7 @@ def test_a_request_to_stop_finishes_the_step_and_saves(tmp_path: Path, begin: Ca
     finished = events[-1]
     assert isinstance(finished, Finished)
     assert (finished.record["step"], finished.record["stopped_because"]) == (8, "interrupted")
-    assert finished.record["best_step"] == 5
+    assert (finished.record["best_step"], finished.record["schedule_best_step"]) == (8, 5)
     stored = load(tmp_path / "r" / "last.safetensors")
     assert stored.progress["step"] == 8
     assert stored.progress["worse_in_a_row"] == 0
@@ -400,7 +487,10 @@ def test_what_happens_when(tmp_path: Path, tiny_run: Callable[..., Any], english
     )  # fmt: skip
     assert [e.step for e in run.events if isinstance(e, StepDone)] == list(range(1, 21))
     assert [e.step for e in run.events if isinstance(e, Evaluated)] == [6, 12, 18, 20]
-    assert [e.step for e in run.events if isinstance(e, Sampled)] == [5, 5, 10, 10, 15, 15, 20, 20, 20, 20]
+    assert [e.step for e in run.events if isinstance(e, Sampled)] == [5, 5, 10, 10, 15, 15, 20, 20]
+    headings = re.findall(r"step (\d+), epoch", (run.folder / "samples.txt").read_text(encoding="utf-8"))
+    assert headings == ["5", "5", "10", "10", "15", "15", "20", "20"], "the last one twice"
+    assert [sample.step for sample in run.events[-1].samples] == [20, 20]
     assert {4, 8, 12, 16, 20} <= {e.step for e in run.events if isinstance(e, Saved)}
     assert sorted(path.name for path in run.folder.glob("step-*")) == ["step-16.safetensors", "step-8.safetensors"]
     assert {path.name for path in run.folder.iterdir()} >= {

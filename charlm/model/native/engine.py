@@ -68,6 +68,10 @@ class NativeEngine:
         """See :class:`charlm.model.engines.Engine`."""
         return loss.cross_entropy(features, weight, bias, targets, _operands())
 
+    def nll(self, features: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+        """See :class:`charlm.model.engines.Engine`."""
+        return loss.nll(features, weight, bias, targets, _operands())
+
 
 class Weights(NamedTuple):
     """A layer's weights as the kernels want them.
