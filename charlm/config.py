@@ -377,7 +377,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedRecip
                 f"{name_or_path} is a run's folder, not a text; its recipe is {config}. To resume the run: "
                 f"charlm train {config} --out {name_or_path} --resume auto"
             )
-        recipe = validate_recipe(apply_overrides({"corpus": name_or_path}, overrides), origin=f"the text {name_or_path}")
+        recipe = validate_recipe(apply_overrides({"corpus": name_or_path}, overrides), f"the text {name_or_path}", overrides)
         return LoadedRecipe(recipe_name(name_or_path), recipe, Path.cwd(), of_text=True)
     path = find_recipe(name_or_path)
     try:
