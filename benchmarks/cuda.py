@@ -51,8 +51,8 @@ from charlm.runtime import device_name, prepare, resolve_device
 
 SECTIONS = ("parity", "training", "evaluation", "sampling", "memory")
 D2L = Shape()
-LARGE = Shape(hidden=512, steps=128, batch=64)
-TINY = Shape(hidden=8, symbols=6, steps=4, batch=2)
+LARGE = Shape(hidden=512, seq_length=128, batch=64)
+TINY = Shape(hidden=8, symbols=6, seq_length=4, batch=2)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -120,7 +120,7 @@ Section = Callable[[torch.device, bool], tuple[Any, list[str]]]
 
 def run_parity(device: torch.device, tiny: bool) -> tuple[Any, list[str]]:
     """Every check of ``parity``, a line each."""
-    sizes = {"hidden": 8, "steps": 3, "length": 600} if tiny else {}
+    sizes = {"hidden": 8, "seq_length": 3, "length": 600} if tiny else {}
     findings = []
     for check in parity.checks(device, **sizes):
         finding = check.run()
@@ -171,7 +171,7 @@ def run_memory(device: torch.device, tiny: bool) -> tuple[Any, list[str]]:
             for precision in precisions_on(device):
                 about = Configuration("train", "lstm", engine, precision)
                 section = section_of(about.cell, shape)
-                activations = activation_bytes(section, shape.symbols, shape.batch, shape.steps, precision, "torch")
+                activations = activation_bytes(section, shape.symbols, shape.batch, shape.seq_length, precision, "torch")
                 weights = 4 * count_parameters(section, shape.symbols)
                 peak = peak_on_gpu(about, shape, device)
                 rows.append(
@@ -190,7 +190,7 @@ RUN: dict[str, Section] = {
     "parity": run_parity,
     "training": run_training,
     "evaluation": run_evaluation,
-    "sampling": run_sampling,
+    "batching": run_sampling,
     "memory": run_memory,
 }
 

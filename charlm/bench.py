@@ -79,7 +79,7 @@ class Shape:
 
     hidden: int = 256
     symbols: int = 28
-    steps: int = 35
+    seq_length: int = 35
     batch: int = 32
     layers: int = 1
 
@@ -388,7 +388,7 @@ def peak_memory(about: Configuration, shape: Shape, device: torch.device, thread
 def _peak_memory_here(about: Configuration, shape: Shape, device_name: str, threads: int) -> int | None:
     prepare(threads)
     device = torch.device(device_name)
-    _warm_up(build(about, Shape(hidden=2, symbols=2, steps=2, batch=1, layers=shape.layers), device))
+    _warm_up(build(about, Shape(hidden=2, symbols=2, seq_length=2, batch=1, layers=shape.layers), device))
     if device.type == "cuda":
         return peak_on_gpu(about, shape, device)
     try:
@@ -555,7 +555,7 @@ def _model(about: Configuration, shape: Shape, device: torch.device) -> Language
 
 def _batches(shape: Shape, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """A few random batches, ``(T, B)`` inputs and targets, over and over."""
-    ids = torch.from_numpy(_random_ids(shape, _BATCHES, shape.steps + 1, shape.batch)).to(device)
+    ids = torch.from_numpy(_random_ids(shape, _BATCHES, shape.seq_length + 1, shape.batch)).to(device)
     return itertools.cycle([(batch[:-1], batch[1:]) for batch in ids])
 
 

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from charlm import __version__
-from charlm.config import MAX_THREADS, Recipe, is_path, path_of, validate_recipe
+from charlm.config import MAX_THREADS, Recipe, is_path, path_of, validate_recipe, with_present_names
 from charlm.data.vocabulary import Vocabulary
 from charlm.errors import CharlmError, CheckpointError, UsageError
 from charlm.files import is_utf8, to_json, whole_path
@@ -34,8 +34,8 @@ from charlm.model.cells import State
 from charlm.model.engines import resolve_engine
 from charlm.model.language_model import LanguageModel, parameter_shapes, state_shapes
 
-FORMAT = 1
-"""Version of the file's layout; a file of another version is refused."""
+FORMAT = 2
+"""Version of the file's layout. Format 1 had other names for some of the recipe's keys, and is read too."""
 
 RUNS = Path("checkpoints")
 """Where runs are written and looked for by name, from the current folder."""
@@ -101,7 +101,7 @@ class _FullProgress(_Progress):
 class _Description(_Described):
     """The JSON text, but for recipe and vocabulary, which have readers of their own."""
 
-    format: Literal[1]
+    format: Literal[1, 2]
     charlm: str
     recipe: dict[str, Any]
     vocabulary: dict[str, Any]
@@ -381,11 +381,13 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
         found = described["format"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise CheckpointError(f"{path} is damaged: its description is not readable") from None
-    if found != FORMAT:
-        raise CheckpointError(
-            f"{path} has format version {str(found)[:60]}, this charlm reads version {FORMAT}; use the charlm that wrote it"
-        )
     assert isinstance(described, dict)
+    if found == 1 and isinstance(described.get("recipe"), dict):
+        described["recipe"] = with_present_names(described["recipe"])
+    elif found != FORMAT:
+        raise CheckpointError(
+            f"{path} has format version {str(found)[:60]}, this charlm reads 1 to {FORMAT}; use the charlm that wrote it"
+        )
     return described
 
 

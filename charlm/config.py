@@ -206,9 +206,9 @@ class TrainSection(Section):
 
     batch: Annotated[int, Field(ge=1, le=1_000_000, json_schema_extra=FIXED)] = 32
     """Streams B that are read side by side."""
-    steps: Annotated[int, Field(ge=1, le=1_000_000, json_schema_extra=FIXED)] = 64
+    seq_length: Annotated[int, Field(ge=1, le=1_000_000, json_schema_extra=FIXED)] = 64
     """Time steps T of truncated backpropagation through time."""
-    sampling: Annotated[Literal["streams", "windows"], Field(json_schema_extra=FIXED)] = "streams"
+    batching: Annotated[Literal["streams", "windows"], Field(json_schema_extra=FIXED)] = "streams"
     """`streams`: B contiguous streams with carried state; `windows`: B random windows from a zero state."""
     random_offset: Annotated[bool, Field(json_schema_extra=FIXED)] = False
     """Skip a random 0 to T−1 characters at each epoch's start (d2l)."""
@@ -240,12 +240,12 @@ class TrainSection(Section):
     """Decay per step of a moving average of the weights (0.999: about a thousand steps; 0: none). It is validated too, and is
     the run's `best` when it is better than the weights themselves."""
     epochs: Annotated[float | None, Field(gt=0, le=1_000_000)] = None
-    """Planned passes over the training text. Without `updates` too, this and more follows from the text's length (guide),
+    """Planned passes over the training text. Without `total_steps` too, this and more follows from the text's length (guide),
     unless `time` alone ends a schedule that needs no length (any but `cosine`)."""
-    updates: Steps | None = None
-    """Planned length in optimiser steps, instead of `epochs`."""
+    total_steps: Steps | None = None
+    """Planned length in optimizer steps, instead of `epochs`."""
     time: Seconds | None = None
-    """Stop after this long (`90s`, `10m`), last evaluation included. Beside `epochs` or `updates` it changes no schedule;
+    """Stop after this long (`90s`, `10m`), last evaluation included. Beside `epochs` or `total_steps` it changes no schedule;
     without them it is the budget that the length is planned for, if the schedule is `cosine`."""
     precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], Field(json_schema_extra=FIXED)] = "auto"
     """Arithmetic of matrix products: `auto` is bf16 where the processor multiplies it fast, else fp32. fp16: CUDA only."""
@@ -256,10 +256,10 @@ class TrainSection(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainSection:
-        if self.epochs is not None and self.updates is not None:
-            raise ValueError("epochs and updates both give the planned length; keep one")
-        if self.sampling == "windows" and (self.random_offset or self.drop_last):
-            raise ValueError("random_offset and drop_last belong to sampling: streams")
+        if self.epochs is not None and self.total_steps is not None:
+            raise ValueError("epochs and total_steps both give the planned length; keep one")
+        if self.batching == "windows" and (self.random_offset or self.drop_last):
+            raise ValueError("random_offset and drop_last belong to batching: streams")
         return self
 
 
@@ -305,14 +305,11 @@ class SampleSection(Section):
         return [self.prompt] if isinstance(self.prompt, str) else self.prompt
 
 
-METRICS = ("train_perplexity", "validation_perplexity", "validation_nats", "validation_bits_per_character")
-
-
-class FigureSection(Section):
+class ReportedSection(Section):
     """What this recipe reached when its author ran it; the end of a run compares itself with it."""
 
     metric: Literal["train_perplexity", "validation_perplexity", "validation_nats", "validation_bits_per_character"]
-    """Which figure."""
+    """Which result."""
     value: Annotated[float, Field(ge=1e-6, le=1e12)]
     """Its value."""
     note: str = ""
@@ -330,7 +327,7 @@ class Recipe(Section):
     evaluate: EvaluateSection = EvaluateSection()
     checkpoint: CheckpointSection = CheckpointSection()
     sample: SampleSection = SampleSection()
-    figure: FigureSection | None = None
+    reported: ReportedSection | None = None
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -359,13 +356,14 @@ class _Problem:
     suggestions: list[str] = field(default_factory=list)
 
 
-def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
+def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, stored: bool = False) -> LoadedRecipe:
     """Read a recipe and apply ``KEY=VALUE`` overrides.
 
     Args:
         name_or_path: the bare name of a shipped recipe, the path of a YAML file, or a text: the path of any other file, of a
             folder, or a glob.
         overrides: ``section.key=value``; the value is read as YAML and typed by the schema.
+        stored: it is a run's own ``config.yaml``, which an earlier version may have written.
 
     Raises:
         RecipeError: no such recipe or text, not YAML, or wrong keys and values: all of them, in one message.
@@ -390,6 +388,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedRecip
     raw = parse_yaml(text, str(path))
     if not isinstance(raw, dict):
         raise RecipeError(f"{path} is not a recipe: expected keys such as `corpus: FILE`, found {_kind(raw)}")
+    raw = with_present_names(raw) if stored else raw
     recipe = validate_recipe(apply_overrides(raw, overrides), str(path), overrides)
     return LoadedRecipe(name=path.stem, recipe=recipe, folder=path.resolve().parent)
 
@@ -466,7 +465,7 @@ def _listing() -> str:
     return ", ".join(shipped_files("configs"))
 
 
-_ALTERNATIVES = {"train.epochs": "updates", "train.updates": "epochs"}
+_ALTERNATIVES = {"train.epochs": "total_steps", "train.total_steps": "epochs"}
 """Keys of which a recipe has one."""
 
 
@@ -516,9 +515,31 @@ def check_key(key: str, given: str) -> None:
     if key in _SECTIONS:
         raise RecipeError(f"{given}: {key} is a section; set a key of it, such as {_example(key)}")
     known = list(field_names())
+    if key in RENAMED:
+        raise RecipeError(f"{given}: the key {key} is now called {RENAMED[key]}")
     if key not in known:
         meant = _SYNONYMS.get(key.rpartition(".")[2])
         raise RecipeError(f"{given}: no key {key!r}{_did_you_mean([meant] if meant else _closest(key, known))}")
+
+
+RENAMED = {
+    "train.steps": "train.seq_length",
+    "train.updates": "train.total_steps",
+    "train.sampling": "train.batching",
+    "figure": "reported",
+}
+"""Keys of recipes in checkpoints of format 1, and what they are called now."""
+
+
+def with_present_names(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored recipe of an earlier version, with the keys' names of now."""
+    renamed = {key: dict(value) if isinstance(value, Mapping) else value for key, value in raw.items()}
+    for old, new in RENAMED.items():
+        section, _, name = old.rpartition(".")
+        values = renamed.get(section) if section else renamed
+        if isinstance(values, dict) and name in values:
+            values[new.rpartition(".")[2]] = values.pop(name)
+    return renamed
 
 
 def validate_recipe(raw: Mapping[str, Any], origin: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -562,6 +583,8 @@ def _problem(details: Any) -> _Problem:
     key = ".".join(part for part in place if not part.startswith(("list[", "SplitFiles"))) or "recipe"
     kind, found = details["type"], details["input"]
     if kind == "extra_forbidden":
+        if key in RENAMED:
+            return _Problem(key, f"this key is now called {RENAMED[key]}")
         if meant := _SYNONYMS.get(key.rpartition(".")[2]):
             return _Problem(key, "unknown key", [meant])
         return _Problem(key, "unknown key", _closest(key, [*field_names(), *_SECTIONS]))
@@ -606,7 +629,7 @@ _SYNONYMS = {
         "model.tied": "tie_weights tied_weights weight_tying",
         "model.nonlinearity": "activation",
         "train.batch": "batch_size bs num_streams",
-        "train.steps": "seq_len seq_length sequence_length block_size bptt unroll num_steps n_ctx context_length window",
+        "train.seq_length": "seq_len sequence_length block_size bptt unroll num_steps n_ctx context_length window",
         "train.optimizer": "optim optimiser opt",
         "train.lr": "learning_rate eta lrate max_lr alpha",
         "train.lr_final": "min_lr lr_min",
@@ -617,7 +640,7 @@ _SYNONYMS = {
         "train.warmup": "warmup_steps warmup_iters num_warmup_steps",
         "train.average": "ema ema_decay swa",
         "train.epochs": "num_epochs n_epochs max_epochs nepochs",
-        "train.updates": "max_iters iterations iters num_iters max_steps total_steps num_updates",
+        "train.total_steps": "max_iters iterations iters num_iters max_steps updates num_updates",
         "train.time": "max_time time_limit",
         "train.precision": "dtype amp fp16 bf16",
         "train.threads": "num_threads n_threads cpus",
@@ -725,7 +748,9 @@ def reconcile(before: Recipe, now: Recipe) -> list[str]:
             + "\nGive the old values back, or start anew with --overwrite or another --out."
         )
     return [
-        f"{key}: was {_plain(old)}, goes on with {_plain(new)}" for key, _, old, new in changed if not key.startswith("figure")
+        f"{key}: was {_plain(old)}, goes on with {_plain(new)}"
+        for key, _, old, new in changed
+        if not key.startswith("reported")
     ]
 
 

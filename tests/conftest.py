@@ -90,7 +90,7 @@ def english_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 _TINY: dict[str, Any] = {
     "data": {"split": [0.8, 0.1, 0.1]},
     "model": {"cell": "lstm", "hidden": 16, "dropout": 0.0},
-    "train": {"batch": 4, "steps": 10, "updates": 20, "lr": 0.01, "threads": 1, "precision": "fp32"},
+    "train": {"batch": 4, "seq_length": 10, "total_steps": 20, "lr": 0.01, "threads": 1, "precision": "fp32"},
     "evaluate": {"every": 5, "segments": 4, "warm": 50},
     "sample": {"length": 12},
 }

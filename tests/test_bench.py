@@ -16,7 +16,7 @@ from charlm.model.engines import ENGINES
 from charlm.model.language_model import count_parameters
 
 CPU = torch.device("cpu")
-TINY = Shape(hidden=4, symbols=5, steps=3, batch=2)
+TINY = Shape(hidden=4, symbols=5, seq_length=3, batch=2)
 
 
 class Clock:

@@ -256,7 +256,9 @@ def test_paths_of_split_files_and_home_folders_stay_out(
     for name in ("a.txt", "v.txt"):
         (home / name).write_bytes(english_file.read_bytes()[:3000])
     for number, corpus in enumerate(("~/a.txt", str(home / "a*.txt"), str(home))):
-        run = tiny_run(corpus, tmp_path / f"run-{number}", f"data.split={{validation: {home / 'v.txt'}}}", "train.updates=2")
+        run = tiny_run(
+            corpus, tmp_path / f"run-{number}", f"data.split={{validation: {home / 'v.txt'}}}", "train.total_steps=2"
+        )
         assert b"mallory" not in (run.folder / "last.safetensors").read_bytes() or corpus == str(home)
         assert str(tmp_path).encode() not in (run.folder / "last.safetensors").read_bytes()
 

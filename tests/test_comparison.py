@@ -20,7 +20,7 @@ from charlm.model.language_model import count_parameters
 RECIPE = """\
 corpus: ./text.txt
 model: {hidden: 8, dropout: 0}
-train: {batch: 4, steps: 16, updates: 20, threads: 1, precision: fp32, lr: 0.01}
+train: {batch: 4, seq_length: 16, total_steps: 20, threads: 1, precision: fp32, lr: 0.01}
 evaluate: {every: 5}
 sample: {length: 12}
 """
@@ -163,11 +163,11 @@ def test_lengths_for_equal_time_follow_from_the_speed(tmp_path: Path, monkeypatc
     plans = EqualTime(tmp_path / "new" / "plan.json", 10.0)
     candidate = Candidate("a", "shakespeare")
     recipe = candidate.load(*plans.overrides(candidate)).recipe
-    assert (recipe.train.updates, recipe.train.epochs, recipe.train.time) == (40, None, None)
+    assert (recipe.train.total_steps, recipe.train.epochs, recipe.train.time) == (40, None, None)
     monkeypatch.setattr("charlm.comparison.equal.seconds_per_update", lambda candidate, device, seconds: 0.5)
     again = EqualTime(tmp_path / "new" / "plan.json", 10.0)
-    assert again.overrides(candidate)[0] == "train.updates=40", "a plan that was made stands"
-    assert again.overrides(Candidate("b", "shakespeare"))[0] == "train.updates=20"
+    assert again.overrides(candidate)[0] == "train.total_steps=40", "a plan that was made stands"
+    assert again.overrides(Candidate("b", "shakespeare"))[0] == "train.total_steps=20"
     with pytest.raises(UsageError, match="runs planned for"):
         EqualTime(tmp_path / "new" / "plan.json", 20.0)
 
@@ -184,7 +184,7 @@ def test_equal_time_asks_the_rule_what_a_recipe_leaves_open(recipe: str, tmp_pat
     (tmp_path / "open.yaml").write_text("corpus: ./text.txt\nmodel: {hidden: 8}\n", encoding="utf-8")
     chosen = EqualTime(tmp_path / "plan.json", 4.0).overrides(Candidate("open", str(tmp_path / "open.yaml")))
     values = dict(override.split("=") for override in chosen)
-    assert values["model.init"] == "orthogonal" and values["train.average"] == "0.998" and int(values["train.updates"]) >= 1
+    assert values["model.init"] == "orthogonal" and values["train.average"] == "0.998" and int(values["train.total_steps"]) >= 1
     assert "model.hidden" not in values and "train.epochs" not in values
     assert values["train.time"] == "null", "the length is the updates alone"
 
@@ -233,7 +233,7 @@ def test_a_run_is_over_only_when_it_ended_by_itself(recipe: str, tiny_run: Calla
         assert (record is not None) == over
     assert record is not None and record["step"] == 20
     assert final_record(folder, Candidate("tiny", recipe, ("sample.length=3",)).load()) == record
-    for override in ("model.hidden=9", "train.updates=30"):
+    for override in ("model.hidden=9", "train.total_steps=30"):
         with pytest.raises(RecipeError, match=r"run.*\n.*was (8|20), .* (9|30)") as refused:
             final_record(folder, Candidate("tiny", recipe, (override,)).load())
         assert "--overwrite" in str(refused.value)

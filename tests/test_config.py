@@ -45,7 +45,7 @@ def _complaint(raw: dict[str, Any]) -> str:
     [
         ({"train": {"learning_rate": 1}}, "train.learning_rate", "train.lr"),
         ({"train": {"batch_size": 1}}, "train.batch_size", "train.batch"),
-        ({"block_size": 1}, "block_size", "train.steps"),
+        ({"block_size": 1}, "block_size", "train.seq_length"),
         ({"model": {"n_layer": 1}}, "model.n_layer", "model.layers"),
         ({"train": {"optimiser": "sgd"}}, "train.optimiser", "train.optimizer"),
         ({"model": {"hiden": 3}}, "model.hiden", "model.hidden"),
@@ -100,7 +100,7 @@ def test_all_problems_are_reported_at_once() -> None:
         {"data": {"unknown_rate": 1.5}},
         {"sample": {"prompt": 3}},
         {"sample": {"temperature": -1}},
-        {"figure": {"metric": "loss", "value": 1}},
+        {"reported": {"metric": "loss", "value": 1}},
     ],
     ids=str,
 )
@@ -120,8 +120,8 @@ def test_wrong_types_and_ranges_are_refused(raw: dict[str, Any]) -> None:
         ({"model": {"tied": True, "input": "one-hot"}}, "need an embedding"),
         ({"model": {"tied": True, "hidden": 8, "embedding": 4}}, "embedding = hidden, found 4 and 8"),
         ({"model": {"cell": "lstm", "nonlinearity": "relu"}}, "nonlinearity belongs to cell: rnn"),
-        ({"train": {"epochs": 1, "updates": 5}}, "epochs and updates"),
-        ({"train": {"sampling": "windows", "drop_last": True}}, "belong to sampling: streams"),
+        ({"train": {"epochs": 1, "total_steps": 5}}, "epochs and total_steps"),
+        ({"train": {"batching": "windows", "drop_last": True}}, "belong to batching: streams"),
     ],
     ids=str,
 )
@@ -277,8 +277,10 @@ def test_fixed_fields_cannot_change_and_both_values_are_named() -> None:
 
 def test_the_newest_value_of_other_fields_wins_and_is_said() -> None:
     """If this fails, a changed learning rate is refused, or taken without a word."""
-    before = _recipe(model={"dropout": 0.1}, train={"lr": 0.1, "updates": 5}, figure={"metric": "validation_nats", "value": 2})
-    now = _recipe(model={"dropout": 0.2}, train={"lr": 0.2, "updates": 5})
+    before = _recipe(
+        model={"dropout": 0.1}, train={"lr": 0.1, "total_steps": 5}, reported={"metric": "validation_nats", "value": 2}
+    )
+    now = _recipe(model={"dropout": 0.2}, train={"lr": 0.2, "total_steps": 5})
     assert reconcile(before, now) == ["model.dropout: was 0.1, goes on with 0.2", "train.lr: was 0.1, goes on with 0.2"]
     assert reconcile(now, now) == []
 
@@ -290,10 +292,10 @@ def test_everything_that_makes_another_model_or_order_is_fixed() -> None:
     assert {name for name in free if not name.startswith(sections)} == {
         "model.dropout", "model.input_dropout", "model.locked_dropout", "model.weight_drop", "model.engine",
         "model.forget_bias", "model.init",
-        "figure.metric", "figure.value", "figure.note",
+        "reported.metric", "reported.value", "reported.note",
         "train.lr", "train.betas", "train.weight_decay", "train.clip", "train.schedule", "train.warmup",
         "train.lr_final", "train.gamma", "train.gamma_every", "train.average", "train.epochs",
-        "train.updates", "train.time", "train.threads",
+        "train.total_steps", "train.time", "train.threads",
     }  # fmt: skip
 
 
@@ -362,7 +364,7 @@ def test_every_key_of_a_shipped_recipe_is_commented(name: str) -> None:
     bare = []
     for key, line in _leaf_lines(yaml.compose(text, Loader=yaml.SafeLoader)):
         above = lines[line - 1].strip() if line else ""
-        explains_itself = key == "figure.note"  # it is a comment
+        explains_itself = key == "reported.note"  # it is a comment
         if not (explains_itself or re.search(r"\s#\s*\S", lines[line]) or above.startswith("#")):
             bare.append(key)
     assert bare == []
@@ -379,7 +381,7 @@ def test_dotted_names_reach_their_values() -> None:
     recipe = Recipe(corpus="x")
     names = list(field_names())
     assert len(names) == len(set(names))
-    assert (value_at(recipe, "train.lr"), value_at(recipe, "figure.value"), value_at(recipe, "corpus")) == (2e-3, None, "x")
+    assert (value_at(recipe, "train.lr"), value_at(recipe, "reported.value"), value_at(recipe, "corpus")) == (2e-3, None, "x")
 
 
 def test_synonyms_lead_to_keys_that_exist() -> None:

@@ -15,7 +15,7 @@ FILE = Path(__file__).parents[1] / "tools" / "search.py"
 RECIPE = """
 corpus: ./text.txt
 model: {hidden: 4}
-train: {batch: 2, steps: 8, updates: 8, threads: 1, precision: fp32}
+train: {batch: 2, seq_length: 8, total_steps: 8, threads: 1, precision: fp32}
 """
 
 

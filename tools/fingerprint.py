@@ -44,7 +44,7 @@ RUNS = {
 RECIPE = """corpus: ./text.txt
 data: {split: [0.8, 0.2, 0.0]}
 model: {hidden: 48, dropout: 0.0}
-train: {batch: 8, steps: 16, updates: 40, threads: 1, lr: 0.005}
+train: {batch: 8, seq_length: 16, total_steps: 40, threads: 1, lr: 0.005}
 evaluate: {every: 20, characters: 1000, warm: 100}
 sample: {length: 60}
 """

@@ -24,7 +24,7 @@ from charlm.errors import CharlmError, DivergedError, UsageError
 
 def trained(candidate: Candidate, updates: int, seed: int, folder: Path) -> float:
     """The best validation nats of one training, from its folder if it is there already."""
-    more = [f"train.updates={updates}", "train.time=null", f"train.seed={seed}"]
+    more = [f"train.total_steps={updates}", "train.time=null", f"train.seed={seed}"]
     out = folder / f"{candidate.name}-{updates}-seed{seed}"
     record = final_record(out, candidate.load(*more))
     if record is None:
@@ -56,9 +56,9 @@ def main(arguments: list[str] | None = None) -> None:
     first, *others = candidates([given.recipe], vary=given.vary, overrides=given.set)
     if given.sample is not None:
         others = random.Random(given.seed).sample(others, min(len(others), given.sample))
-    updates = first.load().recipe.train.updates
+    updates = first.load().recipe.train.total_steps
     if updates is None:
-        raise UsageError(f"{given.recipe} says no train.updates; give it with --set")
+        raise UsageError(f"{given.recipe} says no train.total_steps; give it with --set")
     for rung in range(given.rungs):
         length = max(1, updates >> (given.rungs - 1 - rung))
         scores = {one.name: trained(one, length, given.seed, given.out) for one in (first, *others)}

@@ -139,7 +139,7 @@ def _explain(error: Exception) -> int:
         advice = "\nMake room. What was saved before is whole; a training goes on with --resume auto." if full else ""
         complain(f"{error.strerror or error}{where}{advice}")
     elif isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "allocate memory" in str(error):
-        complain(f"not enough memory: {error}\nUse a smaller train.batch, train.steps or model.hidden.")
+        complain(f"not enough memory: {error}\nUse a smaller train.batch, train.seq_length or model.hidden.")
     else:
         complain(f"{type(error).__name__}: {error}\nThis is a bug in charlm; --debug shows where.")
     return 1

@@ -36,7 +36,7 @@ def bench(
     ] = None,
     hidden: Annotated[int, typer.Option(min=1, max=1_000_000, help="Hidden units H of each layer.")] = 256,
     symbols: Annotated[int, typer.Option(min=2, max=1_200_000, help="Symbols V.")] = 28,
-    steps: Annotated[int, typer.Option(min=1, max=1_000_000, help="Time steps T of a training step.")] = 35,
+    seq_length: Annotated[int, typer.Option(min=1, max=1_000_000, help="Time steps T of a training step.")] = 35,
     batch: Annotated[int, typer.Option(min=1, max=1_000_000, help="Streams B of a training step.")] = 32,
     layers: Annotated[int, typer.Option(min=1, max=1_000, help="Recurrent layers L.")] = 1,
     repetitions: Annotated[int, typer.Option(min=1, max=1_000_000, help="How often each is timed; the median counts.")] = 7,
@@ -59,7 +59,7 @@ def bench(
 
     on = resolve_device(device)
     sweep = Sweep(
-        shape=Shape(hidden, symbols, steps, batch, layers),
+        shape=Shape(hidden, symbols, seq_length, batch, layers),
         kinds=_chosen("--only", only, KINDS),
         cells=_chosen("--cells", cells, CELLS),
         engines=_chosen("--engines", engines, tuple(ENGINES)),
@@ -103,7 +103,7 @@ def _print(report: Report, memory: bool) -> None:
     out(f"{report.machine}, {report.threads} thread{'s' if report.threads > 1 else ''}, torch {report.torch}")
     out(f"native engine: {report.native}")
     out(f"matrix products: {', '.join(ceilings)} GFLOP/s")
-    out(f"H = {shape.hidden}, V = {shape.symbols}, T = {shape.steps}, B = {shape.batch}, L = {shape.layers}")
+    out(f"H = {shape.hidden}, V = {shape.symbols}, T = {shape.seq_length}, B = {shape.batch}, L = {shape.layers}")
     for kind in dict.fromkeys(row.kind for row in report.rows):
         _print_kind(kind, [row for row in report.rows if row.kind == kind], memory)
     for note in [*(f"warning: {warning}" for warning in report.warnings), *_notes(report.not_run)]:

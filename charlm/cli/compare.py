@@ -284,7 +284,7 @@ class _Work:
             begun = start(loaded, options)
         self.say(*(f"note: {text}" for text in begun.notices))
         trainer = begun.trainer
-        live = Live(trainer.plan.steps, self._quiet)
+        live = Live(trainer.plan.total_steps, self._quiet)
         try:
             with stop_on_signals(trainer, live):
                 events = trainer.run(show_exact_evaluation(trainer, live))

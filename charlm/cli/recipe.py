@@ -15,16 +15,16 @@ recipe_app = typer.Typer(help="List, show and describe recipes.", no_args_is_hel
 
 @recipe_app.command("list")
 def list_() -> None:
-    """List the shipped recipes with the figure that each one reached."""
+    """List the shipped recipes with the result that each one reached."""
     from charlm.config import load_recipe
     from charlm.resources import shipped_files
 
     rows = []
     for name in shipped_files("configs"):
         recipe = load_recipe(name).recipe
-        model, figure = recipe.model, recipe.figure
-        reached = f"{figure.metric.replace('_', ' ')} {figure.value:g}" if figure else ""
-        rows.append((name, recipe.corpus, f"{model.layers} × {model.cell} {model.hidden}", reached))
+        model, reported = recipe.model, recipe.reported
+        result = f"{reported.metric.replace('_', ' ')} {reported.value:g}" if reported else ""
+        rows.append((name, recipe.corpus, f"{model.layers} × {model.cell} {model.hidden}", result))
     table(None, ["recipe", "corpus", "model", "reached"], rows)
 
 
@@ -45,7 +45,7 @@ def as_start_of_another(text: str) -> str:
 
     schema = (shipped_folder("configs") / "recipe.schema.json").as_uri()
     text = text.replace("$schema=recipe.schema.json", f"$schema={schema}", 1)
-    reached = re.compile(r"^figure:.*\n(?:[ \t#].*\n|\n)*", re.MULTILINE)
+    reached = re.compile(r"^reported:.*\n(?:[ \t#].*\n|\n)*", re.MULTILINE)
     return reached.sub("# `charlm recipe list` shows what the shipped recipe reached.\n", text)
 
 

@@ -30,7 +30,7 @@ from charlm.cli.watch import follow, show_exact_evaluation, stop_on_signals
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from charlm.config import FigureSection, LoadedRecipe
+    from charlm.config import LoadedRecipe, ReportedSection
     from charlm.training.events import Finished
     from charlm.training.start import Started
     from charlm.training.trainer import Trainer
@@ -108,7 +108,7 @@ def train(
     if not quiet:
         _introduce(loaded, begun)
     again = _resume_command(recipe, set_ or [], seed, out_dir, device)
-    live = Live(trainer.plan.steps, quiet)
+    live = Live(trainer.plan.total_steps, quiet)
     finished: Finished | None = None
     try:
         with stop_on_signals(trainer, live):
@@ -141,8 +141,8 @@ def _resume_command(recipe: str, overrides: list[str], seed: int | None, out_dir
 def _introduce(loaded: LoadedRecipe, begun: Started) -> None:
     """What is about to happen, before it happens."""
     from charlm.runtime import device_name
-    from charlm.training.plan import training_bytes
     from charlm.training.own_files import CONFIG
+    from charlm.training.plan import training_bytes
 
     trainer = begun.trainer
     recipe, dataset, resolved, plan = trainer.recipe, trainer.dataset, trainer.resolved, trainer.plan
@@ -152,10 +152,12 @@ def _introduce(loaded: LoadedRecipe, begun: Started) -> None:
     parameters = trainer.model.parameter_count()
     memory = training_bytes(recipe, len(dataset.vocabulary), shape, resolved.precision, resolved.engine)
     identity = f", {dataset.identity}" if dataset.identity else ""
-    length = f"{plan.steps:,} steps" if plan.steps is not None else f"until {duration(train_.time or 0)} have passed"
+    length = (
+        f"{plan.total_steps:,} steps" if plan.total_steps is not None else f"until {duration(train_.time or 0)} have passed"
+    )
     epoch = trainer.batches.epoch_length(0)
-    if plan.steps is not None:
-        length += f" ({plan.steps / epoch:.3g} epochs of {epoch:,})"
+    if plan.total_steps is not None:
+        length += f" ({plan.total_steps / epoch:.3g} epochs of {epoch:,})"
     skipped = trainer.batches.skipped(0)
     symbols = "bytes" if dataset.vocabulary.unit == "byte" else "symbols, <unk> among them"
     lines = [
@@ -169,7 +171,7 @@ def _introduce(loaded: LoadedRecipe, begun: Started) -> None:
         ("precision", f"{resolved.precision} ({resolved.precision_reason})"),
         ("device", device_name(resolved.device)),
         ("plan", length + (f"; {skipped:,} characters of the first epoch are skipped" if skipped else "")),
-        ("update", f"{shape.batch} × {shape.steps} characters, {train_.optimizer}, rate {train_.lr:g}, {train_.schedule}"),
+        ("update", f"{shape.batch} × {shape.seq_length} characters, {train_.optimizer}, rate {train_.lr:g}, {train_.schedule}"),
         ("memory", f"about {size(memory)} for weights, moments and activations"),
         ("folder", str(trainer.folder.path)),
     ]  # fmt: skip
@@ -183,7 +185,7 @@ def _introduce(loaded: LoadedRecipe, begun: Started) -> None:
 
 
 def _conclude(
-    finished: Finished, trainer: Trainer, stated: FigureSection | None, quiet: bool, as_json: bool, again: str
+    finished: Finished, trainer: Trainer, stated: ReportedSection | None, quiet: bool, as_json: bool, again: str
 ) -> None:
     """The end: one line as d2l prints it, the texts, a summary, and what to do next."""
     from charlm.cli.curve import draw, read_curve, write_png
@@ -200,7 +202,7 @@ def _conclude(
                 notice(f"learning curve: {picture}")
         except OSError as error:  # the run is complete without it
             notice(f"learning curve: cannot write {picture}: {error.strerror}")
-        facts(_summary(record, stated, again, trainer.plan.steps, unknown))
+        facts(_summary(record, stated, again, trainer.plan.total_steps, unknown))
     show = notice if as_json else out
     if not quiet or not as_json:
         for sample in finished.samples:
@@ -231,7 +233,7 @@ def _headline(record: dict[str, Any], unknown: float) -> str:
 
 
 def _summary(
-    record: dict[str, Any], stated: FigureSection | None, again: str, planned: int | None, unknown: float
+    record: dict[str, Any], stated: ReportedSection | None, again: str, planned: int | None, unknown: float
 ) -> list[tuple[str, str]]:
     of = f"; {planned:,} planned" if planned is not None and record["step"] < planned else ""
     lines = [
@@ -305,7 +307,7 @@ _NEUTRAL = ("train.seed", "train.threads", "model.engine", "sample.", "checkpoin
 """Keys that leave a run comparable with what its recipe states."""
 
 
-def _stated(loaded: LoadedRecipe, overrides: Sequence[str]) -> FigureSection | None:
+def _stated(loaded: LoadedRecipe, overrides: Sequence[str]) -> ReportedSection | None:
     """What the recipe states that it reached, if this is the recipe that reached it.
 
     A copy of a shipped recipe must still equal it; another recipe states its own result, which no override may change.
@@ -313,17 +315,17 @@ def _stated(loaded: LoadedRecipe, overrides: Sequence[str]) -> FigureSection | N
     from charlm.config import field_names, load_recipe, value_at
     from charlm.resources import shipped_files
 
-    figure = loaded.recipe.figure
-    if figure is None or not all(override.strip().startswith(_NEUTRAL) for override in overrides):
+    reported = loaded.recipe.reported
+    if reported is None or not all(override.strip().startswith(_NEUTRAL) for override in overrides):
         return None
     shipped = [load_recipe(name).recipe for name in shipped_files("configs")]
-    owners = [recipe for recipe in shipped if recipe.figure == figure]
+    owners = [recipe for recipe in shipped if recipe.reported == reported]
     keys = [key for key in field_names() if not key.startswith(_NEUTRAL)]
     same = [all(value_at(owner, key) == value_at(loaded.recipe, key) for key in keys) for owner in owners]
-    return figure if any(same) or not owners else None
+    return reported if any(same) or not owners else None
 
 
-def _comparison(record: dict[str, Any], stated: FigureSection | None, planned: int | None) -> list[tuple[str, str]]:
+def _comparison(record: dict[str, Any], stated: ReportedSection | None, planned: int | None) -> list[tuple[str, str]]:
     """How the run compares with what its recipe states; nothing where it is only a part of that run or was not measured so."""
     ends = ("finished", "early stopping") if planned is not None else ("max time",)
     if stated is None or record["stopped_because"] not in ends:

@@ -134,7 +134,7 @@ def _rounded(characters: int) -> str:
 
 def status_line(event: StepDone, trainer: Trainer, wide: bool) -> tuple[str, str]:
     """The step, its figures, and how long the run still takes; the narrow form fits 80 columns."""
-    of = f"/{trainer.plan.steps:,}" if trainer.plan.steps is not None else ""
+    of = f"/{trainer.plan.total_steps:,}" if trainer.plan.total_steps is not None else ""
     perplexity, bits, speed = _perplexity(event.nats), _bits(event.nats), event.characters_per_second
     if wide:
         status = (
@@ -149,8 +149,8 @@ def status_line(event: StepDone, trainer: Trainer, wide: bool) -> tuple[str, str
 def _time_left(event: StepDone, trainer: Trainer) -> str:
     """Until the schedule ends or a limit stops the run, whichever comes first; empty if nothing does."""
     limits, ends = trainer.limits, []
-    per_step = trainer.batches.shape.batch * trainer.batches.shape.steps
-    for last in (trainer.plan.steps, limits.max_steps):
+    per_step = trainer.batches.shape.batch * trainer.batches.shape.seq_length
+    for last in (trainer.plan.total_steps, limits.max_steps):
         if last is not None:
             ends.append((max(0, last - event.step) * per_step / event.characters_per_second, ""))
     if limits.max_seconds is not None:

@@ -116,12 +116,12 @@ class EqualTime:
             self._plans = stored["plans"]
 
     def overrides(self, candidate: Candidate) -> list[str]:
-        """What gives a candidate its length: ``train.updates=…``, and all else that its recipe leaves to charlm."""
+        """What gives a candidate its length: ``train.total_steps=…``, and all else that its recipe leaves to charlm."""
         if candidate.name not in self._plans:
             chosen = values_left_open(candidate, self._device, self._chosen_for)
             closed = candidate.but(*chosen)
             updates = max(1, round(self._seconds / seconds_per_update(closed, self._device, self._seconds)))
-            self._plans[candidate.name] = [*chosen, f"train.updates={updates}", "train.time=null"]
+            self._plans[candidate.name] = [*chosen, f"train.total_steps={updates}", "train.time=null"]
             with whole_file(self._path) as file:
                 file.write(json.dumps({"seconds": self._seconds, "plans": self._plans}).encode())
         return self._plans[candidate.name]
@@ -174,7 +174,7 @@ def seconds_per_update(candidate: Candidate, device: str, seconds: float) -> flo
         seconds: how long a run is to take; a twentieth of it is timed, 5 s at most, but at least 20 updates.
     """
     never = [f"{section}.every={_NEVER}" for section in ("evaluate", "checkpoint", "sample")]
-    with _started(candidate.load(f"train.updates={_NEVER}", "train.time=null", *never), device) as trainer:
+    with _started(candidate.load(f"train.total_steps={_NEVER}", "train.time=null", *never), device) as trainer:
         updates = trainer.run()
         for _ in range(_WARM_UP):
             next(updates)

@@ -42,7 +42,7 @@ def open_recorded(recipe: Recipe, corpus: Mapping[str, Any], vocabulary: Vocabul
     elif config.is_symlink():
         raise UsageError(f"{config} is a symbolic link, which is not followed")
     elif config.is_file():
-        beside = load_recipe(str(config)).recipe
+        beside = load_recipe(str(config), stored=True).recipe
         split = beside.data.split if isinstance(recipe.data.split, SplitFiles) else recipe.data.split
         data = recipe.data.model_copy(update={"split": split})
         named = recipe.model_copy(update={"corpus": beside.corpus, "data": data})

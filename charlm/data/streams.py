@@ -56,15 +56,15 @@ class Shape:
     """How many streams and steps a text allows, and what was asked for."""
 
     batch: int
-    steps: int
+    seq_length: int
     shrunk: bool
 
 
-def fit(targets: int, batch: int, steps: int) -> Shape:
+def fit(targets: int, batch: int, seq_length: int) -> Shape:
     """Shrink B and T for a text too small for them: first T to the whole text, then B so that B·T characters are there."""
-    fitted_steps = min(steps, targets)
-    fitted_batch = max(1, min(batch, targets // fitted_steps))
-    return Shape(fitted_batch, fitted_steps, (fitted_batch, fitted_steps) != (batch, steps))
+    fitted_length = min(seq_length, targets)
+    fitted_batch = max(1, min(batch, targets // fitted_length))
+    return Shape(fitted_batch, fitted_length, (fitted_batch, fitted_length) != (batch, seq_length))
 
 
 def side_by_side(
@@ -96,23 +96,23 @@ class Batches:
 
     Args:
         text: the training text, N characters.
-        section: batch, steps, sampling, random_offset, drop_last and seed of the recipe.
+        section: batch, seq_length, batching, random_offset, drop_last and seed of the recipe.
         unknown_rate: probability that a character seen once is read as ``<unk>`` in an epoch; 0 where more than a quarter of
             the text are such characters.
     """
 
     def __init__(self, text: Text, section: TrainSection, unknown_rate: float) -> None:
         self.text = text
-        self.shape = fit(len(text) - 1, section.batch, section.steps)
+        self.shape = fit(len(text) - 1, section.batch, section.seq_length)
         self._section = section
         once = int(text.seen_once.sum())
         self._unknown_rate = unknown_rate if 0 < once <= _RARE * len(text) else 0.0
 
     def epoch_length(self, epoch: int) -> int:
         """How many batches this epoch has."""
-        B, T = self.shape.batch, self.shape.steps
+        B, T = self.shape.batch, self.shape.seq_length
         targets = len(self.text) - 1 - self._offset(epoch)
-        if self._section.sampling == "windows":
+        if self._section.batching == "windows":
             return -(-targets // (B * T))
         longest = -(-targets // B)
         return max(1, targets // B // T) if self._section.drop_last else -(-longest // T)
@@ -125,30 +125,30 @@ class Batches:
 
     def skipped(self, epoch: int) -> int:
         """How many targets this epoch leaves out, by ``random_offset`` and ``drop_last``; windows do not count."""
-        if self._section.sampling == "windows":
+        if self._section.batching == "windows":
             return 0
         offset = self._offset(epoch)
         if not self._section.drop_last:
             return offset
-        return len(self.text) - 1 - self.shape.batch * self.shape.steps * self.epoch_length(epoch)
+        return len(self.text) - 1 - self.shape.batch * self.shape.seq_length * self.epoch_length(epoch)
 
     def batch(self, epoch: int, index: int) -> Batch:
         """Batch number ``index`` of epoch number ``epoch``, both from 0."""
-        starts, lengths = self._windows(epoch, index) if self._section.sampling == "windows" else self._pieces(epoch, index)
+        starts, lengths = self._windows(epoch, index) if self._section.batching == "windows" else self._pieces(epoch, index)
         inputs, targets = side_by_side(lambda start, stop: self._ids(start, stop, epoch), starts, lengths)
-        fresh = index == 0 or self._section.sampling == "windows"
+        fresh = index == 0 or self._section.batching == "windows"
         return Batch(inputs, targets, int(lengths.sum()), fresh)
 
     def _pieces(self, epoch: int, index: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Where each stream reads batch ``index``, and for how many characters."""
-        B, T = self.shape.batch, self.shape.steps
+        B, T = self.shape.batch, self.shape.seq_length
         offset = self._offset(epoch)
         bounds = offset + np.arange(B + 1, dtype=np.int64) * (len(self.text) - 1 - offset) // B
         starts = bounds[:-1] + index * T
         return starts, np.clip(bounds[1:] - starts, 0, T)
 
     def _windows(self, epoch: int, index: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        B, T = self.shape.batch, self.shape.steps
+        B, T = self.shape.batch, self.shape.seq_length
         random = np.random.default_rng(derived_seed(self._section.seed, "windows", epoch, index))
         return random.integers(0, len(self.text) - T, size=B), np.full(B, T, dtype=np.int64)
 
@@ -156,8 +156,8 @@ class Batches:
         """Characters skipped at this epoch's start: below T, and never so many that less than B·T targets are left."""
         if not self._section.random_offset:
             return 0
-        spare = len(self.text) - 1 - self.shape.batch * self.shape.steps
-        return derived_seed(self._section.seed, "offset", epoch) % min(self.shape.steps, spare + 1)
+        spare = len(self.text) - 1 - self.shape.batch * self.shape.seq_length
+        return derived_seed(self._section.seed, "offset", epoch) % min(self.shape.seq_length, spare + 1)
 
     def _ids(self, start: int, stop: int, epoch: int) -> npt.NDArray[np.int64]:
         ids = self.text.ids(start, stop)

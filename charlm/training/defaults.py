@@ -1,6 +1,6 @@
 """The recipe of a text that came without one: what a recipe leaves open follows from the length of its text.
 
-It applies to recipes that give no planned length (neither `epochs` nor `updates`), such as one that says only
+It applies to recipes that give no planned length (neither `epochs` nor `total_steps`), such as one that says only
 `corpus: mine.txt`; who gives a length has a plan. What such a recipe does say stays as it is. With N characters to train on:
 
     read           C = 10 million characters; with `time` alone, what this machine reads in it; at most 40 passes
@@ -38,7 +38,7 @@ from charlm.training.update import Updater
 CHARACTERS = 10_000_000
 PASSES = 40
 
-_LENGTH = ("epochs", "updates")
+_LENGTH = ("epochs", "total_steps")
 _SHORT, _MUCH, _LONG = 100_000, 1_000_000, 3_000_000
 _EVALUATIONS = 10
 _WARM_UP, _TIMED_SECONDS = 3, 2.0
@@ -51,7 +51,7 @@ def is_open(recipe: Recipe) -> bool:
     """Whether a recipe leaves its length to us. A schedule without an end needs none: it runs until the time is over."""
     train = recipe.train
     endless = train.time is not None and train.schedule != "cosine"
-    return train.epochs is None and train.updates is None and not endless
+    return train.epochs is None and train.total_steps is None and not endless
 
 
 def rule(characters: int, budget: float = CHARACTERS, cell: str = "lstm") -> Values:
@@ -71,7 +71,7 @@ def rule(characters: int, budget: float = CHARACTERS, cell: str = "lstm") -> Val
             "input_dropout": round(dropout / 3, 2),
         },
         "train": {
-            "batch": 32, "steps": 32 if characters < _LONG else 64,
+            "batch": 32, "seq_length": 32 if characters < _LONG else 64,
             "lr": 0.001 if cell == "rnn" else 0.005, "lr_final": 0.1, "weight_decay": 0.2, "average": 0.998,
             "epochs": float(f"{passes:.4g}"),
         },

@@ -24,7 +24,7 @@ import stat
 from enum import Enum, auto
 from pathlib import Path
 
-from charlm.config import Recipe
+from charlm.config import Recipe, with_present_names
 from charlm.errors import CharlmError, UsageError
 from charlm.yaml_text import dump_yaml, parse_yaml
 
@@ -186,7 +186,8 @@ def _is_plain_dump(text: str) -> bool:
         values = parse_yaml(text, CONFIG)
     except CharlmError:
         return False
-    return isinstance(values, dict) and values.keys() >= Recipe.model_fields.keys() and dump_yaml(values) == text
+    is_whole = isinstance(values, dict) and with_present_names(values).keys() >= Recipe.model_fields.keys()
+    return is_whole and dump_yaml(values) == text
 
 
 def _digest(text: str) -> str:

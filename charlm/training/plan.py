@@ -58,7 +58,7 @@ def training_bytes(recipe: Recipe, vocabulary_size: int, shape: Shape, precision
     """About how much memory training takes: weights, gradients, moments, and what a step keeps for its backward pass."""
     train = recipe.train
     slots = {"sgd": 1 if train.momentum else 0, "rmsprop": 1 + bool(train.momentum)}.get(train.optimizer, 2)
-    activations = activation_bytes(recipe.model, vocabulary_size, shape.batch, shape.steps, precision, engine)
+    activations = activation_bytes(recipe.model, vocabulary_size, shape.batch, shape.seq_length, precision, engine)
     return 4 * count_parameters(recipe.model, vocabulary_size) * (2 + slots) + activations
 
 
@@ -67,10 +67,10 @@ class Plan:
     """At which steps things happen; a function of the recipe and the text alone.
 
     Attributes:
-        steps: the planned length in optimiser steps; ``None``: until the time is over.
+        total_steps: the planned length in optimizer steps; ``None``: until the time is over.
     """
 
-    steps: int | None
+    total_steps: int | None
     evaluate_every: int
     checkpoint_every: int
     sample_every: int
@@ -82,8 +82,8 @@ class Plan:
         """
         train, epoch = recipe.train, batches.epoch_length(0)
         steps: int | None = None
-        if train.updates is not None:
-            steps = train.updates
+        if train.total_steps is not None:
+            steps = train.total_steps
         elif train.epochs is not None:
             whole, rest = divmod(train.epochs, 1)
             steps = batches.steps_in(int(whole)) + round(rest * epoch)

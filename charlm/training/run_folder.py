@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from charlm import checkpoint
 from charlm.checkpoint import Checkpoint
-from charlm.config import Recipe, reconcile, validate_recipe
+from charlm.config import Recipe, reconcile, validate_recipe, with_present_names
 from charlm.errors import CharlmError, CheckpointError, RunFolderError, UsageError
 from charlm.files import flush_folder, give_name, remove_temporaries, to_json, whole_file
 from charlm.training import own_files
@@ -163,7 +163,7 @@ class RunFolder:
         try:
             stored = validate_recipe(checkpoint.describe(self.path / checkpoints[0])["recipe"], checkpoints[0])
             values = parse_yaml((self.path / CONFIG).read_text(encoding="utf-8"), CONFIG)
-            reconcile(stored, validate_recipe(values, CONFIG))
+            reconcile(stored, validate_recipe(with_present_names(values), CONFIG))
         except (CharlmError, OSError, KeyError):
             return False
         return True

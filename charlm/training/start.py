@@ -139,8 +139,8 @@ def _start(loaded: LoadedRecipe, options: Options, folder: RunFolder) -> Started
     shape = trainer.batches.shape
     if shape.shrunk:
         notices.append(
-            f"the training text is too small for batch {recipe.train.batch} × steps {recipe.train.steps}: "
-            f"shrunk to {shape.batch} × {shape.steps}"
+            f"the training text is too small for batch {recipe.train.batch} × steps {recipe.train.seq_length}: "
+            f"shrunk to {shape.batch} × {shape.seq_length}"
         )
     if earlier is not None:
         notices += _about_the_length(trainer, earlier)
@@ -149,7 +149,7 @@ def _start(loaded: LoadedRecipe, options: Options, folder: RunFolder) -> Started
 
 def _about_the_length(trainer: Trainer, earlier: Checkpoint) -> list[str]:
     """Whether a resumed run is planned for another length than before, and whether it has steps left."""
-    before, now = Plan.of(earlier.recipe, trainer.batches).steps, trainer.plan.steps
+    before, now = Plan.of(earlier.recipe, trainer.batches).total_steps, trainer.plan.total_steps
     if before != now:
         lengths = [f"{steps:,} steps" if steps is not None else "no end but the time" for steps in (before, now)]
         schedule = trainer.recipe.train.schedule
@@ -162,7 +162,7 @@ def _about_the_length(trainer: Trainer, earlier: Checkpoint) -> list[str]:
     if now is not None and trainer.step >= now:
         return [
             f"this run is finished: it has made its {now:,} steps. To train it further, give it a longer schedule: "
-            f"--resume auto --set train.updates={2 * now}"
+            f"--resume auto --set train.total_steps={2 * now}"
         ]
     patience, worse = trainer.recipe.evaluate.patience, earlier.progress["worse_in_a_row"]
     if patience is not None and worse >= patience:
@@ -197,13 +197,13 @@ def check_memory(recipe: Recipe, dataset: Dataset, resolved: Resolved) -> None:
         RecipeError: says how much is needed and how much there is.
     """
     start, stop = dataset.splits["train"]
-    shape = fit(stop - start - 1, recipe.train.batch, recipe.train.steps)
+    shape = fit(stop - start - 1, recipe.train.batch, recipe.train.seq_length)
     needed = training_bytes(recipe, len(dataset.vocabulary), shape, resolved.precision, resolved.engine)
     available = memory_of(resolved.device)
     if available is not None and needed > available:
         raise RecipeError(
             f"training this model takes about {needed / 1e9:,.1f} GB, but {resolved.device} has {available / 1e9:,.1f} GB; "
-            "use a smaller model.hidden, model.layers, train.batch or train.steps"
+            "use a smaller model.hidden, model.layers, train.batch or train.seq_length"
         )
 
 
@@ -238,7 +238,7 @@ def _replanned(recipe: Recipe, earlier: Checkpoint, dataset: Dataset, resolved: 
     start, stop = dataset.splits["train"]
     more = defaults.characters_in(recipe.train.time, recipe, dataset, resolved, limits.started_at)
     epochs = earlier.progress["epoch"] + more / max(1, stop - start)
-    length = {"updates": None, "epochs": float(f"{epochs:.4g}")}
+    length = {"total_steps": None, "epochs": float(f"{epochs:.4g}")}
     return recipe.model_copy(update={"train": recipe.train.model_copy(update=length)})
 
 

@@ -153,7 +153,7 @@ class Trainer:
         state = self.model.zero_state(batch.inputs.shape[1]) if batch.fresh else self._state
         inputs, targets = batch.inputs.to(device), batch.targets.to(device)
         dropout = Dropout(self.recipe.model, train.seed, self.step)
-        rate = learning_rate(train, self.step, self.plan.steps, self.batches.epoch_length(0))
+        rate = learning_rate(train, self.step, self.plan.total_steps, self.batches.epoch_length(0))
         with self._tuner.piece(batch.scored):
             outcome = self._update(inputs, targets, batch.scored, state, rate, dropout)
         nats, norm = outcome.nats, outcome.norm
@@ -241,7 +241,7 @@ class Trainer:
         return keep is not None and self.step > 0 and self.step % keep == 0
 
     def _is_regular(self) -> bool:
-        return self.validation is not None and (self.step % self.plan.evaluate_every == 0 or self.step == self.plan.steps)
+        return self.validation is not None and (self.step % self.plan.evaluate_every == 0 or self.step == self.plan.total_steps)
 
     def _evaluate(self, regular: bool) -> Evaluated:
         """The cheap validation.
@@ -319,7 +319,7 @@ class Trainer:
     def _reason_to_stop(self) -> str | None:
         if self._stop is not None:
             return self._stop
-        if self.plan.steps is not None and self.step >= self.plan.steps:
+        if self.plan.total_steps is not None and self.step >= self.plan.total_steps:
             return "finished"
         patience = self.recipe.evaluate.patience
         if patience is not None and self._worse_in_a_row >= patience:

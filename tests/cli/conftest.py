@@ -13,7 +13,7 @@ import pytest
 RECIPE = """\
 corpus: ./text.txt
 model: {hidden: 8, dropout: 0}
-train: {batch: 4, steps: 16, updates: 20, threads: 1, precision: fp32, lr: 0.01}
+train: {batch: 4, seq_length: 16, total_steps: 20, threads: 1, precision: fp32, lr: 0.01}
 evaluate: {every: 5}
 sample: {length: 12}
 """

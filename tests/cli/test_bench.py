@@ -39,7 +39,7 @@ def test_json_holds_everything(charlm: Callable[..., Any]) -> None:
         "warnings",
     } == record.keys()
     assert record["threads"] == 1 and record["gemm_gflops"]["fp32"] > 0 and record["gemm_gflops"]["bf16"] is None
-    assert record["shape"] == {"hidden": 4, "symbols": 5, "steps": 3, "batch": 2, "layers": 1}
+    assert record["shape"] == {"hidden": 4, "symbols": 5, "seq_length": 3, "batch": 2, "layers": 1}
     for row in record["rows"]:
         assert {
             "kind", "cell", "engine", "precision", "characters_per_second", "low", "high", "repetitions", "share_of_ceiling",

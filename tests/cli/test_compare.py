@@ -58,7 +58,7 @@ def test_json_has_every_key_and_a_second_call_trains_nothing(
 def test_the_table_has_a_row_per_candidate_and_one_picture(charlm: Callable[..., Any], desk: Path) -> None:
     """Failing would mean that the result is not to be read, or that its curves are missing."""
     pytest.importorskip("matplotlib")
-    done = charlm("compare", "recipe.yaml", "--vary", "model.hidden=4,8", "--out", "both", "--set", "train.updates=10")
+    done = charlm("compare", "recipe.yaml", "--vary", "model.hidden=4,8", "--out", "both", "--set", "train.total_steps=10")
     assert done.code == 0, done.err
     lines = [line.split() for line in done.text.splitlines() if line.strip()]
     assert lines[0] == ["recipe"] and lines[1][:4] == ["candidate", "parameters", "validation", "nats"]
@@ -73,7 +73,7 @@ def test_a_narrow_terminal_gets_the_table_in_two_halves(
 ) -> None:
     """Failing would mean that figures are broken over several lines in a common terminal."""
     monkeypatch.setattr("charlm.cli.compare.columns", lambda: 80)
-    done = charlm("compare", "recipe.yaml", "--cells", "gru,rnn", "--seeds", "2", "--set", "train.updates=2")
+    done = charlm("compare", "recipe.yaml", "--cells", "gru,rnn", "--seeds", "2", "--set", "train.total_steps=2")
     lines = [line.rstrip() for line in done.text.splitlines()]
     table, below = (
         lines[: (end := next(n for n, line in enumerate(lines) if line.startswith("equal characters;")))],
@@ -85,14 +85,14 @@ def test_a_narrow_terminal_gets_the_table_in_two_halves(
 
 def test_characters_that_are_not_equal_are_not_called_so(charlm: Callable[..., Any], desk: Path) -> None:
     """Failing would mean that a longer training is taken for a better cell."""
-    done = charlm("compare", "recipe.yaml", "--vary", "train.updates=2,4")
+    done = charlm("compare", "recipe.yaml", "--vary", "train.total_steps=2,4")
     assert "each recipe as it is; nats" in done.text and "equal characters" not in done.text
 
 
 def test_equal_parameters_changes_widths_and_says_so(charlm: Callable[..., Any], desk: Path) -> None:
     """Failing would mean that cells are compared at different sizes, unseen."""
     done = charlm("compare", "recipe.yaml", "--cells", "lstm,rnn", "--equal", "parameters", "--set", "model.hidden=128",
-                  "--set", "train.updates=2", "--json")  # fmt: skip
+                  "--set", "train.total_steps=2", "--json")  # fmt: skip
     lstm, rnn = done.record["candidates"]
     assert lstm["hidden"] == 128 and abs(rnn["parameters"] / lstm["parameters"] - 1) < 0.01
     assert f"recipe-rnn: hidden 128 becomes {rnn['hidden']}" in done.err
@@ -129,7 +129,9 @@ def test_equal_time_plans_the_others_from_the_first(
 
 def test_a_text_can_be_compared_on(charlm: Callable[..., Any], desk: Path) -> None:
     """Failing would mean that `compare` and `train` disagree about what a recipe is."""
-    done = charlm("compare", "text.txt", "--cells", "gru,rnn", "--set", "model.hidden=4", "--set", "train.updates=2", "--json")
+    done = charlm(
+        "compare", "text.txt", "--cells", "gru,rnn", "--set", "model.hidden=4", "--set", "train.total_steps=2", "--json"
+    )
     assert done.code == 0, done.err
     assert [row["name"] for row in done.record["candidates"]] == ["text-gru", "text-rnn"]
     assert (desk / "checkpoints" / "compare-text" / "text-gru-seed1" / "best.safetensors").exists()
@@ -163,18 +165,18 @@ def test_an_interrupted_comparison_goes_on(charlm: Callable[..., Any], desk: Pat
 def test_another_recipe_is_refused_and_overwrite_starts_anew(charlm: Callable[..., Any], desk: Path) -> None:
     """Failing would mean that an old result is shown under new settings, or lost."""
     quick = ("compare", "recipe.yaml", "--out", "here", "-q")
-    assert charlm(*quick, "--set", "train.updates=4").code == 0
-    changed = charlm(*quick, "--set", "train.updates=6")
-    assert changed.code == 2 and "train.updates: was 4, goes on with 6" in changed.err and "--overwrite" in changed.err
-    anew = charlm(*quick, "--set", "train.updates=6", "--overwrite", "--json")
+    assert charlm(*quick, "--set", "train.total_steps=4").code == 0
+    changed = charlm(*quick, "--set", "train.total_steps=6")
+    assert changed.code == 2 and "train.total_steps: was 4, goes on with 6" in changed.err and "--overwrite" in changed.err
+    anew = charlm(*quick, "--set", "train.total_steps=6", "--overwrite", "--json")
     assert anew.record["candidates"][0]["runs"][0]["step"] == 6
     assert (desk / "here" / "recipe-seed1.old-1" / "best.safetensors").exists()
-    assert charlm(*quick, "--set", "train.updates=6", "--resume", "never").code == 2
+    assert charlm(*quick, "--set", "train.total_steps=6", "--resume", "never").code == 2
 
 
 def test_without_validation_training_is_compared(charlm: Callable[..., Any], desk: Path) -> None:
     """Failing would mean that recipes that memorise, such as d2l's, cannot be compared."""
-    command = ("compare", "recipe.yaml", "--cells", "rnn,gru", "--set", "data.split=[1, 0, 0]", "--set", "train.updates=8")
+    command = ("compare", "recipe.yaml", "--cells", "rnn,gru", "--set", "data.split=[1, 0, 0]", "--set", "train.total_steps=8")
     done = charlm(*command)
     assert done.code == 0 and "training nats" in done.text and "measured on the training text" in done.text
     record = charlm(*command, "--json").record
@@ -225,7 +227,7 @@ def test_a_recipes_threads_do_not_leak_into_the_next(
     monkeypatch.setitem(threads._state, "most", 2)
     text = (desk / "recipe.yaml").read_text(encoding="utf-8")
     (desk / "free.yaml").write_text(text.replace("threads: 1, ", ""), encoding="utf-8")
-    done = charlm("compare", "recipe.yaml", "free.yaml", "--set", "train.updates=2", "--json")
+    done = charlm("compare", "recipe.yaml", "free.yaml", "--set", "train.total_steps=2", "--json")
     assert [row["runs"][0]["threads"] for row in done.record["candidates"]] == [1, 2]
     assert any("not comparable in seconds" in text for text in done.record["notices"])
     assert json.dumps(done.record)

@@ -43,7 +43,7 @@ def test_an_added_text_trains_under_its_name(
     assert charlm("corpus", "add", "my-text", str(text)).code == 0
     assert "my-text" in charlm("corpus", "list").text
     Path("r.yaml").write_text(
-        "corpus: my-text\nmodel: {hidden: 8}\ntrain: {batch: 2, steps: 8, updates: 3}\n", encoding="utf-8"
+        "corpus: my-text\nmodel: {hidden: 8}\ntrain: {batch: 2, seq_length: 8, total_steps: 3}\n", encoding="utf-8"
     )
     assert charlm("train", "r.yaml", "--out", "run", "-q").code == 0
     assert charlm("eval", "perplexity", "run").code == 0

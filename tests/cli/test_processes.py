@@ -15,7 +15,7 @@ import pytest
 
 LONG = (
     "corpus: ./text.txt\nmodel: {hidden: 8, dropout: 0}\n"
-    "train: {batch: 4, steps: 16, updates: 10000000, threads: 1, precision: fp32}\n"
+    "train: {batch: 4, seq_length: 16, total_steps: 10000000, threads: 1, precision: fp32}\n"
     "evaluate: {every: 1000000}\ncheckpoint: {every: 20}\nsample: {every: 1000000, length: 12}\n"
 )
 

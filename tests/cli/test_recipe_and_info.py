@@ -27,7 +27,7 @@ def test_show_prints_the_start_of_a_recipe_of_your_own(charlm: Callable[..., Any
     """Failing would mean that a copied recipe is another recipe, claims the author's result, or loses its schema."""
     shown = charlm("recipe", "show", name).text
     (desk / "mine.yaml").write_text(shown, encoding="utf-8")
-    assert load_recipe("mine.yaml").recipe == load_recipe(name).recipe.model_copy(update={"figure": None})
+    assert load_recipe("mine.yaml").recipe == load_recipe(name).recipe.model_copy(update={"reported": None})
     first, *rest = shown.splitlines()
     schema = Path(unquote(urlsplit(first.partition("$schema=")[2]).path))
     assert schema.is_file() and "corpus" in json.loads(schema.read_text(encoding="utf-8"))["properties"]

@@ -115,7 +115,7 @@ def test_control_characters_are_exact_in_a_pipe_and_visible_on_a_terminal(charlm
     text = "\x1b[31mred\x1b[0m \u202eabc\u202c\n"
     (trained / "escapes.txt").write_text(text * 60, encoding="utf-8")
     (trained / "escapes.yaml").write_text(
-        "corpus: escapes.txt\nmodel: {hidden: 8}\ntrain: {updates: 1, batch: 4, steps: 8}\n", encoding="utf-8"
+        "corpus: escapes.txt\nmodel: {hidden: 8}\ntrain: {total_steps: 1, batch: 4, seq_length: 8}\n", encoding="utf-8"
     )
     assert charlm("train", trained / "escapes.yaml", "--out", trained / "escapes", "-q").code == 0
     options = ("--seed", 1, "--length", 200)

@@ -20,7 +20,7 @@ import pytest
 
 MANY = "checkpoint: {every: 20}\nevaluate: {every: 1000000}\nsample: {every: 1000000, length: 12}\n"
 SHORT = "corpus: ./text.txt\nmodel: {hidden: 8, dropout: 0}\n" + MANY
-LONG = SHORT + "train: {batch: 4, steps: 16, updates: 10000000, threads: 1, precision: fp32}\n"
+LONG = SHORT + "train: {batch: 4, seq_length: 16, total_steps: 10000000, threads: 1, precision: fp32}\n"
 
 
 @pytest.fixture

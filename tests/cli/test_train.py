@@ -168,7 +168,9 @@ def test_a_changed_text_is_not_gone_on_with(charlm, desk):
 
 def test_max_time_includes_the_last_evaluation(charlm, desk):
     """Failing would mean that a job with a time limit is killed before it has saved."""
-    done = charlm("train", "recipe.yaml", "--out", "run", "--set", "train.updates=1000000", "--max-time", "3s", "--json", "-q")
+    done = charlm(
+        "train", "recipe.yaml", "--out", "run", "--set", "train.total_steps=1000000", "--max-time", "3s", "--json", "-q"
+    )
     assert done.record["stopped_because"] == "max time"
     assert done.record["seconds"] < 3
 
@@ -197,7 +199,7 @@ def test_lines_of_the_live_display_fit_the_terminal(terminal_columns):
 
     wide = terminal_columns >= 110
     limits = Thing(max_steps=None, max_seconds=1e9, started_at=0.0)
-    trainer = Thing(plan=Thing(steps=100_000), batches=Thing(shape=Thing(batch=32, steps=64)), limits=limits)
+    trainer = Thing(plan=Thing(total_steps=100_000), batches=Thing(shape=Thing(batch=32, seq_length=64)), limits=limits)
     status, left = status_line(StepDone(12_345, 17.25, 1.2345, 2e-3, 0.5, 123_456.0), trainer, wide)
     assert len(f"{status} {left}") <= terminal_columns
     for characters, of in ((50_000, 499_579), (200_000, 1_100_000), (599, 599)):
@@ -214,7 +216,7 @@ def test_the_time_left_is_that_to_the_earlier_end():
 
     def left(seconds: float | None, steps: int | None, max_steps: int | None = None) -> str:
         limits = Thing(max_steps=max_steps, max_seconds=seconds, started_at=time.monotonic())
-        trainer = Thing(plan=Thing(steps=steps), batches=Thing(shape=Thing(batch=1, steps=10)), limits=limits)
+        trainer = Thing(plan=Thing(total_steps=steps), batches=Thing(shape=Thing(batch=1, seq_length=10)), limits=limits)
         return status_line(StepDone(10, 1.0, 1.0, 1.0, 1.0, 10.0), trainer, False)[1]
 
     assert left(None, 110) == "1 min 40 s left"
@@ -239,7 +241,7 @@ def test_the_summary_says_which_weights_and_which_characters(charlm, desk):
     finished = charlm("train", "recipe.yaml", "--out", "run", "--resume", "auto", *keys)
     assert "best weights  step 20\n" in finished.err
     again = charlm("train", "recipe.yaml", "--out", "run", "--resume", "auto", *keys)
-    assert "this run is finished" in again.err and "--set train.updates=40" in again.err
+    assert "this run is finished" in again.err and "--set train.total_steps=40" in again.err
 
 
 def test_a_text_is_a_recipe(charlm, desk):
@@ -277,17 +279,17 @@ def test_a_text_is_a_recipe(charlm, desk):
         ({}, ["--set", "model.dropout=0.1"], False),
         ({}, ["--max-steps", "19"], False),
         ({"corpus": "other.txt"}, [], False),
-        ({"figure": 3.0, "corpus": "other.txt"}, [], True),
+        ({"reported": 3.0, "corpus": "other.txt"}, [], True),
     ],
 )
 def test_only_the_authors_own_recipe_is_compared_with_its_result(charlm, desk, monkeypatch, changed, arguments, compares):
     """Failing would mean that another text, or an overridden recipe, is measured against the author's result."""
     text = (desk / "recipe.yaml").read_text(encoding="utf-8")
-    text += "figure: {metric: validation_nats, value: 2.0}\n"
+    text += "reported: {metric: validation_nats, value: 2.0}\n"
     (desk / "shipped.yaml").write_text(text, encoding="utf-8")
     (desk / "other.txt").write_bytes((desk / "text.txt").read_bytes())
     text = text.replace("./text.txt", changed.get("corpus", "./text.txt"))
-    text = text.replace("value: 2.0", f"value: {changed.get('figure', 2.0)}")
+    text = text.replace("value: 2.0", f"value: {changed.get('reported', 2.0)}")
     (desk / "mine.yaml").write_text(text, encoding="utf-8")
     shipped = {"shipped": desk / "shipped.yaml"}
     monkeypatch.setattr("charlm.config.shipped_files", lambda kind: shipped)
@@ -322,7 +324,7 @@ def test_a_text_of_digits_on_the_command_line_is_a_text(charlm, desk):
 
 def test_a_share_of_unknown_characters_is_said_beside_the_result(charlm, desk):
     """Failing would mean that a low perplexity is shown without the reason: a part of the text is one symbol."""
-    done = charlm("train", "recipe.yaml", "--out", "rare", "--set", "data.min_count=150", "--set", "train.updates=4")
+    done = charlm("train", "recipe.yaml", "--out", "rare", "--set", "data.min_count=150", "--set", "train.total_steps=4")
     share = re.search(r"perplexity [\d.]+ \((\d+\.\d) % of the characters scored as <unk>\), [\d,.]+ characters/s", done.text)
     assert share and float(share[1]) > 1, done.text
     assert "of the characters scored as <unk>, so this result is not comparable" in done.err

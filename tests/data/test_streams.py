@@ -38,7 +38,7 @@ def _pairs(batches: list[Any]) -> list[list[tuple[int, int]]]:
 def test_the_drawn_example(text_of: Callable[..., Any]) -> None:
     """If this fails, the picture in streams.py (and in the documentation) is wrong."""
     letters = "abcdefghijklm"
-    batches = _batches(text_of(range(13)), batch=3, steps=2)
+    batches = _batches(text_of(range(13)), batch=3, seq_length=2)
     shown = [
         tuple(
             "/".join("".join(letters[i] for i in column) for column in part.t().tolist())
@@ -53,7 +53,7 @@ def test_the_drawn_example(text_of: Callable[..., Any]) -> None:
 @given(**sizes)
 def test_every_target_counts_exactly_once(text_of: Callable[..., Any], N: int, B: int, T: int) -> None:
     """If this fails, some characters are never learnt, or learnt twice an epoch. The inputs are shifted by one."""
-    epoch = _epoch(_batches(text_of(range(N)), batch=B, steps=T))
+    epoch = _epoch(_batches(text_of(range(N)), batch=B, seq_length=T))
     pairs = [pair for stream in _pairs(epoch) for pair in stream]
     assert pairs == [(n, n + 1) for n in range(N - 1)], "streams, one after the other, are not the text"
     assert sum(batch.scored for batch in epoch) == N - 1
@@ -63,7 +63,7 @@ def test_every_target_counts_exactly_once(text_of: Callable[..., Any], N: int, B
 @given(**sizes)
 def test_streams_start_where_the_design_says(text_of: Callable[..., Any], N: int, B: int, T: int) -> None:
     """If this fails, streams differ in length by more than one, and part of every last batch is wasted."""
-    batches = _batches(text_of(range(N)), batch=B, steps=T)
+    batches = _batches(text_of(range(N)), batch=B, seq_length=T)
     streams = _pairs(_epoch(batches))
     width = batches.shape.batch
     assert [stream[0][0] for stream in streams] == [i * (N - 1) // width for i in range(width)]
@@ -74,7 +74,7 @@ def test_streams_start_where_the_design_says(text_of: Callable[..., Any], N: int
 @given(**sizes)
 def test_a_stream_goes_on_where_the_batch_before_stopped(text_of: Callable[..., Any], N: int, B: int, T: int) -> None:
     """If this fails, the state that is carried from batch to batch belongs to another place in the text."""
-    epoch = _epoch(_batches(text_of(range(N)), batch=B, steps=T))
+    epoch = _epoch(_batches(text_of(range(N)), batch=B, seq_length=T))
     for before, after in itertools.pairwise(epoch):
         assert not after.fresh
         assert (before.targets != IGNORED).all(), "a batch other than the last is masked"
@@ -85,7 +85,7 @@ def test_a_stream_goes_on_where_the_batch_before_stopped(text_of: Callable[..., 
 
 def test_the_last_chunk_is_masked(text_of: Callable[..., Any]) -> None:
     """If this fails, positions past a stream's end are scored. 9 targets in 2 streams: of 4 and 5 characters."""
-    epoch = _epoch(_batches(text_of(range(10)), batch=2, steps=3))
+    epoch = _epoch(_batches(text_of(range(10)), batch=2, seq_length=3))
     last = epoch[-1]
     assert last.targets.tolist() == [[4, 8], [IGNORED, 9]]
     assert last.inputs.tolist() == [[3, 7], [0, 8]]
@@ -97,14 +97,14 @@ def test_what_is_skipped_is_said(
     text_of: Callable[..., Any], seed: int, epoch: int, drop_last: bool, N: int, B: int, T: int
 ) -> None:
     """If this fails, random_offset or drop_last skip more, less or other characters than the run reports."""
-    batches = _batches(text_of(range(N)), batch=B, steps=T, random_offset=True, drop_last=drop_last, seed=seed)
+    batches = _batches(text_of(range(N)), batch=B, seq_length=T, random_offset=True, drop_last=drop_last, seed=seed)
     read = _epoch(batches, epoch)
     pairs = sorted(pair for stream in _pairs(read) for pair in stream)
     assert len(pairs) == len(set(pairs)) == N - 1 - batches.skipped(epoch)
     assert all(target == given_ + 1 for given_, target in pairs)
-    assert pairs[0][0] < batches.shape.steps, "more than T - 1 characters are skipped at the start"
+    assert pairs[0][0] < batches.shape.seq_length, "more than T - 1 characters are skipped at the start"
     if drop_last:
-        assert all(batch.targets.shape == (batches.shape.steps, batches.shape.batch) for batch in read)
+        assert all(batch.targets.shape == (batches.shape.seq_length, batches.shape.batch) for batch in read)
         assert all((batch.targets != IGNORED).all() for batch in read)
     else:
         assert pairs == [(n, n + 1) for n in range(pairs[0][0], N - 1)], "only the start may be skipped"
@@ -112,18 +112,18 @@ def test_what_is_skipped_is_said(
 
 def test_the_offset_is_another_one_each_epoch(text_of: Callable[..., Any]) -> None:
     """If this fails, random_offset is no help: every epoch cuts the text at the same places."""
-    batches = _batches(text_of(range(500)), batch=4, steps=20, random_offset=True)
+    batches = _batches(text_of(range(500)), batch=4, seq_length=20, random_offset=True)
     starts = {int(batches.batch(epoch, 0).inputs[0, 0]) for epoch in range(40)}
     assert len(starts) > 10
     assert starts <= set(range(20))
-    fixed = _batches(text_of(range(500)), batch=4, steps=20)
+    fixed = _batches(text_of(range(500)), batch=4, seq_length=20)
     assert {int(fixed.batch(epoch, 0).inputs[0, 0]) for epoch in range(5)} == {0}
     assert fixed.skipped(3) == 0
 
 
 def test_drop_last_in_the_protocol_of_d2l(text_of: Callable[..., Any]) -> None:
     """If this fails, published figures of that protocol cannot be compared: 10,000 characters, 32 × 35, are 8 batches."""
-    batches = _batches(text_of(range(10_000)), batch=32, steps=35, random_offset=True, drop_last=True)
+    batches = _batches(text_of(range(10_000)), batch=32, seq_length=35, random_offset=True, drop_last=True)
     assert {batches.epoch_length(epoch) for epoch in range(10)} == {8}
     assert batches.skipped(0) == 9_999 - 8 * 32 * 35
 
@@ -139,7 +139,7 @@ def test_windows_are_stretches_of_the_text(
     text_of: Callable[..., Any], seed: int, at: tuple[int, int], N: int, B: int, T: int
 ) -> None:
     """If this fails, a window runs over the text's end, or its targets are not the next characters."""
-    batch = _batches(text_of(range(N)), batch=B, steps=T, sampling="windows", seed=seed).batch(*at)
+    batch = _batches(text_of(range(N)), batch=B, seq_length=T, batching="windows", seed=seed).batch(*at)
     assert batch.fresh
     assert (batch.targets == batch.inputs + 1).all()
     assert (batch.inputs[1:] == batch.inputs[:-1] + 1).all()
@@ -151,21 +151,21 @@ def test_windows_follow_from_seed_epoch_and_index(text_of: Callable[..., Any]) -
     text = text_of(range(5000))
     drawn = {
         (seed, epoch, index): tuple(
-            _batches(text, batch=8, steps=10, sampling="windows", seed=seed).batch(epoch, index).inputs[0].tolist()
+            _batches(text, batch=8, seq_length=10, batching="windows", seed=seed).batch(epoch, index).inputs[0].tolist()
         )
         for seed in (1, 2)
         for epoch in (0, 1)
         for index in (0, 1)
     }
     assert len(set(drawn.values())) == 8
-    again = _batches(text, batch=8, steps=10, sampling="windows", seed=2)
+    again = _batches(text, batch=8, seq_length=10, batching="windows", seed=2)
     again.batch(0, 0), again.batch(5, 3)
     assert tuple(again.batch(1, 1).inputs[0].tolist()) == drawn[2, 1, 1]
 
 
 def test_windows_reach_the_whole_text(text_of: Callable[..., Any]) -> None:
     """If this fails, the text's first or last characters are never in a window."""
-    batches = _batches(text_of(range(12)), batch=50, steps=4, sampling="windows", seed=3)
+    batches = _batches(text_of(range(12)), batch=50, seq_length=4, batching="windows", seed=3)
     batch = Batches.batch(batches, 0, 0)
     assert batches.shape.shrunk
     starts = {int(s) for index in range(60) for s in batches.batch(index, 0).inputs[0]}
@@ -173,21 +173,21 @@ def test_windows_reach_the_whole_text(text_of: Callable[..., Any]) -> None:
     assert batch.targets.shape[0] == 4
 
 
-@given(targets=st.integers(1, 400), batch=st.integers(1, 50), steps=st.integers(1, 80))
+@given(targets=st.integers(1, 400), batch=st.integers(1, 50), seq_length=st.integers(1, 80))
 def test_fit_shrinks_only_what_it_must(targets: int, batch: int, steps: int) -> None:
     """If this fails, a tiny text has batches of nothing, or a large one is shrunk."""
     shape = fit(targets, batch, steps)
-    assert 1 <= shape.steps == min(steps, targets)
+    assert 1 <= shape.seq_length == min(steps, targets)
     assert 1 <= shape.batch <= batch
-    assert shape.batch * shape.steps <= targets
+    assert shape.batch * shape.seq_length <= targets
     assert shape.shrunk == (batch * steps > targets)
     if shape.batch < batch:
-        assert (shape.batch + 1) * shape.steps > targets, "fewer streams than the text allows"
+        assert (shape.batch + 1) * shape.seq_length > targets, "fewer streams than the text allows"
 
 
 def test_two_characters_are_enough(text_of: Callable[..., Any]) -> None:
     """If this fails, the smallest text that can be learnt cannot be."""
-    batches = _batches(text_of([0, 1]), batch=32, steps=64, random_offset=True, drop_last=True)
+    batches = _batches(text_of([0, 1]), batch=32, seq_length=64, random_offset=True, drop_last=True)
     (batch,) = _epoch(batches)
     assert (batch.inputs.tolist(), batch.targets.tolist(), batch.scored) == ([[0]], [[1]], 1)
 
@@ -205,7 +205,7 @@ def _with_rare(text_of: Callable[..., Any]) -> Any:
 def test_a_text_of_rare_characters_is_read_as_it_is(text_of: Callable[..., Any]) -> None:
     """If this fails, a tiny text cannot be learned: most of its characters occur once and are read as <unk> now and then."""
     for ids, replaced in (([1, 2, 3, 3, 4], False), ([1, 1, 1, 2], True), ([1, 1, 2], False)):
-        batches = _batches(text_of(ids), 1.0, batch=1, steps=8)
+        batches = _batches(text_of(ids), 1.0, batch=1, seq_length=8)
         assert any(bool((batches.batch(epoch, 0).targets == 0).any()) for epoch in range(3)) is replaced
 
 
@@ -216,7 +216,7 @@ def test_only_characters_seen_once_are_read_as_unknown(text_of: Callable[..., An
     rate = 0.3
     replaced = []
     for epoch in range(4):
-        batches = _batches(text, rate, batch=4, steps=25)
+        batches = _batches(text, rate, batch=4, seq_length=25)
         read = [pair for stream in _pairs(_epoch(batches, epoch)) for pair in stream]
         inputs = np.array([read[0][0], *(target for _, target in read)])
         changed = inputs != original
@@ -231,9 +231,9 @@ def test_only_characters_seen_once_are_read_as_unknown(text_of: Callable[..., An
 def test_what_is_unknown_is_the_same_when_asked_again(text_of: Callable[..., Any]) -> None:
     """If this fails, a resumed run reads another text; a position as target and as the next input must agree too."""
     text = _with_rare(text_of)
-    first = _batches(text, 0.5, batch=4, steps=25)
+    first = _batches(text, 0.5, batch=4, seq_length=25)
     straight = [first.batch(2, index) for index in range(first.epoch_length(2))]
-    again = _batches(text, 0.5, batch=4, steps=25)
+    again = _batches(text, 0.5, batch=4, seq_length=25)
     for index in reversed(range(len(straight))):
         batch = again.batch(2, index)
         assert (batch.inputs == straight[index].inputs).all()

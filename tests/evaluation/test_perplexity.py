@@ -266,7 +266,7 @@ def test_segments_are_close_to_exact_on_trained_models(
     cell: str,
 ) -> None:
     """If this fails, the cheap validation is further than 1e-3 nats from the exact figure, and `best` may not be."""
-    keys = (f"model.cell={cell}", "model.hidden=48", "train.batch=16", "train.steps=32", "train.updates=150",
+    keys = (f"model.cell={cell}", "model.hidden=48", "train.batch=16", "train.seq_length=32", "train.total_steps=150",
             "evaluate.every=1000", "evaluate.characters=500", "data.split=[0.6, 0.4, 0.0]")  # fmt: skip
     for name, text in _three_texts(english).items():
         path = tmp_path / f"{name}.txt"

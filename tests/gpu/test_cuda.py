@@ -37,7 +37,8 @@ def recipe(tmp_path: Path) -> Path:
     (tmp_path / "sums.txt").write_text(text, encoding="utf-8")
     path = tmp_path / "sums.yaml"
     path.write_text(
-        "corpus: sums.txt\nmodel: {hidden: 128, dropout: 0.2, layers: 2}\ntrain: {batch: 16, steps: 32, updates: 60}\n",
+        "corpus: sums.txt\nmodel: {hidden: 128, dropout: 0.2, layers: 2}\ntrain: {batch: 16, seq_length: 32, "
+        "total_steps: 60}\n",
         encoding="utf-8",
     )
     return path

@@ -67,7 +67,14 @@ def test_a_run_that_is_killed_again_and_again_ends_the_same(
     (tmp_path / "text.txt").write_text(english(20_000), encoding="utf-8")
     recipe = tmp_path / "recipe.yaml"
     # Enough steps that a run outlives its kills: each attempt gets some further, and saves every few steps.
-    train = {"batch": 4, "steps": 10, "updates": 60 * max(4, KILLS), "threads": 1, "precision": "fp32", **options["train"]}
+    train = {
+        "batch": 4,
+        "seq_length": 10,
+        "total_steps": 60 * max(4, KILLS),
+        "threads": 1,
+        "precision": "fp32",
+        **options["train"],
+    }
     sections = {
         "data": {"split": [0.8, 0.2, 0.0]}, "model": options["model"], "train": train, "sample": {"every": 50, "length": 20},
         "evaluate": {"every": 40, "segments": 4, "warm": 20, "characters": 400}, "checkpoint": {"every": 10},

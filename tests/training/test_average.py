@@ -48,7 +48,7 @@ def test_the_better_of_the_two_is_the_runs_best(
 
     A high constant rate throws the weights about, which their average evens out; at a low one the average only lags behind.
     """
-    keys = ("train.optimizer=sgd", f"train.lr={rate}", "train.schedule=constant", "train.average=0.98", "train.updates=400",
+    keys = ("train.optimizer=sgd", f"train.lr={rate}", "train.schedule=constant", "train.average=0.98", "train.total_steps=400",
             "evaluate.every=100", "train.batch=2", "train.clip=null")  # fmt: skip
     run = tiny_run(english_file, tmp_path, *keys)
     lines = run.lines("evaluation")

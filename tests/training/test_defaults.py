@@ -59,7 +59,7 @@ def test_what_the_recipe_says_stays() -> None:
         ({"time": "5m", "schedule": "constant"}, False),
         ({"schedule": "constant"}, True),
         ({"epochs": 3}, False),
-        ({"updates": 30}, False),
+        ({"total_steps": 30}, False),
     ],
 )
 def test_who_gives_a_length_has_a_plan(train: dict[str, Any], is_open: bool) -> None:
@@ -100,7 +100,7 @@ def test_a_run_says_and_stores_what_was_chosen_and_goes_on_with_it(tmp_path: Pat
 
 def test_a_time_is_a_budget(tmp_path: Path, english_file: Path) -> None:
     """If this fails, `time` alone does not shape the schedule, or a resumed run forgets what it was planned for."""
-    overrides = ["train.time=20s", "model.hidden=8", "train.batch=2", "train.steps=4"]
+    overrides = ["train.time=20s", "model.hidden=8", "train.batch=2", "train.seq_length=4"]
     passes = []
     for resume in ("never", "must"):
         begun = _started(english_file, tmp_path, *overrides, max_steps=1, resume=resume)
@@ -112,7 +112,7 @@ def test_a_time_is_a_budget(tmp_path: Path, english_file: Path) -> None:
     assert line["learning_rate"] == pytest.approx(0.005)
 
 
-SMALL = ("model.hidden=8", "train.batch=2", "train.steps=4")
+SMALL = ("model.hidden=8", "train.batch=2", "train.seq_length=4")
 """So slow for each character that a few seconds are less than 40 passes."""
 
 
@@ -130,29 +130,29 @@ def test_a_time_limit_plans_a_length_that_is_open(tmp_path: Path, english_file: 
 
 def test_a_time_limit_leaves_a_given_length_alone(tmp_path: Path, english_file: Path) -> None:
     """If this fails, a limit changes the schedule of a recipe that gives its length."""
-    begun = _ended(_started(english_file, tmp_path, "train.updates=5000", max_steps=1, max_seconds=4.0))
-    assert begun.trainer.plan.steps == 5000
+    begun = _ended(_started(english_file, tmp_path, "train.total_steps=5000", max_steps=1, max_seconds=4.0))
+    assert begun.trainer.plan.total_steps == 5000
 
 
 def test_another_time_replans_a_resumed_run_once(tmp_path: Path, english_file: Path) -> None:
     """If this fails, `--set train.time=…` cannot lengthen a planned run, or lengthens it at each resume."""
     first = _ended(_started(english_file, tmp_path, *SMALL, max_steps=1, max_seconds=3.0))
     longer = _ended(_started(english_file, tmp_path, *SMALL, "train.time=8s", max_steps=2, resume="must"))
-    assert longer.trainer.plan.steps > first.trainer.plan.steps
-    assert [notice for notice in longer.notices if f"now {longer.trainer.plan.steps:,} steps" in notice]
+    assert longer.trainer.plan.total_steps > first.trainer.plan.total_steps
+    assert [notice for notice in longer.notices if f"now {longer.trainer.plan.total_steps:,} steps" in notice]
     again = _ended(_started(english_file, tmp_path, *SMALL, "train.time=8s", max_steps=3, resume="must"))
-    assert again.trainer.plan.steps == longer.trainer.plan.steps
+    assert again.trainer.plan.total_steps == longer.trainer.plan.total_steps
     assert not [notice for notice in again.notices if "planned length" in notice]
 
 
 def test_another_length_keeps_what_was_chosen(tmp_path: Path, english_file: Path) -> None:
     """If this fails, a planned run that is lengthened goes on with another learning rate and dropout than it began with."""
     first = _ended(_started(english_file, tmp_path, "model.hidden=8", max_steps=1))
-    again = _started(english_file, tmp_path, "model.hidden=8", "train.updates=5000", max_steps=2, resume="must")
+    again = _started(english_file, tmp_path, "model.hidden=8", "train.total_steps=5000", max_steps=2, resume="must")
     again.trainer.folder.close()
     was, now = first.trainer.recipe, again.trainer.recipe
     assert (now.model, now.evaluate) == (was.model, was.evaluate)
-    assert now.train == was.train.model_copy(update={"epochs": None, "updates": 5000})
+    assert now.train == was.train.model_copy(update={"epochs": None, "total_steps": 5000})
 
 
 def test_a_short_time_is_still_mostly_for_learning(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_short_time_is_still_mostly_for_learning(tmp_path: Path) -> None:
     text = tmp_path / "long.txt"
     text.write_text("so it goes, and so it goes on. " * 20_000, encoding="utf-8")
     begun = _started(text, tmp_path / "r", "train.time=2s", "model.hidden=8", max_steps=1)
-    assert begun.trainer.plan.steps > 20
+    assert begun.trainer.plan.total_steps > 20
     _ended(begun)
     assert load(tmp_path / "r" / "last.safetensors").recipe.train.epochs > 0
 
@@ -177,12 +177,12 @@ def test_no_length_is_a_length_of_null(tmp_path: Path, english_file: Path) -> No
     assert begun.trainer.recipe.train.epochs == 40
 
 
-@pytest.mark.parametrize("length", ["train.updates=5", "train.epochs=3"])
+@pytest.mark.parametrize("length", ["train.total_steps=5", "train.epochs=3"])
 def test_a_run_that_had_a_length_keeps_it(tmp_path: Path, english_file: Path, length: str) -> None:
     """If this fails, who forgets `--set` when going on gets another plan, or none."""
     first = _ended(_started(english_file, tmp_path, length, "model.hidden=8", "model.layers=2", max_steps=1))
     again = _ended(_started(english_file, tmp_path, max_steps=2, resume="must"))
-    assert again.trainer.plan.steps == first.trainer.plan.steps
+    assert again.trainer.plan.total_steps == first.trainer.plan.total_steps
     assert again.trainer.recipe.model == first.trainer.recipe.model
 
 
@@ -206,7 +206,7 @@ def test_fine_tuning_takes_the_architecture_from_the_checkpoint(tmp_path: Path, 
 
 def test_a_lost_best_is_measured_anew(tmp_path: Path, english_file: Path) -> None:
     """If this fails, a run's last figure belongs to weights that are in none of its files."""
-    overrides = ["model.hidden=8", "train.updates=6", "train.average=0.9"]
+    overrides = ["model.hidden=8", "train.total_steps=6", "train.average=0.9"]
     _ended(_started(english_file, tmp_path, *overrides, max_steps=None))
     (tmp_path / "best.safetensors").unlink()
     begun = _started(english_file, tmp_path, *overrides, max_steps=None, resume="must")

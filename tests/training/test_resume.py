@@ -27,7 +27,7 @@ from charlm.yaml_text import dump_yaml
 K = 8
 """Steps of each half. An epoch has 12 batches here: the first half ends inside one, the second crosses into the next."""
 
-COMMON = ("model.layers=2", "model.dropout=0.3", "train.batch=16", "train.steps=25", f"train.updates={2 * K}",
+COMMON = ("model.layers=2", "model.dropout=0.3", "train.batch=16", "train.seq_length=25", f"train.total_steps={2 * K}",
           "train.random_offset=true", "evaluate.every=3", "checkpoint.every=5", "sample.every=4")  # fmt: skip
 
 CASES: dict[str, tuple[str, ...]] = {
@@ -39,13 +39,13 @@ CASES: dict[str, tuple[str, ...]] = {
     "lstm-reference": ("model.cell=lstm", "model.engine=reference"),
     "lstm-bf16": ("model.cell=lstm", "train.precision=bf16", "model.hidden=32"),
     # Few and short steps: where other work keeps a core busy, two threads that wait for each other take very long.
-    "lstm-two-threads": ("model.hidden=64", "train.threads=2", "model.layers=1", "train.steps=4", "evaluate.every=16",
+    "lstm-two-threads": ("model.hidden=64", "train.threads=2", "model.layers=1", "train.seq_length=4", "evaluate.every=16",
                          "checkpoint.every=16", "sample.every=16", "sample.length=1"),
     "input-dropout-drop-last": ("model.input_dropout=0.3", "train.drop_last=true", "train.schedule=exponential"),
     "tied-bytes": ("model.tied=true", "data.unit=byte", "train.warmup=12"),
     "regularised": ("model.locked_dropout=true", "model.weight_drop=0.2", "model.residual=true", "train.average=0.9"),
     "attention": ("model.attention=30", "model.cell=gru"),
-    "windows": ("train.sampling=windows", "train.random_offset=false", "train.schedule=step"),
+    "windows": ("train.batching=windows", "train.random_offset=false", "train.schedule=step"),
 }  # fmt: skip
 
 
@@ -133,7 +133,7 @@ def test_some_stops_beat_the_schedules_best(halves: dict[str, tuple[Path, Path, 
     assert not any((second / "best-of-schedule.safetensors").exists() for _, second, _ in halves.values())
 
 
-BEST_KEYS = ("evaluate.every=4", "checkpoint.every=2", "train.updates=10")
+BEST_KEYS = ("evaluate.every=4", "checkpoint.every=2", "train.total_steps=10")
 """A run whose loss falls: stopped at step 7, its weights beat those of step 4."""
 
 
@@ -202,15 +202,15 @@ def test_a_stopped_run_stopped_again_keeps_the_schedules_best(
 def test_another_length_and_a_finished_run_are_said(tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path) -> None:
     """If this fails, a schedule is replaced without a word, or a finished run seems to do nothing for no reason."""
     keys = ("evaluate.every=5",)
-    tiny_run(english_file, tmp_path / "r", *keys, "train.updates=6")
-    run = tiny_run(english_file, tmp_path / "r", *keys, "train.updates=6", resume="auto")
+    tiny_run(english_file, tmp_path / "r", *keys, "train.total_steps=6")
+    run = tiny_run(english_file, tmp_path / "r", *keys, "train.total_steps=6", resume="auto")
     (said,) = [notice for notice in run.notices if "finished" in notice]
-    assert "6 steps" in said and "--set train.updates=12" in said
-    longer = tiny_run(english_file, tmp_path / "r", *keys, "train.updates=12", resume="auto")
+    assert "6 steps" in said and "--set train.total_steps=12" in said
+    longer = tiny_run(english_file, tmp_path / "r", *keys, "train.total_steps=12", resume="auto")
     (said,) = [notice for notice in longer.notices if "planned length" in notice]
     assert "12 steps, not 6 steps" in said and "from step 7 on" in said and "cosine" in said
     assert (longer.record["step"], longer.record["stopped_because"]) == (12, "finished")
-    again = tiny_run(english_file, tmp_path / "r", *keys, "train.updates=12", resume="auto")
+    again = tiny_run(english_file, tmp_path / "r", *keys, "train.total_steps=12", resume="auto")
     assert not [notice for notice in again.notices if "planned length" in notice]
 
 
@@ -355,7 +355,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory: pytest.TempPathFactory, english_file: Path) -> tuple[Path, tuple[str, ...]]:
     """A recipe file for a real process, and the same as overrides of the tiny recipe."""
-    keys = (*COMMON[:4], "train.random_offset=true", "train.updates=100000", "evaluate.every=5", "checkpoint.every=5",
+    keys = (*COMMON[:4], "train.random_offset=true", "train.total_steps=100000", "evaluate.every=5", "checkpoint.every=5",
             "sample.every=1", "sample.length=1")  # fmt: skip
     from charlm.config import apply_overrides
 
@@ -467,7 +467,7 @@ def test_a_damaged_last_does_not_become_previous(first_half: Path, tiny_run: Cal
 
 def test_a_lost_or_outdated_best_is_made_anew(tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path) -> None:
     """If this fails, a run killed between `last` and `best` hands over older weights than it reports, or ends in an error."""
-    keys = ("evaluate.every=2", "train.updates=10")
+    keys = ("evaluate.every=2", "train.total_steps=10")
     tiny_run(english_file, tmp_path / "whole", *keys)
     tiny_run(english_file, tmp_path / "cut", *keys, max_steps=4)
     best = tmp_path / "cut" / "best.safetensors"

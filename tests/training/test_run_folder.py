@@ -17,7 +17,7 @@ from charlm.files import whole_path
 from charlm.training.own_files import Origin, origin
 from charlm.yaml_text import dump_yaml, parse_yaml
 
-STEPS = ("train.updates=6", "evaluate.every=2", "checkpoint.every=2", "sample.every=2")
+STEPS = ("train.total_steps=6", "evaluate.every=2", "checkpoint.every=2", "sample.every=2")
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +34,10 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def resume(tiny_run: Callable[..., Any], english_file: Path) -> Callable[..., Any]:
-    """``resume(folder, "train.updates=9", …)``: two steps more, unless said otherwise."""
+    """``resume(folder, "train.total_steps=9", …)``: two steps more, unless said otherwise."""
 
     def go(folder: Path, *keys: str, **options: Any) -> Any:
-        return tiny_run(english_file, folder, *STEPS, "train.updates=8", *keys, **({"resume": "auto"} | options))
+        return tiny_run(english_file, folder, *STEPS, "train.total_steps=8", *keys, **({"resume": "auto"} | options))
 
     return go
 
@@ -147,7 +147,7 @@ def test_an_edited_config_stays(run: Path, resume: Callable[..., Any]) -> None:
 def test_an_unedited_config_follows_the_run(run: Path, resume: Callable[..., Any]) -> None:
     """If this fails, config.yaml does not say what was trained last, or a recipe without an edit is taken for edited."""
     for steps in (8, 9):
-        assert not any("config.yaml" in notice for notice in resume(run, f"train.updates={steps}").notices)
+        assert not any("config.yaml" in notice for notice in resume(run, f"train.total_steps={steps}").notices)
         config = parse_yaml((run / "config.yaml").read_text(encoding="utf-8"), "")
         assert config["train"]["updates"] == steps
 
@@ -254,7 +254,7 @@ def test_a_folder_may_be_a_link(run: Path, resume: Callable[..., Any]) -> None:
 
 def test_a_removed_lock_is_locked_anew(run: Path, begin: Callable[..., Any], english_file: Path, resume: Any) -> None:
     """If this fails, removing `.lock` by hand lets a second process write to a run, or ends the first without need."""
-    trainer = begin(english_file, run, *STEPS, "train.updates=8", resume="auto").trainer
+    trainer = begin(english_file, run, *STEPS, "train.total_steps=8", resume="auto").trainer
     events = trainer.run()
     (run / ".lock").unlink()
     next(events)
@@ -266,11 +266,11 @@ def test_a_removed_lock_is_locked_anew(run: Path, begin: Callable[..., Any], eng
 
 def test_a_process_that_lost_its_lock_writes_nothing(run: Path, begin: Callable[..., Any], english_file: Path) -> None:
     """If this fails, two processes mix their logs and checkpoints after `.lock` was removed."""
-    first = begin(english_file, run, *STEPS, "train.updates=8", resume="auto").trainer
+    first = begin(english_file, run, *STEPS, "train.total_steps=8", resume="auto").trainer
     events = first.run()
     next(events)
     (run / ".lock").unlink()
-    second = begin(english_file, run, *STEPS, "train.updates=8", resume="auto").trainer
+    second = begin(english_file, run, *STEPS, "train.total_steps=8", resume="auto").trainer
     before = _contents(run)
     with pytest.raises(RunFolderError, match="another process has locked the folder"):
         list(events)
@@ -376,7 +376,7 @@ def test_a_file_size_limit_leaves_whole_files(run: Path, english_file: Path, fai
         "checkpoint": (10_000, "CheckpointError cannot write"),
     }[fails]
     conftest = Path(__file__).parents[1] / "conftest.py"
-    command = [sys.executable, "-c", _LIMITED, conftest, english_file, run, str(limit), *STEPS, "train.updates=8"]
+    command = [sys.executable, "-c", _LIMITED, conftest, english_file, run, str(limit), *STEPS, "train.total_steps=8"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith(problem), done.stdout + done.stderr
     assert "File too large" in done.stdout
@@ -396,7 +396,7 @@ def test_a_config_that_cannot_be_written_leaves_the_old_one(run: Path, begin: Ca
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
     try:
         with pytest.raises(RunFolderError, match=r"cannot write .*config\.yaml: File too large"):
-            begin(english_file, run, *STEPS, "train.updates=8", resume="auto")
+            begin(english_file, run, *STEPS, "train.total_steps=8", resume="auto")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (run / "config.yaml").read_bytes() == before

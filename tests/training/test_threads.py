@@ -57,7 +57,7 @@ def test_a_run_that_changes_its_threads_every_seven_steps_ends_with_the_same_bit
     """If this fails, a run beside other programs ends elsewhere than one alone, and resuming is exact no longer."""
     if library.reason() is not None:
         pytest.skip(str(library.reason()))
-    keys = [*options, "model.engine=native", "model.hidden=100", "train.batch=40", "train.updates=30", "evaluate.every=10"]
+    keys = [*options, "model.engine=native", "model.hidden=100", "train.batch=40", "train.total_steps=30", "evaluate.every=10"]
     alone = tiny_run(english_file, tmp_path / "alone", *keys, "train.threads=1")
     _every_seven_pieces(on_three_cores)
     busy = tiny_run(english_file, tmp_path / "busy", *keys, "train.threads=null")
@@ -93,7 +93,7 @@ def test_the_engine_torch_keeps_its_threads_between_evaluations(
         return piece(self, work)
 
     on_three_cores.setattr(threads.Tuner, "piece", noted)
-    keys = ["model.engine=torch", "train.threads=null", "train.updates=15", "evaluate.every=5", "checkpoint.every=5"]
+    keys = ["model.engine=torch", "train.threads=null", "train.total_steps=15", "evaluate.every=5", "checkpoint.every=5"]
     run = tiny_run(english_file, tmp_path / "run", *keys, max_steps=12)
     assert used == [3] * 5 + [2] * 5 + [1] * 2
     assert [event.threads for event in run.events if isinstance(event, ThreadsChanged)] == [2, 1]

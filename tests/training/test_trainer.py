@@ -30,7 +30,7 @@ def test_every_optimiser_reduces_the_loss(
     tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path, optimizer: str, lr: float
 ) -> None:
     """If this fails, an optimiser is wired wrongly: after 80 steps the loss must be well below that of the first."""
-    run = tiny_run(english_file, tmp_path / "r", f"train.optimizer={optimizer}", f"train.lr={lr}", "train.updates=80")
+    run = tiny_run(english_file, tmp_path / "r", f"train.optimizer={optimizer}", f"train.lr={lr}", "train.total_steps=80")
     nats = [line["nats"] for line in run.lines("step")]
     symbols = len(load(run.folder / "last.safetensors").vocabulary)
     assert nats[0] == pytest.approx(math.log(symbols), abs=0.3), "fresh weights should know nothing"
@@ -44,8 +44,8 @@ def test_a_short_text_is_memorised(tmp_path: Path, tiny_run: Callable[..., Any],
     corpus = tmp_path / "sentence.txt"
     corpus.write_text("the quick brown fox jumps over the lazy dog.\n" * 40, encoding="utf-8")
     run = tiny_run(
-        corpus, tmp_path / "r", f"model.cell={cell}", "model.hidden=32", "train.batch=8", "train.steps=20",
-        "train.updates=250", "train.lr=0.02", "evaluate.every=250", "sample.temperature=0", "sample.prompt='the qui'",
+        corpus, tmp_path / "r", f"model.cell={cell}", "model.hidden=32", "train.batch=8", "train.seq_length=20",
+        "train.total_steps=250", "train.lr=0.02", "evaluate.every=250", "sample.temperature=0", "sample.prompt='the qui'",
         "sample.length=30",
     )  # fmt: skip
     assert run.record["perplexity"] < 1.1
@@ -138,9 +138,9 @@ def test_the_step_and_exponential_schedules() -> None:
 
 def test_a_run_follows_its_schedule(tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path) -> None:
     """If this fails, the optimiser gets another learning rate than the schedule gives, or is a step behind."""
-    keys = ("train.schedule=cosine", "train.warmup=5", "train.updates=15", "train.optimizer=sgd", "train.clip=null")
+    keys = ("train.schedule=cosine", "train.warmup=5", "train.total_steps=15", "train.optimizer=sgd", "train.clip=null")
     run = tiny_run(english_file, tmp_path / "r", *keys)
-    section = TrainSection(lr=0.01, warmup=5, updates=15)
+    section = TrainSection(lr=0.01, warmup=5, total_steps=15)
     expected = [learning_rate(section, step, 15, 1) for step in range(15)]
     assert [line["learning_rate"] for line in run.lines("step")] == expected
     # The first plain SGD step is −lr·gradient: its length is the learning rate times the gradient's norm.
@@ -221,7 +221,7 @@ def test_what_is_not_finite_never_reaches_the_optimiser(
 def test_a_learning_rate_that_is_far_too_large(tmp_path: Path, begin: Callable[..., Any], english_file: Path) -> None:
     """If this fails, a diverging run goes on with NaN instead of stopping, or saves weights that are not finite."""
     keys = ("model.cell=rnn", "model.nonlinearity=relu", "train.optimizer=sgd", "train.lr=100000", "train.clip=null",
-            "train.updates=300", "train.schedule=constant", "evaluate.every=1000")  # fmt: skip
+            "train.total_steps=300", "train.schedule=constant", "evaluate.every=1000")  # fmt: skip
     trainer = begin(english_file, tmp_path / "r", *keys).trainer
     with pytest.raises(DivergedError):
         list(trainer.run())
@@ -255,14 +255,16 @@ def test_a_model_larger_than_the_memory_is_refused(tmp_path: Path, begin: Callab
 
 def test_a_million_epochs_are_planned_at_once(tmp_path: Path, begin: Callable[..., Any], english_file: Path) -> None:
     """If this fails, a long plan is counted epoch by epoch before the run starts; or its length is wrong."""
-    keys = ("train.updates=null", "train.epochs=1000000")
+    keys = ("train.total_steps=null", "train.epochs=1000000")
     trainer = begin(english_file, tmp_path / "r", *keys).trainer
     trainer.folder.close()
-    assert trainer.plan.steps == 1_000_000 * trainer.batches.epoch_length(0)
-    offset = begin(english_file, tmp_path / "o", "train.updates=null", "train.epochs=7.5", "train.random_offset=true").trainer
+    assert trainer.plan.total_steps == 1_000_000 * trainer.batches.epoch_length(0)
+    offset = begin(
+        english_file, tmp_path / "o", "train.total_steps=null", "train.epochs=7.5", "train.random_offset=true"
+    ).trainer
     offset.folder.close()
     lengths = [offset.batches.epoch_length(number) for number in range(7)]
-    assert offset.plan.steps == sum(lengths) + round(0.5 * lengths[0])
+    assert offset.plan.total_steps == sum(lengths) + round(0.5 * lengths[0])
 
 
 # -- evaluating and stopping -----------------------------------------------------------------------------------------
@@ -284,7 +286,7 @@ def test_early_stopping(
 ) -> None:
     """If this fails, a run stops too soon or too late: after `patience` evaluations in a row without a new best."""
     scripted([3.0, 2.0, 2.5, 1.5, 1.6, 1.5, 9.9])
-    run = tiny_run(english_file, tmp_path / "r", "evaluate.every=2", "evaluate.patience=2", "train.updates=100")
+    run = tiny_run(english_file, tmp_path / "r", "evaluate.every=2", "evaluate.patience=2", "train.total_steps=100")
     assert (run.record["stopped_because"], run.record["step"]) == ("early stopping", 12)
     assert (run.record["best_step"], run.record["best_validation_nats"]) == (8, 1.5)
     assert run.record["validation_nats"] == 1.5
@@ -296,7 +298,7 @@ def test_early_stopping_counts_across_a_resume(
 ) -> None:
     """If this fails, a run that is often interrupted never stops early. The evaluation of a stop does not count."""
     scripted([3.0, 2.0, 2.5, 9.9, 2.6, 9.9])
-    keys = ("evaluate.every=2", "evaluate.patience=2", "train.updates=100")
+    keys = ("evaluate.every=2", "evaluate.patience=2", "train.total_steps=100")
     first = tiny_run(english_file, tmp_path / "r", *keys, max_steps=7)
     assert first.record["stopped_because"] == "max steps"
     second = tiny_run(english_file, tmp_path / "r", *keys, resume="must")
@@ -388,7 +390,7 @@ def test_train_nats_is_the_last_epoch_or_100_steps(
     """If this fails, train_nats is a mean of means, or over another stretch than documented."""
     corpus = tmp_path / "c.txt"
     corpus.write_text(english(corpus_size), encoding="utf-8")
-    run = tiny_run(corpus, tmp_path / "r", f"train.updates={updates}", "train.steps=11", "evaluate.every=1000")
+    run = tiny_run(corpus, tmp_path / "r", f"train.total_steps={updates}", "train.seq_length=11", "evaluate.every=1000")
     lines = run.lines("step")
     longest = math.ceil((int(0.8 * corpus_size) - 1) / 4)
     epoch = math.ceil(longest / 11)
@@ -403,7 +405,7 @@ def test_train_nats_is_the_last_epoch_or_100_steps(
 def test_no_more_time_than_was_given(tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path) -> None:
     """If this fails, --max-time is exceeded, or stops at once; the last evaluation and save are included."""
     began = time.monotonic()
-    run = tiny_run(english_file, tmp_path / "r", "train.updates=1000000", max_seconds=3.0)
+    run = tiny_run(english_file, tmp_path / "r", "train.total_steps=1000000", max_seconds=3.0)
     assert time.monotonic() - began < 3.0
     assert run.record["stopped_because"] == "max time"
     assert run.record["step"] > 0
@@ -483,7 +485,7 @@ def test_what_happens_when(tmp_path: Path, tiny_run: Callable[..., Any], english
     """If this fails, evaluations, checkpoints or samples come at other steps than the recipe says."""
     run = tiny_run(
         english_file, tmp_path / "r", "evaluate.every=6", "checkpoint.every=4", "checkpoint.keep_every=8",
-        "sample.every=5", "sample.prompt=[the, '']", "train.updates=20",
+        "sample.every=5", "sample.prompt=[the, '']", "train.total_steps=20",
     )  # fmt: skip
     assert [e.step for e in run.events if isinstance(e, StepDone)] == list(range(1, 21))
     assert [e.step for e in run.events if isinstance(e, Evaluated)] == [6, 12, 18, 20]
@@ -501,15 +503,15 @@ def test_what_happens_when(tmp_path: Path, tiny_run: Callable[..., Any], english
 
 def test_steps_are_kept_where_nothing_else_is_saved(tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path) -> None:
     """If this fails, files that were asked for are missing when the run is over."""
-    run = tiny_run(english_file, tmp_path / "r", "evaluate.every=7", "checkpoint.keep_every=3", "train.updates=10")
+    run = tiny_run(english_file, tmp_path / "r", "evaluate.every=7", "checkpoint.keep_every=3", "train.total_steps=10")
     assert {path.stem for path in run.folder.glob("step-*")} == {"step-3", "step-6", "step-9"}
 
 
 def test_a_shorter_plan_is_measured_at_its_own_end(tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path) -> None:
     """If this fails, a resumed run reports the validation of an earlier step as its own."""
     keys = ("evaluate.every=4",)
-    tiny_run(english_file, tmp_path / "r", *keys, "train.updates=20", max_steps=6)
-    run = tiny_run(english_file, tmp_path / "r", *keys, "train.updates=6", resume="auto")
+    tiny_run(english_file, tmp_path / "r", *keys, "train.total_steps=20", max_steps=6)
+    run = tiny_run(english_file, tmp_path / "r", *keys, "train.total_steps=6", resume="auto")
     assert [(e.step, e.regular) for e in run.events if isinstance(e, Evaluated)] == [(6, True)]
 
 
@@ -563,7 +565,12 @@ def test_a_text_too_small_is_read_in_smaller_batches(tmp_path: Path, tiny_run: C
     corpus = tmp_path / "tiny.txt"
     corpus.write_text(("abc" * size)[:size], encoding="utf-8")
     run = tiny_run(
-        corpus, tmp_path / "r", "train.batch=32", "train.steps=64", "data.split=[1.0, 0.0, 0.0]", "train.random_offset=true"
+        corpus,
+        tmp_path / "r",
+        "train.batch=32",
+        "train.seq_length=64",
+        "data.split=[1.0, 0.0, 0.0]",
+        "train.random_offset=true",
     )
     assert run.record["step"] == 20
     (notice,) = [notice for notice in run.notices if "too small" in notice]
@@ -618,8 +625,8 @@ def test_initial_weights_of_another_network_are_refused(
 
 def test_epochs_and_characters_are_counted(tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path) -> None:
     """If this fails, `epochs: 2` is not two readings of the training text: 2 × 4,799 targets."""
-    run = tiny_run(english_file, tmp_path / "r", "train.updates=null", "train.epochs=2", "train.batch=32", "train.steps=50",
-                   "evaluate.every=100")  # fmt: skip
+    run = tiny_run(english_file, tmp_path / "r", "train.total_steps=null", "train.epochs=2", "train.batch=32",
+                   "train.seq_length=50", "evaluate.every=100")  # fmt: skip
     assert run.record["training_characters"] == 2 * 4799
     assert (run.record["epoch"], run.record["step"], run.record["stopped_because"]) == (2.0, 6, "finished")
     assert math.isclose([e for e in run.events if isinstance(e, StepDone)][2].epoch, 1.0)
@@ -631,7 +638,7 @@ def test_the_loss_of_a_step_is_a_mean_over_characters(
     """If this fails, masked positions count, a short batch is scaled wrongly, or the state is not carried into it."""
     corpus = tmp_path / "c.txt"
     corpus.write_text(english(120), encoding="utf-8")
-    trainer = begin(corpus, tmp_path / "r", "data.split=[1.0, 0.0, 0.0]", "train.batch=3", "train.steps=30",
+    trainer = begin(corpus, tmp_path / "r", "data.split=[1.0, 0.0, 0.0]", "train.batch=3", "train.seq_length=30",
                     "model.layers=2", "data.unknown_rate=0", "train.optimizer=sgd", "train.lr=1e-30").trainer  # fmt: skip
     text = trainer.dataset.text("train")
     ids = text.ids(0, len(text))
@@ -658,7 +665,7 @@ def test_decay_by_epochs_does_not_follow_the_random_offsets(
 ) -> None:
     """If this fails, the learning rate jumps up and down where epochs differ in length by a batch."""
     run = tiny_run(english_file, tmp_path / "r", "train.random_offset=true", "train.drop_last=true", "train.batch=160",
-                   "train.steps=9", "train.schedule=exponential", "train.gamma=0.5", "train.updates=30")  # fmt: skip
+                   "train.seq_length=9", "train.schedule=exponential", "train.gamma=0.5", "train.total_steps=30")  # fmt: skip
     rates = [event.learning_rate for event in run.events if isinstance(event, StepDone)]
     assert rates == sorted(rates, reverse=True)
 

@@ -221,7 +221,7 @@ def test_weights_made_without_version_counters_are_read_anew(case: Callable[...,
 def _curve(engine: str, text: str, section: dict[str, Any], train: TrainSection, updates: int) -> list[float]:
     """The loss of each update on consecutive pieces of a text."""
     alphabet = sorted(set(text))
-    B, T = train.batch, train.steps
+    B, T = train.batch, train.seq_length
     ids = torch.tensor([alphabet.index(character) for character in text])
     streams = ids[: len(ids) // B * B].view(B, -1).t().contiguous()
     model = LanguageModel(ModelSection(dropout=0.0, **section), len(alphabet), engine)
@@ -255,7 +255,7 @@ def test_two_engines_learn_the_same(english: Callable[..., str], section: dict[s
     200 updates in fp32, each loss within 1e-4. The last bits differ from the first update on, and learning could amplify
     that without bound; gradients clipped to norm 1 keep it below 1e-6 here.
     """
-    recipe = TrainSection(batch=8, steps=16, clip=1.0, **train)
+    recipe = TrainSection(batch=8, seq_length=16, clip=1.0, **train)
     mine, theirs = (_curve(engine, english(4000), section, recipe, 200) for engine in ("native", "torch"))
     assert mine[0] == pytest.approx(theirs[0], rel=1e-6)
     assert mine == pytest.approx(theirs, rel=1e-4)
