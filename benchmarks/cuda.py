@@ -223,7 +223,7 @@ def _print(report: Report) -> None:
 
 
 def _size(shape: dict[str, int]) -> str:
-    return f"H={shape['hidden']} V={shape['symbols']} T={shape['steps']} B={shape['batch']}"
+    return f"H={shape['hidden']} V={shape['symbols']} T={shape['seq_length']} B={shape['batch']}"
 
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

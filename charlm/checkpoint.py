@@ -363,7 +363,7 @@ def _metadata(path: Path) -> tuple[str, str]:
     except OSError as error:
         raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror}") from None
     # A safetensors file begins with its header's length, whose first byte can be anything, and then `{`.
-    if head[8:] != b"{" and (head[:4] == b"PK\x03\x04" or head[:1] == b"\x80"):
+    if len(head) == 9 and head[8:] != b"{" and (head[:4] == b"PK\x03\x04" or head[:1] == b"\x80"):
         raise CheckpointError(f"{path} is a pickle (torch.save) file; charlm reads safetensors only and never unpickles")
     size = path.stat().st_size
     if len(head) < 9 or not 2 <= struct.unpack("<Q", head[:8])[0] <= 100_000_000:

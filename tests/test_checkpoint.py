@@ -148,7 +148,7 @@ def test_another_format_version_is_refused(file: Path) -> None:
     """If this fails, a future charlm's file is misread; both versions must be named."""
     _rewrite(file, lambda described: described.update(format=99))
     for read in (load, describe):
-        with pytest.raises(CheckpointError, match=r"format version 99, this charlm reads version 1"):
+        with pytest.raises(CheckpointError, match=r"format version 99, this charlm reads 1 to 2"):
             read(file)
 
 

@@ -10,7 +10,7 @@ import pytest
 from charlm.model.engines import ENGINES
 
 QUICK = (
-    "bench", "--hidden", "4", "--symbols", "5", "--steps", "3", "--batch", "2", "--repetitions", "2", "--seconds", "0",
+    "bench", "--hidden", "4", "--symbols", "5", "--seq-length", "3", "--batch", "2", "--repetitions", "2", "--seconds", "0",
     "--threads", "1", "--precisions", "fp32",
 )  # fmt: skip
 

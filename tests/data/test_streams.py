@@ -174,13 +174,13 @@ def test_windows_reach_the_whole_text(text_of: Callable[..., Any]) -> None:
 
 
 @given(targets=st.integers(1, 400), batch=st.integers(1, 50), seq_length=st.integers(1, 80))
-def test_fit_shrinks_only_what_it_must(targets: int, batch: int, steps: int) -> None:
+def test_fit_shrinks_only_what_it_must(targets: int, batch: int, seq_length: int) -> None:
     """If this fails, a tiny text has batches of nothing, or a large one is shrunk."""
-    shape = fit(targets, batch, steps)
-    assert 1 <= shape.seq_length == min(steps, targets)
+    shape = fit(targets, batch, seq_length)
+    assert 1 <= shape.seq_length == min(seq_length, targets)
     assert 1 <= shape.batch <= batch
     assert shape.batch * shape.seq_length <= targets
-    assert shape.shrunk == (batch * steps > targets)
+    assert shape.shrunk == (batch * seq_length > targets)
     if shape.batch < batch:
         assert (shape.batch + 1) * shape.seq_length > targets, "fewer streams than the text allows"
 

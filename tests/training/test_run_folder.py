@@ -149,7 +149,7 @@ def test_an_unedited_config_follows_the_run(run: Path, resume: Callable[..., Any
     for steps in (8, 9):
         assert not any("config.yaml" in notice for notice in resume(run, f"train.total_steps={steps}").notices)
         config = parse_yaml((run / "config.yaml").read_text(encoding="utf-8"), "")
-        assert config["train"]["updates"] == steps
+        assert config["train"]["total_steps"] == steps
 
 
 def test_a_run_of_an_earlier_version_goes_on(run: Path, resume: Callable[..., Any]) -> None:
