@@ -120,7 +120,7 @@ Section = Callable[[torch.device, bool], tuple[Any, list[str]]]
 
 def run_parity(device: torch.device, tiny: bool) -> tuple[Any, list[str]]:
     """Every check of ``parity``, a line each."""
-    sizes = {"hidden": 8, "seq_length": 3, "length": 600} if tiny else {}
+    sizes = {"hidden": 8, "steps": 3, "length": 600} if tiny else {}
     findings = []
     for check in parity.checks(device, **sizes):
         finding = check.run()
