@@ -137,7 +137,7 @@ def works(engine: str, hidden: int) -> dict[str, Callable[[], Iterator[int]]]:
                 next(drawn)
             yield 32
 
-    return {"training": training, "validation": validation, "exact evaluation": exact, "batching": sampling}
+    return {"training": training, "validation": validation, "exact evaluation": exact, "sampling": sampling}
 
 
 if __name__ == "__main__":

@@ -190,7 +190,7 @@ RUN: dict[str, Section] = {
     "parity": run_parity,
     "training": run_training,
     "evaluation": run_evaluation,
-    "batching": run_sampling,
+    "sampling": run_sampling,
     "memory": run_memory,
 }
 
