@@ -69,3 +69,14 @@ def test_the_script_hides_no_package() -> None:
     script = f"import runpy, sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); runpy.run_path({str(SCRIPT)!r}); import cuda"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "No module named 'cuda'" in done.stderr
+
+
+def test_busy_neighbours_are_measured(tmp_path: Path) -> None:
+    """Failing would mean that nobody can repeat what busy programs cost."""
+    command = [sys.executable, str(SCRIPT.with_name("busy.py")), "--seconds", "0.01", "--repetitions", "1", "--hidden", "8"]
+    command += ["--neighbours", "0", "--engines", "torch", "--json", str(tmp_path / "busy.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "busy.json").read_text(encoding="utf-8"))["rows"]
+    assert [row["work"] for row in rows] == ["training", "validation", "exact evaluation", "sampling"]
+    assert all(rate > 0 for row in rows for name in ("chosen", "one", "all") for rate in row[name])
