@@ -55,16 +55,15 @@ def main() -> None:
     for neighbours in given.neighbours:
         for engine in given.engines:
             for name, work in works(engine, given.hidden).items():
-                rates: dict[int | None, list[float]] = {None: [], 1: [], cores: []}
+                rates: dict[str, list[float]] = {"chosen": [], "one": [], "all": []}
                 with busy(neighbours):
                     for _ in range(given.repetitions):
-                        for threads, found in rates.items():
+                        for which, threads in (("chosen", None), ("one", 1), ("all", cores)):
                             prepare(threads)
                             _chosen.clear()  # as in a new process
-                            found.append(turn(work, given.seconds))
+                            rates[which].append(turn(work, given.seconds))
                 chosen, one, all_ = (statistics.median(found) for found in rates.values())
-                rows.append({"work": name, "engine": engine, "neighbours": neighbours, "chosen": rates[None], "one": rates[1],
-                             "all": rates[cores]})  # fmt: skip
+                rows.append({"work": name, "engine": engine, "neighbours": neighbours, **rates})
                 speeds = "".join(f"{speed:>11,.0f}" for speed in (chosen, one, all_))
                 print(f"{name:<18} {engine:<7} {neighbours:>10}{speeds}{chosen / one:>11.2f}{chosen / all_:>11.2f}", flush=True)
     if given.json:
