@@ -65,14 +65,16 @@ def parse_limit(max_time: str | None) -> float | None:
 
 
 def parse_folder(given: str) -> Path:
-    """The folder that ``--out`` names.
+    """The folder that ``--out`` names. A shell does not expand the ``~`` of ``--out=~/runs``, so it is expanded here.
 
     Raises:
-        UsageError: it is empty, which a path would take for the current folder.
+        UsageError: it is empty, which a path would take for the current folder, or names a user who does not exist.
     """
+    from charlm.config import path_of
+
     if not given:
         raise UsageError("--out is empty; expected a folder, such as --out runs/first")
-    return Path(given)
+    return path_of(given)
 
 
 def unknown_note(share: float) -> str:

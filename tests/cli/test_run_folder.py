@@ -37,6 +37,15 @@ def test_an_empty_name_is_refused(charlm, desk, command):
     assert sorted(desk.iterdir()) == before
 
 
+def test_the_home_folder_is_expanded(charlm, desk, monkeypatch):
+    """Failing would mean that `--out=~/runs`, which shells leave as it is, makes a folder `~` that no other command finds."""
+    monkeypatch.setenv("HOME", str(desk / "home"))
+    first = charlm("train", "recipe.yaml", "--out=~/run", "-q", "--max-steps", 2, "--json")
+    assert first.code == 0 and Path(first.record["checkpoint"]).is_relative_to(desk / "home")
+    assert charlm("info", "~/run").code == 0 and not (desk / "~").exists()
+    assert charlm("train", "recipe.yaml", "--out", "~nobody-of-that-name/run").code == 2
+
+
 def test_a_run_is_trained_again_from_its_own_config(charlm, desk):
     """Failing would mean that a run's config.yaml cannot be resumed from, or started anew from, in the run's own folder."""
     assert charlm("train", "recipe.yaml", "--out", "run", "-q", "--max-steps", 2).code == 0
