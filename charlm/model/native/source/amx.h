@@ -71,7 +71,8 @@ static inline void finish() {
 
 static inline void write_sums(long rows, const float* sums, float* y, long y_step) {
     for (long r = 0; r < rows; r++)
-        for (long j = 0; j < PANEL; j += LANES) store(y + r * y_step + j, load(y + r * y_step + j) + load(sums + r * PANEL + j));
+        for (long j = 0; j < PANEL; j += LANES)
+            store(y + r * y_step + j, load(y + r * y_step + j) + load(sums + r * PANEL + j));
 }
 
 // One panel of products.h's product; K is a multiple of 32.

@@ -15,28 +15,28 @@
 // Pointers to the 32 units of one row; a gate's block lies H numbers after the gate before it.
 template <class E, class X>
 struct Forward {
-    const float* Wh;       // gate g's sums at Wh + g · Wh_gate
+    const float* Wh;  // gate g's sums at Wh + g · Wh_gate
     long Wh_gate;
-    const X* x;            // gate g's at x + g · H
+    const X* x;  // gate g's at x + g · H
     long H;
-    const float* b_n;      // GRU with reset after: the bias inside r∘(W_n·h + b_n)
-    const E* h;            // before the step
-    const float* before;   // LSTM: c before; GRU: h before, in fp32
+    const float* b_n;     // GRU with reset after: the bias inside r∘(W_n·h + b_n)
+    const E* h;           // before the step
+    const float* before;  // LSTM: c before; GRU: h before, in fp32
     float* after;
     E* kept;
-    E* rh;                 // GRU with reset before: r∘h
+    E* rh;  // GRU with reset before: r∘h
     E* h_next;
 };
 
 template <class E>
 struct Backward {
-    const E* d_output;     // may be null
+    const E* d_output;  // may be null
     long H;
-    const E* h;            // before the step
+    const E* h;  // before the step
     const E* h_next;
     const float *c, *c_next;
     E* kept;
-    float* dh;             // in: the gradient of h_next that came from later steps; out: what of h's does not pass through W
+    float* dh;  // in: the gradient of h_next that came from later steps; out: what of h's does not pass through W
     float* dc;
 };
 

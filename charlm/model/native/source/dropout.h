@@ -8,12 +8,12 @@
 
 struct Dropping {
     int64_t bf16, threads;
-    int64_t count, period;      // number i is kept if number i % period is
+    int64_t count, period;  // number i is kept if number i % period is
     uint64_t key;
-    int64_t threshold;          // of 65536: how probable a zero is
+    int64_t threshold;  // of 65536: how probable a zero is
     double scale;
-    const void* values;         // (count,)
-    void* out;                  // (count,); may be `values`
+    const void* values;  // (count,)
+    void* out;           // (count,); may be `values`
 };
 
 // SplitMix64 (Steele et al. 2014): the n-th number after `key`. Its four quarters decide about four neighbours.

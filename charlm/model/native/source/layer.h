@@ -5,9 +5,9 @@
 
 #pragma once
 
-#include "cells.h"
 #include <type_traits>
 
+#include "cells.h"
 #include "threads.h"
 
 enum Kind : int64_t { RNN_TANH, RNN_RELU, LSTM, GRU, GRU_RESET_BEFORE };
@@ -15,26 +15,26 @@ enum Kind : int64_t { RNN_TANH, RNN_RELU, LSTM, GRU, GRU_RESET_BEFORE };
 struct Layer {
     int64_t kind, bf16, threads, rows_split;
     int64_t T, B, H;
-    const void* weights;       // packed W_hh: forward [H/32][gates][H][32], backward [H/32][gates·H][32]
-    const float* b_n;          // (H,), GRU with reset after
-    const void* x;             // W_ih·input + biases: with ids a table (V, gates·H) of floats, else (T, B, gates·H) of E
-    const int64_t* ids;        // (T, B), or null
-    void* h;                   // (T+1, B, H) of E; h[0] is given
-    float* carried;            // LSTM: c; GRU: h in fp32. (T+1, B, H), or (B, H) where carried_step = 0; the first is given
-    int64_t carried_step;      // B·H, or 0
-    void* kept;                // (T, B, slots·H) of E, or (B, slots·H) where kept_step = 0. After the backward pass: d
+    const void* weights;   // packed W_hh: forward [H/32][gates][H][32], backward [H/32][gates·H][32]
+    const float* b_n;      // (H,), GRU with reset after
+    const void* x;         // W_ih·input + biases: with ids a table (V, gates·H) of floats, else (T, B, gates·H) of E
+    const int64_t* ids;    // (T, B), or null
+    void* h;               // (T+1, B, H) of E; h[0] is given
+    float* carried;        // LSTM: c; GRU: h in fp32. (T+1, B, H), or (B, H) where carried_step = 0; the first is given
+    int64_t carried_step;  // B·H, or 0
+    void* kept;            // (T, B, slots·H) of E, or (B, slots·H) where kept_step = 0. After the backward pass: d
     int64_t kept_step;
-    void* rh;                  // (T, B, H) of E, or (B, H) where rh_step = 0; GRU with reset before
+    void* rh;  // (T, B, H) of E, or (B, H) where rh_step = 0; GRU with reset before
     int64_t rh_step;
-    const void* d_outputs;     // (T, B, H) of E, or null
-    float* dh;                 // (B, H): in, the gradient of the last h; out, of the first
-    float* dc;                 // the same for c
+    const void* d_outputs;  // (T, B, H) of E, or null
+    float* dh;              // (B, H): in, the gradient of the last h; out, of the first
+    float* dc;              // the same for c
 };
 
 // What one step reads and writes.
 template <class E, class X>
 struct Step {
-    const X* x;                // of stream 0, or the table
+    const X* x;  // of stream 0, or the table
     const int64_t* ids;
     const E* h;
     E* h_next;
@@ -49,7 +49,7 @@ static inline P* at_offset(P* base, long offset) {
     return base ? base + offset : nullptr;
 }
 
-constexpr long ROWS = 32;      // streams whose sums are held at a time
+constexpr long ROWS = 32;  // streams whose sums are held at a time
 
 template <class Cell, class E, class X>
 static void forward_step(const Layer& layer, const Step<E, X>& s, const Share& share) {
@@ -73,11 +73,19 @@ static void forward_step(const Layer& layer, const Step<E, X>& s, const Share& s
                 for (long block = 0; block < blocks; block++)
                     for (long r = 0; r < rows; r++) {
                         const long at = (row + r) * H + (p + block) * PANEL, j = (p + block) * PANEL;
-                        const X* x = s.x + (s.ids ? s.ids[row + r] : row + r) * G * H + j;
-                        Forward<E, X> place = {sums + (block * gates * ROWS + r) * PANEL, ROWS * PANEL, x, H,
-                                               at_offset(layer.b_n, j), s.h + at, at_offset(s.before, at),
-                                               at_offset(s.after, at),
-                                               s.kept + (row + r) * Cell::slots * H + j, at_offset(s.rh, at), s.h_next + at};
+                        const Forward<E, X> place = {
+                            .Wh = sums + (block * gates * ROWS + r) * PANEL,
+                            .Wh_gate = ROWS * PANEL,
+                            .x = s.x + (s.ids ? s.ids[row + r] : row + r) * G * H + j,
+                            .H = H,
+                            .b_n = at_offset(layer.b_n, j),
+                            .h = s.h + at,
+                            .before = at_offset(s.before, at),
+                            .after = at_offset(s.after, at),
+                            .kept = s.kept + (row + r) * Cell::slots * H + j,
+                            .rh = at_offset(s.rh, at),
+                            .h_next = s.h_next + at,
+                        };
                         if constexpr (two_halves) {
                             if (!second) {
                                 Cell::forward_gates(place);
@@ -120,10 +128,17 @@ static void backward_layer(const Layer& layer, const Share& share) {
         E* d = (E*)layer.kept + t * layer.B * S * H;
         auto place = [&](long row, long j) {
             const long at = row * H + j;
-            return Backward<E>{at_offset((const E*)layer.d_outputs, t * BH + at), H,
-                               (const E*)layer.h + t * BH + at, (const E*)layer.h + (t + 1) * BH + at,
-                               at_offset(c, t * BH + at), at_offset(c, (t + 1) * BH + at),
-                               d + row * S * H + j, layer.dh + at, layer.dc + at};
+            return Backward<E>{
+                .d_output = at_offset((const E*)layer.d_outputs, t * BH + at),
+                .H = H,
+                .h = (const E*)layer.h + t * BH + at,
+                .h_next = (const E*)layer.h + (t + 1) * BH + at,
+                .c = at_offset(c, t * BH + at),
+                .c_next = at_offset(c, (t + 1) * BH + at),
+                .kept = d + row * S * H + j,
+                .dh = layer.dh + at,
+                .dc = layer.dc + at,
+            };
         };
         for (long row = first; row < share.rows.end; row++)
             for (long p = share.panels.first; p < share.panels.end; p++) Cell::backward(place(row, p * PANEL));
@@ -174,8 +189,7 @@ static void run_layer(const Layer& layer, bool forward) {
 #pragma omp parallel num_threads(layer.threads) if (layer.threads > 1)
     {
         Worker worker;
-        const Share share = share_of(thread_number(), thread_count(), layer.B, layer.H, bytes, layer.rows_split,
-                                     &meeting);
+        const Share share = share_of(thread_number(), thread_count(), layer.B, layer.H, bytes, layer.rows_split, &meeting);
         if (layer.bf16)
             run_share<bf16>(layer, share, forward);
         else
@@ -186,12 +200,12 @@ static void run_layer(const Layer& layer, bool forward) {
 // The gradient of a table's rows: for each id the sum of d over the places where it stands.
 struct SumById {
     int64_t bf16, threads;
-    const void* d;             // (N, d_step) of E
-    const int64_t* ids;        // (N,)
+    const void* d;       // (N, d_step) of E
+    const int64_t* ids;  // (N,)
     int64_t N, d_step;
     int64_t H, gates;
-    const int64_t* slots;      // (gates,): which block of d belongs to each gate's input
-    float* sums;               // (V, gates·H), zeros
+    const int64_t* slots;  // (gates,): which block of d belongs to each gate's input
+    float* sums;           // (V, gates·H), zeros
 };
 
 template <class E>

@@ -89,7 +89,8 @@ static void cross_entropy(const CrossEntropy& p) {
                            false);
                 for (long r = 0; r < rows; r++)
                     for (long v = 0; v < PANEL; v += LANES)
-                        store((E*)p.d_features + (first + r) * p.H + panel * PANEL + v, load(d_features.data() + r * PANEL + v));
+                        store((E*)p.d_features + (first + r) * p.H + panel * PANEL + v,
+                              load(d_features.data() + r * PANEL + v));
             }
         }
     }

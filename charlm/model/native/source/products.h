@@ -44,8 +44,8 @@ constexpr int MOST_ROWS = 12;
 constexpr int MOST_ROWS = 6;
 #endif
 
-// How A lies in memory: its rows one after the other, `step` words apart; or, as a weight gradient has it, the words of all rows
-// at one k together, and those of the next k `step` words further on.
+// How A lies in memory: its rows one after the other, `step` words apart; or, as a weight gradient has it, the words of all
+// rows at one k together, and those of the next k `step` words further on.
 enum Layout { BY_ROW, BY_POSITION };
 
 // R rows × (C vectors of columns) for P panels, all sums in registers.
@@ -86,7 +86,8 @@ static inline void tile(const uint32_t* a, long a_step, const uint32_t* w, long 
 }
 
 template <class E, int R, Layout LAYOUT = BY_ROW>
-static void rows_of_panel(long rows, const uint32_t* a, long a_step, const uint32_t* w, long K, float* y, long y_step, bool add) {
+static void rows_of_panel(long rows, const uint32_t* a, long a_step, const uint32_t* w, long K, float* y, long y_step,
+                          bool add) {
     if constexpr (R > 0) {
         if (rows == R)
             tile<E, R, 1, LAYOUT>(a, a_step, w, 0, K, y, y_step, 0, add);

@@ -12,26 +12,26 @@
 
 struct Generation {
     int64_t bf16, threads;
-    int64_t kind, layers, V, H, N;   // V a multiple of 32: logits from `symbols` on are not looked at
-    int64_t symbols, count;          // characters to write in each stream
-    int64_t residual;                // layers but the first add their input to their output
-    const void* const* weights;      // per layer: packed W_hh
-    const void* const* weights_ih;   // per layer but the first: packed W_ih
-    const float* const* bias;        // per layer but the first: (gates·H), of input and hidden side
-    const float* const* b_n;         // per layer: (H,)
-    const float* table;              // (V, gates·H): the first layer's W_ih·input + biases
-    const void* output;              // packed output layer
-    const float* output_bias;        // (V,)
-    void* h;                         // (layers, 2, N, H) of E; the state at [:, 0]
-    void* sum;                       // (N, H) of E: with `residual`, what a layer hands up
-    float* carried;                  // (layers, N, H): LSTM c, GRU h
-    float* logits;                   // (N, V) of the next character, in and out
+    int64_t kind, layers, V, H, N;  // V a multiple of 32: logits from `symbols` on are not looked at
+    int64_t symbols, count;         // characters to write in each stream
+    int64_t residual;               // layers but the first add their input to their output
+    const void* const* weights;     // per layer: packed W_hh
+    const void* const* weights_ih;  // per layer but the first: packed W_ih
+    const float* const* bias;       // per layer but the first: (gates·H), of input and hidden side
+    const float* const* b_n;        // per layer: (H,)
+    const float* table;             // (V, gates·H): the first layer's W_ih·input + biases
+    const void* output;             // packed output layer
+    const float* output_bias;       // (V,)
+    void* h;                        // (layers, 2, N, H) of E; the state at [:, 0]
+    void* sum;                      // (N, H) of E: with `residual`, what a layer hands up
+    float* carried;                 // (layers, N, H): LSTM c, GRU h
+    float* logits;                  // (N, V) of the next character, in and out
     double temperature, top_p;
     int64_t top_k;
-    const uint8_t* banned;           // (symbols,)
-    const double* uniforms;          // (count, N), in [0, 1)
-    int64_t* drawn;                  // (count, N)
-    uint8_t* nonfinite;              // (N,): set to 1 where a logit was NaN or infinite
+    const uint8_t* banned;   // (symbols,)
+    const double* uniforms;  // (count, N), in [0, 1)
+    int64_t* drawn;          // (count, N)
+    uint8_t* nonfinite;      // (N,): set to 1 where a logit was NaN or infinite
 };
 
 // charlm.sampling.distribution and draw.
@@ -108,13 +108,24 @@ static void generate(const Generation& g, int number, int threads, float* x, Mee
             E *before = h + n % 2 * layer_size, *after = h + (n + 1) % 2 * layer_size;
             layer.weights = g.weights[l];
             layer.b_n = g.b_n[l];
-            Step<E, float> step = {g.table, drawn, before, after, g.carried + l * layer_size, g.carried + l * layer_size, kept, rh};
+            float* carried = g.carried + l * layer_size;
+            Step<E, float> step = {
+                .x = g.table,
+                .ids = drawn,
+                .h = before,
+                .h_next = after,
+                .before = carried,
+                .after = carried,
+                .kept = kept,
+                .rh = rh,
+            };
             if (l > 0) {
                 const E* below = g.residual ? sum : (const E*)g.h + (l - 1) * 2 * layer_size + (n + 1) % 2 * layer_size;
                 for (long p = share.panels.first; p < share.panels.end; p++)
                     for (long gate = 0; gate < G; gate++) {
                         const long j = gate * H + p * PANEL;
-                        product<E>(N, below, H, (const E*)g.weights_ih[l] + (p * G + gate) * H * PANEL, 1, H, x + j, G * H, 0, false);
+                        product<E>(N, below, H, (const E*)g.weights_ih[l] + (p * G + gate) * H * PANEL, 1, H, x + j, G * H, 0,
+                                   false);
                         for (long row = 0; row < N; row++)
                             for (long v = 0; v < PANEL; v++) x[row * G * H + j + v] += g.bias[l][j + v];
                     }
