@@ -1,7 +1,11 @@
 // The bf16 product on Intel's matrix unit (AMX): tiles of 16 rows × 64 bytes, multiplied by one instruction.
 // Included by products.h; compiled only for processors that have it, or with its instructions written out for tests.
 
-namespace amx {
+#pragma once
+
+#include "vectors.h"
+
+namespace charlm::amx {
 
 struct alignas(64) Shape {
     uint8_t palette, start, reserved[14];
@@ -121,4 +125,4 @@ static void product(long rows, const bf16* a, long a_step, const bf16* w, long K
     }
 }
 
-}  // namespace amx
+}  // namespace charlm::amx

@@ -12,6 +12,8 @@
 
 #include "products.h"
 
+namespace charlm {
+
 // Pointers to the 32 units of one row; a gate's block lies H numbers after the gate before it.
 template <class E, class X>
 struct Forward {
@@ -200,3 +202,5 @@ struct GruResetBefore {
         }
     }
 };
+
+}  // namespace charlm

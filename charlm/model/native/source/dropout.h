@@ -6,6 +6,8 @@
 #include "threads.h"
 #include "vectors.h"
 
+namespace charlm {
+
 struct Dropping {
     int64_t bf16, threads;
     int64_t count, period;  // number i is kept if number i % period is
@@ -60,3 +62,5 @@ static void drop(const Dropping& d) {
             drop_part<E>(d, first, first + 8192 < end ? first + 8192 : end);
         }
 }
+
+}  // namespace charlm

@@ -10,6 +10,8 @@
 #include "cells.h"
 #include "threads.h"
 
+namespace charlm {
+
 enum Kind : int64_t { RNN_TANH, RNN_RELU, LSTM, GRU, GRU_RESET_BEFORE };
 
 struct Layer {
@@ -224,3 +226,5 @@ static void sum_by_id(const SumById& p) {
             }
     }
 }
+
+}  // namespace charlm

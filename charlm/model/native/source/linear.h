@@ -7,6 +7,8 @@
 
 #include "threads.h"
 
+namespace charlm {
+
 // Packs a matrix (N, K) of floats for a product; see products.h.
 struct Packing {
     int64_t bf16, threads;
@@ -183,3 +185,5 @@ static void weight_gradient(const WeightGradient& p) {
     else
         p.b_is_float ? weight_gradient<E, E, float>(p) : weight_gradient<E, E, E>(p);
 }
+
+}  // namespace charlm

@@ -8,6 +8,8 @@
 
 #include "threads.h"
 
+namespace charlm {
+
 struct CrossEntropy {
     int64_t bf16, threads;
     int64_t N, H, V, V_padded;  // rows, features, symbols, and symbols rounded up to 32
@@ -95,3 +97,5 @@ static void cross_entropy(const CrossEntropy& p) {
         }
     }
 }
+
+}  // namespace charlm

@@ -8,6 +8,8 @@
 
 #include "threads.h"
 
+namespace charlm {
+
 enum Rule : int64_t { SGD, ADAM, ADAMW, RMSPROP };
 
 struct Update {
@@ -108,3 +110,5 @@ static void update(const Update& u) {
         for (size_t n = 0; n < chunks.size(); n++) update_chunk(u, chunks[n]);
     }
 }
+
+}  // namespace charlm

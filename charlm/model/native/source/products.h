@@ -11,7 +11,11 @@
 
 #include "vectors.h"
 
-constexpr long PANEL = 32;
+#if defined(__AMX_BF16__) || defined(CHARLM_EMULATE_AMX)
+#include "amx.h"
+#endif
+
+namespace charlm {
 
 template <class E>
 constexpr long words(long K) {
@@ -107,10 +111,6 @@ static void product_by_position(long rows, const uint32_t* a, long a_step, const
     }
 }
 
-#if defined(__AMX_BF16__) || defined(CHARLM_EMULATE_AMX)
-#include "amx.h"
-#endif
-
 // Y[:, panels] (+)= A · W[:, panels].
 //
 //   a       rows × K numbers, rows `a_step` numbers apart
@@ -176,3 +176,5 @@ static void pack_plain(const float* W, long rows, long N, long K, long first, E*
                 panel[k / 2 * 2 * PANEL + 2 * j + k % 2] = to_bf16(value);
         }
 }
+
+}  // namespace charlm

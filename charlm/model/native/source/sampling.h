@@ -10,6 +10,8 @@
 
 #include "layer.h"
 
+namespace charlm {
+
 struct Generation {
     int64_t bf16, threads;
     int64_t kind, layers, V, H, N;  // V a multiple of 32: logits from `symbols` on are not looked at
@@ -172,3 +174,5 @@ static void generate(const Generation& g) {
         }
     }
 }
+
+}  // namespace charlm

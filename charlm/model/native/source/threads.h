@@ -14,6 +14,8 @@
 #include <omp.h>
 #endif
 
+namespace charlm {
+
 static inline int thread_number() {
 #if defined(_OPENMP)
     return omp_get_thread_num();
@@ -135,3 +137,5 @@ static inline Share share_of(int number, int threads, long B, long H, long weigh
     if (number >= parts * columns) return {{0, 0}, {0, 0}, meeting, threads};
     return {part(B, number / columns, parts), part(panels, number % columns, columns), meeting, threads};
 }
+
+}  // namespace charlm

@@ -20,7 +20,10 @@
 #define VECTOR_BYTES 16
 #endif
 
+namespace charlm {
+
 constexpr int LANES = VECTOR_BYTES / 4;
+constexpr long PANEL = 32;  // columns of a product that are packed together
 
 typedef float Vector __attribute__((vector_size(VECTOR_BYTES)));
 typedef uint32_t Words __attribute__((vector_size(VECTOR_BYTES)));
@@ -119,3 +122,5 @@ static inline Vector tanh(Vector x) {
 
 // max(0, x), NaN for NaN.
 static inline Vector relu(Vector x) { return x < splat(0) ? splat(0) : x; }
+
+}  // namespace charlm
