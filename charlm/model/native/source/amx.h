@@ -1,17 +1,21 @@
 // The bf16 product on Intel's matrix unit (AMX): tiles of 16 rows × 64 bytes, multiplied by one instruction.
-// Included by products.h; compiled only for processors that have it, or with its instructions written out for tests.
+// products.h includes this for processors with AMX, and for tests, which emulate the instructions.
 
-namespace amx {
+#pragma once
 
-struct alignas(64) Shape {
+#include "vectors.h"
+
+namespace charlm::amx {
+
+struct alignas(64) TileConfig {
     uint8_t palette, start, reserved[14];
     uint16_t bytes[16];
     uint8_t rows[16];
 };
 
 #if defined(CHARLM_EMULATE_AMX)
-// What the instructions do, in plain C++, so that this path can be tested on any machine.
-#undef _tile_loadconfig  // in GCC's headers these are macros
+// Emulates the instructions in plain C++, so that tests cover this path on any machine.
+#undef _tile_loadconfig  // these are macros in GCC's headers
 #undef _tile_release
 #undef _tile_zero
 #undef _tile_loadd
@@ -21,9 +25,9 @@ struct Tile {
     uint32_t words[16][16];
 };
 static thread_local Tile tiles[8];
-static thread_local Shape current;
+static thread_local TileConfig current;
 
-static inline void _tile_loadconfig(const Shape* shape) { current = *shape; }
+static inline void _tile_loadconfig(const TileConfig* config) { current = *config; }
 static inline void _tile_release() { current = {}; }
 static inline void _tile_zero(int n) { memset(&tiles[n], 0, sizeof(Tile)); }
 static inline void _tile_loadd(int n, const void* from, long step) {
@@ -50,38 +54,41 @@ static inline void _tile_dpbf16ps(int sums, int a, int b) {
 }
 #endif
 
-// Tiles 0 1 / 2 3 hold sums of up to 32 rows × 32 columns, 4 and 5 rows of A, 6 and 7 columns of W.
+// Tiles 0 1 / 2 3 hold the sums of up to 32 rows × 32 columns. Tiles 4 and 5 hold rows of A, tiles 6 and 7 columns of W.
+// `upper` and `lower` are the row counts in the current configuration; -1: the unit is not configured.
 static thread_local long upper = -1, lower = -1;
 
-static inline void shape(long rows_above, long rows_below) {
+static inline void configure(long rows_above, long rows_below) {
     if (rows_above == upper && rows_below == lower) return;
     upper = rows_above, lower = rows_below;
-    Shape shape = {};
-    shape.palette = 1;
+    TileConfig config = {};
+    config.palette = 1;
     const long rows[8] = {upper, upper, lower ? lower : 1, lower ? lower : 1, upper, lower ? lower : 1, 16, 16};
-    for (int n = 0; n < 8; n++) shape.bytes[n] = 64, shape.rows[n] = (uint8_t)rows[n];
-    _tile_loadconfig(&shape);
+    for (int n = 0; n < 8; n++) config.bytes[n] = 64, config.rows[n] = (uint8_t)rows[n];
+    _tile_loadconfig(&config);
 }
 
-// Gives the unit back; every thread calls it when it has finished.
-static inline void finish() {
+// Releases the tile state. Every thread calls it at the end of its work.
+static inline void release() {
     if (upper >= 0) _tile_release();
     upper = lower = -1;
 }
 
 static inline void write_sums(long rows, const float* sums, float* y, long y_step) {
     for (long r = 0; r < rows; r++)
-        for (long j = 0; j < PANEL; j += LANES) store(y + r * y_step + j, load(y + r * y_step + j) + load(sums + r * PANEL + j));
+        for (long j = 0; j < PANEL; j += LANES)
+            store(y + r * y_step + j, load(y + r * y_step + j) + load(sums + r * PANEL + j));
 }
 
-// One panel of products.h's product; K is a multiple of 32.
+// One panel of `product` in products.h; K is a multiple of 32.
 static void product(long rows, const bf16* a, long a_step, const bf16* w, long K, float* y, long y_step, bool add) {
-    __asm__ volatile("" ::: "memory");  // GCC 12's headers do not say that loading a tile reads memory: no store may wait
+    // GCC 12's headers do not declare that a tile load reads memory. The barrier keeps pending stores ahead of the loads.
+    __asm__ volatile("" ::: "memory");
     const long blocks = (rows + 31) / 32;
     for (long block = 0; block < blocks; block++) {
         const long first = rows * block / blocks, count = rows * (block + 1) / blocks - first;
         const long above = count > 16 ? (count + 1) / 2 : count, below = count - above;
-        shape(above, below);
+        configure(above, below);
         const bf16 *a0 = a + first * a_step, *a1 = a0 + above * a_step;
         alignas(64) float sums[32][PANEL];
         float* to = add ? sums[0] : y + first * y_step;
@@ -120,4 +127,4 @@ static void product(long rows, const bf16* a, long a_step, const bf16* w, long K
     }
 }
 
-}  // namespace amx
+}  // namespace charlm::amx

@@ -1,54 +1,56 @@
-// The recurrent cells: what happens to one row of 32 hidden units in one time step, forwards and backwards.
+// The recurrent cells: forward and backward pass of one time step for a row of 32 hidden units.
 //
-// The names are those of charlm/model/cells.py; docs/backpropagation.md derives the backward equations in this notation.
-// The product W·h has been computed before (`Wh`: the sums of each gate), Wᵀ·d is computed after `backward`.
+// Names follow charlm/model/cells.py; docs/backpropagation.md derives the backward equations in the same notation.
+// The caller computes W·h before `forward` (`Wh`: the sums of each gate) and Wᵀ·d after `backward`.
 //
-//   kept   what the backward pass needs of this row: `slots` blocks of H numbers in the precision of the operands.
-//          `backward` replaces them by d, the gradients of the gates' arguments.
+//   kept   the row's values for the backward pass: `slots` blocks of H numbers in the precision of the operands.
+//          `backward` overwrites them with d, the gradients of the gates' pre-activations.
 //
-// A cell also says which blocks of d belong to the hidden side (the first `gates`) and which to the input side.
+// The first `gates` blocks of d belong to the hidden side. The blocks of the input side depend on the cell.
 
 #pragma once
 
 #include "products.h"
 
-// Pointers to the 32 units of one row; a gate's block lies H numbers after the gate before it.
+namespace charlm {
+
+// Pointers to the 32 units of one row. The block of a gate starts H numbers after that of the previous gate.
 template <class E, class X>
 struct Forward {
-    const float* Wh;       // gate g's sums at Wh + g · Wh_gate
+    const float* Wh;  // the sums of gate g are at Wh + g · Wh_gate
     long Wh_gate;
-    const X* x;            // gate g's at x + g · H
+    const X* x;  // the input of gate g is at x + g · H
     long H;
-    const float* b_n;      // GRU with reset after: the bias inside r∘(W_n·h + b_n)
-    const E* h;            // before the step
-    const float* before;   // LSTM: c before; GRU: h before, in fp32
+    const float* b_n;     // GRU with reset after: the bias inside r∘(W_n·h + b_n)
+    const E* h;           // before the step
+    const float* before;  // LSTM: c before; GRU: h before, in fp32
     float* after;
     E* kept;
-    E* rh;                 // GRU with reset before: r∘h
+    E* rh;  // GRU with reset before: r∘h
     E* h_next;
 };
 
 template <class E>
 struct Backward {
-    const E* d_output;     // may be null
+    const E* d_output;  // may be null
     long H;
-    const E* h;            // before the step
+    const E* h;  // before the step
     const E* h_next;
     const float *c, *c_next;
     E* kept;
-    float* dh;             // in: the gradient of h_next that came from later steps; out: what of h's does not pass through W
+    float* dh;  // in: gradient of h_next from later steps; out: the part of the gradient of h that does not pass through W
     float* dc;
 };
 
 template <class E>
-static inline Vector arriving(const Backward<E>& p, long v) {
+static inline Vector incoming_gradient(const Backward<E>& p, long v) {
     Vector dh = load(p.dh + v);
     return p.d_output ? dh + load(p.d_output + v) : dh;
 }
 
 struct RnnTanh {
     static constexpr int gates = 1, slots = 1;
-    static constexpr bool direct = false;  // whether h reaches h_next also past W
+    static constexpr bool direct = false;  // whether h also reaches h_next without passing through W
 
     template <class E, class X>
     static void forward(const Forward<E, X>& p) {
@@ -59,7 +61,7 @@ struct RnnTanh {
     static void backward(const Backward<E>& p) {
         for (long v = 0; v < PANEL; v += LANES) {
             Vector h_next = load(p.h_next + v);
-            store(p.kept + v, arriving(p, v) * (splat(1) - h_next * h_next));
+            store(p.kept + v, incoming_gradient(p, v) * (splat(1) - h_next * h_next));
         }
     }
 };
@@ -76,7 +78,7 @@ struct RnnRelu {
     template <class E>
     static void backward(const Backward<E>& p) {
         for (long v = 0; v < PANEL; v += LANES) {
-            Vector dh = arriving(p, v);
+            Vector dh = incoming_gradient(p, v);
             store(p.kept + v, load(p.h_next + v) > splat(0) ? dh : dh * splat(0));
         }
     }
@@ -106,7 +108,7 @@ struct Lstm {
         for (long v = 0; v < PANEL; v += LANES) {
             E *to_i = p.kept + v, *to_f = to_i + p.H, *to_g = to_f + p.H, *to_o = to_g + p.H;
             Vector i = load(to_i), f = load(to_f), g = load(to_g), o = load(to_o);
-            Vector dh = arriving(p, v), tanh_c = tanh(load(p.c_next + v));
+            Vector dh = incoming_gradient(p, v), tanh_c = tanh(load(p.c_next + v));
             Vector dc = load(p.dc + v) + dh * o * (one - tanh_c * tanh_c);
             store(to_i, dc * g * i * (one - i));
             store(to_f, dc * load(p.c + v) * f * (one - f));
@@ -142,7 +144,7 @@ struct GruResetAfter {
         for (long v = 0; v < PANEL; v += LANES) {
             E *to_r = p.kept + v, *to_z = to_r + p.H, *to_n = to_z + p.H, *to_h_n = to_n + p.H;
             Vector r = load(to_r), z = load(to_z), n = load(to_n), h_n = load(to_h_n);
-            Vector dh = arriving(p, v);
+            Vector dh = incoming_gradient(p, v);
             Vector d_n = dh * (one - z) * (one - n * n);
             store(to_r, d_n * h_n * r * (one - r));
             store(to_z, dh * (load(p.h + v) - n) * z * (one - z));
@@ -153,7 +155,7 @@ struct GruResetAfter {
     }
 };
 
-// In two halves, since r∘h must be known of all units before W_n is applied. Slots r, z, n.
+// In two halves, since W_n is applied to r∘h of all units. Slots r, z, n.
 struct GruResetBefore {
     static constexpr int gates = 3, slots = 3;
     static constexpr bool direct = true;
@@ -169,7 +171,7 @@ struct GruResetBefore {
     }
 
     template <class E, class X>
-    static void forward(const Forward<E, X>& p) {  // Wh: W_n·(r∘h) alone
+    static void forward(const Forward<E, X>& p) {  // Wh: only W_n·(r∘h)
         for (long v = 0; v < PANEL; v += LANES) {
             Vector z = load(p.kept + p.H + v), n = tanh(load(p.Wh + v) + load(p.x + 2 * p.H + v));
             Vector h = (splat(1) - z) * n + z * load(p.before + v);
@@ -180,11 +182,11 @@ struct GruResetBefore {
     }
 
     template <class E>
-    static void backward(const Backward<E>& p) {  // d_z and d_n; r waits for W_nᵀ·d_n
+    static void backward(const Backward<E>& p) {  // d_z and d_n; `backward_reset` follows with d_r
         const Vector one = splat(1);
         for (long v = 0; v < PANEL; v += LANES) {
             E *to_z = p.kept + p.H + v, *to_n = to_z + p.H;
-            Vector z = load(to_z), n = load(to_n), dh = arriving(p, v);
+            Vector z = load(to_z), n = load(to_n), dh = incoming_gradient(p, v);
             store(to_z, dh * (load(p.h + v) - n) * z * (one - z));
             store(to_n, dh * (one - z) * (one - n * n));
             store(p.dh + v, dh * z);
@@ -200,3 +202,5 @@ struct GruResetBefore {
         }
     }
 };
+
+}  // namespace charlm

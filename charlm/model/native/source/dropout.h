@@ -1,22 +1,24 @@
-// Dropout: zeros at random, what is kept scaled up. Which numbers are kept follows from a key alone, so the backward pass draws
-// the same zeros again and no mask is stored. charlm/model/dropout.py defines the sequence.
+// Dropout: zeroes random elements and scales up the rest. The key alone determines which elements are zeroed, so the backward
+// pass recomputes the mask and none is stored. charlm/model/dropout.py defines the random sequence.
 
 #pragma once
 
 #include "threads.h"
 #include "vectors.h"
 
+namespace charlm {
+
 struct Dropping {
     int64_t bf16, threads;
-    int64_t count, period;      // number i is kept if number i % period is
+    int64_t count, period;  // the mask repeats after `period` elements
     uint64_t key;
-    int64_t threshold;          // of 65536: how probable a zero is
+    int64_t threshold;  // probability of a zero, times 65,536
     double scale;
-    const void* values;         // (count,)
-    void* out;                  // (count,); may be `values`
+    const void* values;  // (count,)
+    void* out;           // (count,); may be `values`
 };
 
-// SplitMix64 (Steele et al. 2014): the n-th number after `key`. Its four quarters decide about four neighbours.
+// SplitMix64 (Steele et al. 2014): the n-th number after `key`. Each of its four quarters decides about one of four neighbours.
 static inline uint64_t random_word(uint64_t key, uint64_t n) {
     uint64_t z = key + (n + 1) * 0x9E3779B97F4A7C15u;
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
@@ -51,7 +53,7 @@ static void drop_part(const Dropping& d, long first, long end) {
 
 template <class E>
 static void drop(const Dropping& d) {
-    // A part never crosses a period's end, and starts at a multiple of four within it.
+    // A part never crosses the end of a period, and starts at a multiple of four within it.
     const long repeats = d.count / d.period, parts = (d.period + 8191) / 8192;
 #pragma omp parallel for num_threads(d.threads) collapse(2) schedule(static) if (d.threads > 1)
     for (long repeat = 0; repeat < repeats; repeat++)
@@ -60,3 +62,5 @@ static void drop(const Dropping& d) {
             drop_part<E>(d, first, first + 8192 < end ? first + 8192 : end);
         }
 }
+
+}  // namespace charlm

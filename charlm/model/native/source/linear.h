@@ -1,21 +1,23 @@
-// Whole matrix products, divided between threads: a linear layer forwards, and the gradient of its weights.
+// Matrix products that are divided between threads: the forward pass of a linear layer, and the gradient of its weights.
 //
-// The order of every sum depends on the shapes alone, never on the number of threads, so a result has the same bits for any
-// number of them. Work is handed out piece by piece: a thread whose core another program has taken holds up one piece only.
+// The order of every sum depends on the shapes alone, so the results are bit-identical for any number of threads. Threads take
+// work dynamically, in small pieces, so a thread that loses its core to another program delays only one piece.
 
 #pragma once
 
 #include "threads.h"
 
-// Packs a matrix (N, K) of floats for a product; see products.h.
+namespace charlm {
+
+// Packs a float matrix (rows, columns) for products; see products.h.
 struct Packing {
     int64_t bf16, threads;
     const float* matrix;
-    int64_t rows, columns;     // of the matrix
-    int64_t gates;             // blocks of rows that are interleaved panel by panel; 1: none
-    int64_t depth;             // K of the product, at least as many as the matrix has: the rest is zeros
-    void* transposed;          // for A · Wᵀ, or null: [rows/32 rounded up][depth][32]
-    void* plain;               // for A · W, or null: [columns/32][depth][32]
+    int64_t rows, columns;
+    int64_t gates;     // number of blocks of rows whose panels are interleaved; 1: none
+    int64_t depth;     // K of A · W, at least `rows`; the rest is filled with zeros
+    void* transposed;  // for A · Wᵀ, or null: [rows/32 rounded up][columns][32]
+    void* plain;       // for A · W, or null: [columns/32][depth][32]
 };
 
 template <class E>
@@ -35,17 +37,17 @@ static void pack(const Packing& p) {
 // Y = A · W + bias.
 struct Linear {
     int64_t bf16, threads;
-    int64_t rows, K, N;        // K and N are multiples of 32
-    const void* a;             // (rows, K) of E
-    const void* weights;       // packed: [N/32][K][32]
-    const float* bias;         // (N,), or null
-    int64_t out_is_float;      // Y is of floats, else of E
-    void* out;                 // (rows, N)
+    int64_t rows, K, N;    // K and N are multiples of 32
+    const void* a;         // (rows, K) of E
+    const void* weights;   // packed: [N/32][K][32]
+    const float* bias;     // (N,), or null
+    int64_t out_is_float;  // Y is float, else E
+    void* out;             // (rows, N)
 };
 
 template <class E, class Out>
 static void linear(const Linear& p) {
-    constexpr long BLOCK = 96;  // rows that share a panel while it is in the cache
+    constexpr long BLOCK = 96;  // rows computed with a panel while it is in the cache
     const long blocks = (p.rows + BLOCK - 1) / BLOCK, panels = p.N / PANEL;
 #pragma omp parallel num_threads(p.threads) if (p.threads > 1)
     {
@@ -55,8 +57,8 @@ static void linear(const Linear& p) {
         for (long block = 0; block < blocks; block++)
             for (long panel = 0; panel < panels; panel++) {
                 const long first = block * BLOCK, rows = p.rows - first < BLOCK ? p.rows - first : BLOCK;
-                product<E>(rows, (const E*)p.a + first * p.K, p.K, (const E*)p.weights + panel * p.K * PANEL, 1, p.K, sums, PANEL,
-                           0, false);
+                product<E>(rows, (const E*)p.a + first * p.K, p.K, (const E*)p.weights + panel * p.K * PANEL, 1, p.K, sums,
+                           PANEL, 0, false);
                 for (long r = 0; r < rows; r++)
                     for (long j = 0; j < PANEL; j += LANES) {
                         Vector y = load(sums + r * PANEL + j);
@@ -72,25 +74,25 @@ static void linear(const Linear& p) {
     p.out_is_float ? linear<E, float>(p) : linear<E, E>(p);
 }
 
-// C = Aᵀ · B, summed over K positions: the gradient of a weight matrix (M, N) from the gradients of its outputs and its inputs.
+// C = Aᵀ · B, summed over K positions: the gradient of a weight matrix (M, N) from its output gradients A and its inputs B.
 struct WeightGradient {
-    int64_t bf16, threads;     // of the product's operands
-    int64_t K, M, N;           // M and N are multiples of 32
+    int64_t bf16, threads;  // bf16: the operands of the product
+    int64_t K, M, N;        // M and N are multiples of 32
     int64_t a_is_float, b_is_float;
-    const void* a;             // (K, M): rows `a_step` numbers apart
+    const void* a;  // (K, M), rows `a_step` numbers apart
     int64_t a_step;
-    const void* b;             // (K, N)
+    const void* b;  // (K, N), rows `b_step` numbers apart
     int64_t b_step;
-    void* packed;              // scratch: (M + N) · depth numbers of E
-    int64_t depth;             // positions at a time, a multiple of 32
-    float* out;                // (M, N)
-    float* sums;               // (M,): sums of A over K, the gradient of a bias; or null
+    void* packed;   // scratch memory: (M + N) · depth numbers of E
+    int64_t depth;  // positions at a time, a multiple of 32
+    float* out;     // (M, N)
+    float* sums;    // (M,): sums of A over K, the gradient of a bias, zero on entry; or null
 };
 
-constexpr long STRIP = 96;     // columns of A that are packed together
+constexpr long STRIP = 96;  // columns of A that are packed together
 
-// Columns of A or B (K, …) as words: [depth or depth/2][columns], of bf16 the numbers at two neighbours in K in one word. What
-// lies beyond `count` positions is 0.
+// Packs columns of A or B (K, …) as 32-bit words: [depth][columns], or for bf16 [depth/2][columns] with two neighbours in K per
+// word. Positions from `count` on are filled with zeros.
 template <class From, class E>
 static void pack_positions(const From* from, long step, long columns, long count, long depth, uint32_t* words) {
     for (long k = 0; k < depth; k += sizeof(E) == 4 ? 1 : 2)
@@ -107,7 +109,7 @@ static void pack_positions(const From* from, long step, long columns, long count
 }
 
 #if defined(__AMX_BF16__) || defined(CHARLM_EMULATE_AMX)
-// Columns of A as rows of `depth` numbers, which the matrix unit wants.
+// Packs columns of A as rows of `depth` numbers, the layout of the AMX product.
 template <class From>
 static void transpose(const From* a, long a_step, long columns, long count, long depth, bf16* rows) {
     for (long j0 = 0; j0 < columns; j0 += PANEL)
@@ -144,7 +146,8 @@ static void weight_gradient(const WeightGradient& p) {
             for (long n = 0; n < strips + panels; n++) {
                 const long first = n * STRIP, width = p.M - first < STRIP ? p.M - first : STRIP, panel = n - strips;
                 if (n >= strips) {
-                    pack_positions<B, E>(b + panel * PANEL, p.b_step, PANEL, count, depth, (uint32_t*)(columns + panel * PANEL * depth));
+                    pack_positions<B, E>(b + panel * PANEL, p.b_step, PANEL, count, depth,
+                                         (uint32_t*)(columns + panel * PANEL * depth));
                     continue;
                 }
 #if defined(__AMX_BF16__) || defined(CHARLM_EMULATE_AMX)
@@ -162,10 +165,12 @@ static void weight_gradient(const WeightGradient& p) {
                     const long first = strip * STRIP, width = p.M - first < STRIP ? p.M - first : STRIP;
                     float* out = p.out + first * p.N + panel * PANEL;
                     if constexpr (transposed)
-                        product<E>(width, rows + first * depth, depth, columns + panel * PANEL * depth, 1, depth, out, p.N, 0, k0 > 0);
+                        product<E>(width, rows + first * depth, depth, columns + panel * PANEL * depth, 1, depth, out, p.N, 0,
+                                   k0 > 0);
                     else
                         product_by_position<E>(width, (const uint32_t*)(rows + first * depth), width,
-                                               (const uint32_t*)(columns + panel * PANEL * depth), words<E>(depth), out, p.N, k0 > 0);
+                                               (const uint32_t*)(columns + panel * PANEL * depth), words<E>(depth), out, p.N,
+                                               k0 > 0);
                 }
         }
     }
@@ -180,3 +185,5 @@ static void weight_gradient(const WeightGradient& p) {
     else
         p.b_is_float ? weight_gradient<E, E, float>(p) : weight_gradient<E, E, E>(p);
 }
+
+}  // namespace charlm

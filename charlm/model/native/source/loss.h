@@ -1,5 +1,5 @@
-// The output layer and its loss in one pass: logits, softmax, Σ −ln p(target), and the gradient on the way back.
-// Logits exist for a few rows at a time only.
+// The output layer and its loss in one pass: logits, softmax, Σ −ln p(target), and the gradients.
+// Only the logits of 32 rows are in memory at a time.
 
 #pragma once
 
@@ -8,6 +8,8 @@
 
 #include "threads.h"
 
+namespace charlm {
+
 struct CrossEntropy {
     int64_t bf16, threads;
     int64_t N, H, V, V_padded;  // rows, features, symbols, and symbols rounded up to 32
@@ -15,14 +17,14 @@ struct CrossEntropy {
     const void* weights;        // packed for logits = features · Wᵀ: [V_padded/32][H][32]
     const void* weights_back;   // packed for d_features = d_logits · W: [H/32][V_padded][32]; null: no gradients
     const float* bias;          // (V,)
-    const int64_t* targets;     // (N,), negative: not scored
+    const int64_t* targets;     // (N,); rows with a negative target are not scored
     double* nats;               // (N,)
     void* d_logits;             // (N, V_padded) of E
     void* d_features;           // (N, H) of E
     float* d_bias;              // (N/32 rounded up, V_padded): sums over 32 rows each
 };
 
-// −ln softmax(logits)[target]; leaves softmax − 1[target] in `logits`. Not a number in, not a number out.
+// Returns −ln softmax(logits)[target] and overwrites `logits` with its gradient, softmax − 1[target]. NaN propagates.
 static inline double softmax_loss(float* logits, long V, long target) {
     Vector largest = splat(-INFINITY);
     long v = 0;
@@ -49,9 +51,9 @@ static inline double softmax_loss(float* logits, long V, long target) {
         logits[v] = std::exp(logits[v] - maximum);
         sum += logits[v];
     }
-    const float share = (float)(1 / sum);
-    for (v = 0; v + LANES <= V; v += LANES) store(logits + v, load(logits + v) * splat(share));
-    for (; v < V; v++) logits[v] *= share;
+    const float inverse_sum = (float)(1 / sum);
+    for (v = 0; v + LANES <= V; v += LANES) store(logits + v, load(logits + v) * splat(inverse_sum));
+    for (; v < V; v++) logits[v] *= inverse_sum;
     logits[target] -= 1;
     return std::log(sum) + ((double)maximum - of_target);
 }
@@ -89,8 +91,11 @@ static void cross_entropy(const CrossEntropy& p) {
                            false);
                 for (long r = 0; r < rows; r++)
                     for (long v = 0; v < PANEL; v += LANES)
-                        store((E*)p.d_features + (first + r) * p.H + panel * PANEL + v, load(d_features.data() + r * PANEL + v));
+                        store((E*)p.d_features + (first + r) * p.H + panel * PANEL + v,
+                              load(d_features.data() + r * PANEL + v));
             }
         }
     }
 }
+
+}  // namespace charlm

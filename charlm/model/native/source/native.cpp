@@ -13,6 +13,8 @@
 #include <unistd.h>
 #endif
 
+using namespace charlm;
+
 #define PUBLIC extern "C" __attribute__((visibility("default")))
 
 PUBLIC int charlm_interface_version() { return 2; }

@@ -8,23 +8,25 @@
 
 #include "threads.h"
 
+namespace charlm {
+
 enum Rule : int64_t { SGD, ADAM, ADAMW, RMSPROP };
 
 struct Update {
-    int64_t rule, threads, count;       // of tensors
+    int64_t rule, threads, count;  // of tensors
     const int64_t* sizes;
     float* const* weights;
     const float* const* gradients;
-    float* const* first;                // momentum buffer; Adam: mean of gradients. Null: no momentum
-    float* const* second;               // mean of squared gradients
-    const double* decay;                // weight decay of each tensor
-    double factor;                      // on all gradients
+    float* const* first;   // momentum buffer; Adam: mean of gradients. Null: no momentum
+    float* const* second;  // mean of squared gradients
+    const double* decay;   // weight decay of each tensor
+    double factor;         // on all gradients
     double rate, momentum, beta1, beta2, epsilon;
-    int64_t step;                       // of this update, from 1
-    double norm;                        // out: of all gradients, before the factor
+    int64_t step;  // of this update, from 1
+    double norm;   // out: of all gradients, before the factor
 };
 
-constexpr long CHUNK = 8192;            // numbers that are one thread's at a time
+constexpr long CHUNK = 8192;  // numbers that are one thread's at a time
 
 struct Chunk {
     long tensor, first, end;
@@ -75,7 +77,8 @@ static void update_chunk(const Update& u, const Chunk& c) {
             break;
         case ADAM:
         case ADAMW: {
-            const float coupled = u.rule == ADAM ? decay : 0, shrink = u.rule == ADAMW ? 1 - (float)(u.rate * u.decay[c.tensor]) : 1;
+            const float coupled = u.rule == ADAM ? decay : 0,
+                        shrink = u.rule == ADAMW ? 1 - (float)(u.rate * u.decay[c.tensor]) : 1;
             const float mean = (float)(1 / (1 - std::pow(u.beta1, (double)u.step)));
             const float root = (float)(1 / std::sqrt(1 - std::pow(u.beta2, (double)u.step)));
             for (long i = 0; i < n; i++) {
@@ -107,3 +110,5 @@ static void update(const Update& u) {
         for (size_t n = 0; n < chunks.size(); n++) update_chunk(u, chunks[n]);
     }
 }
+
+}  // namespace charlm

@@ -1,24 +1,28 @@
 // Matrix products of a few rows with many columns, the shape of a recurrent step: Y (rows, N) = A (rows, K) · W (K, N).
 //
-// W is packed once per update into panels of 32 columns, in the order in which the product reads it: [panel][K][32]. With
-// bf16 operands two neighbours in K share a 32-bit word: [panel][K/2][32][2]. So a panel is K or K/2 rows of 32 words
-// whichever the precision, and one loop serves both; what differs is how a word multiplies.
+// W is packed once per optimizer step into panels of 32 columns, in the order in which the product reads it: [panel][K][32].
+// With bf16 operands, two neighbours in K share a 32-bit word: [panel][K/2][32][2]. In both precisions a panel consists of rows
+// of 32 words (K or K/2 of them), and the same loop computes both; only the multiplication of two words differs.
 //
-// Every element of Y is one sum over K in one order, however the work is divided: results do not depend on the number of
-// threads, nor on which rows are computed together.
+// Every element of Y is one sum over K in a fixed order. Results do not depend on the number of threads or on which rows are
+// computed together.
 
 #pragma once
 
 #include "vectors.h"
 
-constexpr long PANEL = 32;
+#if defined(__AMX_BF16__) || defined(CHARLM_EMULATE_AMX)
+#include "amx.h"
+#endif
+
+namespace charlm {
 
 template <class E>
 constexpr long words(long K) {
     return K * (long)sizeof(E) / 4;
 }
 
-// acc + a·w, one word of a row against one word of each column.
+// acc + a·w for one word of a row of A and one word of each column of W.
 template <class E>
 static inline Vector multiply_add(Vector acc, Words a, Words w);
 
@@ -37,18 +41,18 @@ inline Vector multiply_add<bf16>(Vector acc, Words a, Words w) {
 #endif
 }
 
-// How many rows are computed together: as many as their sums fit the registers.
+// Maximum number of rows that are computed together: the sums of all of them fit the registers.
 #if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int MOST_ROWS = 12;
+constexpr int MAX_ROWS = 12;
 #else
-constexpr int MOST_ROWS = 6;
+constexpr int MAX_ROWS = 6;
 #endif
 
-// How A lies in memory: its rows one after the other, `step` words apart; or, as a weight gradient has it, the words of all rows
-// at one k together, and those of the next k `step` words further on.
+// The layout of A. BY_ROW: row after row, `step` words apart. BY_POSITION (weight gradients): the words of all rows for one k
+// are contiguous, and those of the next k follow `step` words later.
 enum Layout { BY_ROW, BY_POSITION };
 
-// R rows × (C vectors of columns) for P panels, all sums in registers.
+// R rows × (C vectors of columns) of P panels, with all sums in registers.
 template <class E, int R, int P, Layout LAYOUT = BY_ROW>
 static inline void tile(const uint32_t* a, long a_step, const uint32_t* w, long w_step, long K, float* y, long y_step,
                         long y_panel, bool add) {
@@ -86,7 +90,8 @@ static inline void tile(const uint32_t* a, long a_step, const uint32_t* w, long 
 }
 
 template <class E, int R, Layout LAYOUT = BY_ROW>
-static void rows_of_panel(long rows, const uint32_t* a, long a_step, const uint32_t* w, long K, float* y, long y_step, bool add) {
+static void rows_of_panel(long rows, const uint32_t* a, long a_step, const uint32_t* w, long K, float* y, long y_step,
+                          bool add) {
     if constexpr (R > 0) {
         if (rows == R)
             tile<E, R, 1, LAYOUT>(a, a_step, w, 0, K, y, y_step, 0, add);
@@ -95,20 +100,16 @@ static void rows_of_panel(long rows, const uint32_t* a, long a_step, const uint3
     }
 }
 
-// One panel of Y (+)= A · W with A BY_POSITION, all in words.
+// One panel of Y (+)= A · W, with A in words and BY_POSITION.
 template <class E>
 static void product_by_position(long rows, const uint32_t* a, long a_step, const uint32_t* w, long K, float* y, long y_step,
                                 bool add) {
-    const long blocks = (rows + MOST_ROWS - 1) / MOST_ROWS;
+    const long blocks = (rows + MAX_ROWS - 1) / MAX_ROWS;
     for (long block = 0; block < blocks; block++) {
         const long first = rows * block / blocks, count = rows * (block + 1) / blocks - first;
-        rows_of_panel<E, MOST_ROWS, BY_POSITION>(count, a + first, a_step, w, K, y + first * y_step, y_step, add);
+        rows_of_panel<E, MAX_ROWS, BY_POSITION>(count, a + first, a_step, w, K, y + first * y_step, y_step, add);
     }
 }
-
-#if defined(__AMX_BF16__) || defined(CHARLM_EMULATE_AMX)
-#include "amx.h"
-#endif
 
 // Y[:, panels] (+)= A · W[:, panels].
 //
@@ -126,26 +127,26 @@ static void product(long rows, const E* a, long a_step, const E* w, long panels,
 #endif
     const uint32_t *a_words = (const uint32_t*)a, *w_words = (const uint32_t*)w;
     const long K_words = words<E>(K), step = words<E>(a_step), panel = K_words * PANEL;
-    if (rows == 1) {  // one row alone has too few sums to keep the multipliers busy: four panels at once
+    if (rows == 1) {  // a single row has too few sums to keep the FMA units busy: compute four panels at once
         long p = 0;
         for (; p + 4 <= panels; p += 4)
             tile<E, 1, 4>(a_words, step, w_words + p * panel, panel, K_words, y + p * y_panel, y_step, y_panel, add);
         for (; p < panels; p++) tile<E, 1, 1>(a_words, step, w_words + p * panel, 0, K_words, y + p * y_panel, y_step, 0, add);
         return;
     }
-    const long blocks = (rows + MOST_ROWS - 1) / MOST_ROWS;
+    const long blocks = (rows + MAX_ROWS - 1) / MAX_ROWS;
     for (long p = 0; p < panels; p++)
         for (long block = 0; block < blocks; block++) {
             long first = rows * block / blocks, count = rows * (block + 1) / blocks - first;
-            rows_of_panel<E, MOST_ROWS>(count, a_words + first * step, step, w_words + p * panel, K_words,
-                                        y + p * y_panel + first * y_step, y_step, add);
+            rows_of_panel<E, MAX_ROWS>(count, a_words + first * step, step, w_words + p * panel, K_words,
+                                       y + p * y_panel + first * y_step, y_step, add);
         }
 }
 
-// Packs `panel` of the product A · Wᵀ, W (N, K) row-major: its columns are 32 rows of W from `first` on. Rows from N on are 0.
+// Packs one panel for A · Wᵀ, with W (N, K) row-major: the 32 rows of W from `first` on. Rows from N on are zeros.
 template <class E>
 static void pack_transposed(const float* W, long N, long K, long first, E* panel) {
-    constexpr long BLOCK = 16;  // floats of a cache line
+    constexpr long BLOCK = 16;  // floats in a cache line
     for (long k0 = 0; k0 < K; k0 += BLOCK) {
         alignas(64) float block[BLOCK][PANEL];
         const long depth = K - k0 < BLOCK ? K - k0 : BLOCK;
@@ -163,7 +164,7 @@ static void pack_transposed(const float* W, long N, long K, long first, E* panel
     }
 }
 
-// Packs `panel` of the product A · W, W (K, N) row-major: 32 columns from `first` on. Rows from `rows` on are 0.
+// Packs one panel for A · W, with W (rows, N) row-major: the 32 columns from `first` on. Rows from `rows` to K are zeros.
 template <class E>
 static void pack_plain(const float* W, long rows, long N, long K, long first, E* panel) {
     for (long k = 0; k < K; k++)
@@ -175,3 +176,5 @@ static void pack_plain(const float* W, long rows, long N, long K, long first, E*
                 panel[k / 2 * 2 * PANEL + 2 * j + k % 2] = to_bf16(value);
         }
 }
+
+}  // namespace charlm

@@ -1,4 +1,4 @@
-// How a layer's work is divided between threads.
+// How the work on a layer is divided between threads.
 //
 // The threads are OpenMP's, which are also PyTorch's: a second pool would fight the first for the cores, because OpenMP's
 // threads keep spinning for milliseconds after each parallel operation. Without OpenMP there is one thread.
@@ -13,6 +13,8 @@
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
+
+namespace charlm {
 
 static inline int thread_number() {
 #if defined(_OPENMP)
@@ -30,10 +32,10 @@ static inline int thread_count() {
 #endif
 }
 
-// Where the threads of a region meet. OpenMP's own barrier makes a system call each time, which costs as much as the step of
-// a small layer. This one looks at a number until it changes, for a millisecond or two, since another program may have taken
-// the other's core for a moment; then, or at once where there are more threads than cores, it sleeps.
-class Meeting {
+// A barrier that spins before it sleeps. OpenMP's barrier makes a system call each time, which costs as much as one step of a
+// small layer. This one spins for a millisecond or two, which bridges short interruptions by other programs. Then it sleeps.
+// With more threads than cores it sleeps at once.
+class Barrier {
     alignas(64) std::atomic<int> arrived{0};
     alignas(64) std::atomic<int> round{0};
 
@@ -43,12 +45,12 @@ class Meeting {
         if (arrived.fetch_add(1, std::memory_order_acq_rel) == threads - 1) {
             arrived.store(0, std::memory_order_relaxed);
             round.store(now + 1, std::memory_order_release);
-            round.notify_all();  // no system call where nobody sleeps
+            round.notify_all();  // makes no system call if no thread sleeps
             return;
         }
-        static const int patience = 20000, cores = (int)std::thread::hardware_concurrency();
-        for (int looks = threads > cores ? patience : 0; round.load(std::memory_order_acquire) == now; looks++) {
-            if (looks > patience) round.wait(now, std::memory_order_acquire);
+        static const int max_spins = 20000, cores = (int)std::thread::hardware_concurrency();
+        for (int spins = threads > cores ? max_spins : 0; round.load(std::memory_order_acquire) == now; spins++) {
+            if (spins > max_spins) round.wait(now, std::memory_order_acquire);
 #if defined(__x86_64__)
             _mm_pause();
 #endif
@@ -56,7 +58,7 @@ class Meeting {
     }
 };
 
-// Denormal numbers are taken as zero while this exists: the tails of saturated gates make them, and they slow arithmetic.
+// RAII scope in which denormals are treated as zero. Saturated gates produce denormals, and arithmetic with them is slow.
 struct FlushDenormals {
 #if defined(__x86_64__)
     unsigned before = _mm_getcsr();
@@ -75,54 +77,59 @@ struct FlushDenormals {
 #endif
 };
 
-// What every thread of a parallel region stands in.
+// RAII scope of a worker thread: flushes denormals, and releases the AMX tiles at the end.
 struct Worker {
     FlushDenormals flush;
     ~Worker() {
 #if defined(__AMX_BF16__) || defined(CHARLM_EMULATE_AMX)
-        amx::finish();
+        amx::release();
 #endif
     }
 };
 
-// Part `number` of `parts` of `all` things.
+// A half-open range [first, end).
 struct Range {
     long first, end;
 };
 
+// Part `number` of [0, all) divided into `parts` nearly equal parts.
 static inline Range part(long all, long number, long parts) { return {all * number / parts, all * (number + 1) / parts}; }
 
-// One thread's share of a layer: some streams, some hidden units (counted in panels of 32).
-struct Share {
+// The part of a layer that one thread computes: a range of streams and a range of hidden units (in panels of 32).
+struct WorkSlice {
     Range rows, panels;
-    Meeting* meeting;  // of those who work on the same streams and must wait for each other after each step; or null
+    Barrier* barrier;  // where all threads wait after each step; null: every thread has all units of its streams
     int threads;
 
-    void meet() const {
-        if (meeting) meeting->wait(threads);
+    void wait() const {
+        if (barrier) barrier->wait(threads);
     }
 };
 
-// Streams that a thread must have for its own, so that it uses a weight often enough between two reads of it.
+// Streams are divided between threads only if each thread gets at least this many. With fewer, a thread loads weights more
+// often than the arithmetic pays for.
 #if defined(__AMX_BF16__) || defined(CHARLM_EMULATE_AMX)
-constexpr long ENOUGH_ROWS = 32;
+constexpr long MIN_ROWS_PER_THREAD = 32;
 #else
-constexpr long ENOUGH_ROWS = 16;
+constexpr long MIN_ROWS_PER_THREAD = 16;
 #endif
 
-// Weights that are read whole by every thread at every step may take so much: four times a core's own cache, measured in
-// docs/performance.md. Where they take more, each thread has its own columns of them.
-constexpr long SHARED_WEIGHTS = 4 << 20;
+// Streams are divided between threads only if the weights that each thread reads per step are at most this large: four times
+// the private cache of a core, by measurement. Larger weights are divided by columns, one part per thread.
+constexpr long MAX_SHARED_WEIGHT_BYTES = 4 << 20;
 
-// Streams are divided if that leaves each thread enough of them, for then nobody waits; else columns.
-// `rows_split`: into how many parts the streams go; 0: decide here.
-static inline Share share_of(int number, int threads, long B, long H, long weight_bytes, long rows_split, Meeting* meeting) {
+// Divides a layer by streams if the two limits above allow it, since then no thread waits for another. Otherwise divides it
+// by hidden units, or by both.
+//
+//   rows_split   number of parts that the streams are divided into; 0: choose it here
+static inline WorkSlice slice_of(int number, int threads, long B, long H, long weight_bytes, long rows_split,
+                                 Barrier* barrier) {
     const long panels = H / PANEL;
     long parts = rows_split;
     if (parts == 0) {
         parts = 1;
         for (long p = threads; p > 1; p--)
-            if (threads % p == 0 && B / p >= ENOUGH_ROWS && weight_bytes / (threads / p) <= SHARED_WEIGHTS) {
+            if (threads % p == 0 && B / p >= MIN_ROWS_PER_THREAD && weight_bytes / (threads / p) <= MAX_SHARED_WEIGHT_BYTES) {
                 parts = p;
                 break;
             }
@@ -131,7 +138,9 @@ static inline Share share_of(int number, int threads, long B, long H, long weigh
     if (parts > B) parts = B;
     long columns = threads / parts;
     if (columns > panels) columns = panels;
-    if (columns == 1) meeting = nullptr;
-    if (number >= parts * columns) return {{0, 0}, {0, 0}, meeting, threads};
-    return {part(B, number / columns, parts), part(panels, number % columns, columns), meeting, threads};
+    if (columns == 1) barrier = nullptr;
+    if (number >= parts * columns) return {{0, 0}, {0, 0}, barrier, threads};
+    return {part(B, number / columns, parts), part(panels, number % columns, columns), barrier, threads};
 }
+
+}  // namespace charlm
