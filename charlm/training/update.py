@@ -1,4 +1,4 @@
-"""One update of the weights: forward, loss, backward, clip, optimiser. The trainer repeats it; ``charlm bench`` times it."""
+"""One update of the weights: forward, loss, backward, clip, optimizer. The trainer repeats it; ``charlm bench`` times it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from charlm.config import TrainSection
 from charlm.model.cells import State
 from charlm.model.dropout import Dropout
 from charlm.model.language_model import LanguageModel
-from charlm.model.native.optimiser import Optimiser as NativeOptimiser
+from charlm.model.native.optimizer import NativeOptimizer
 from charlm.runtime import arithmetic
 from charlm.training.optimisation import LossScale, make_optimizer
 
@@ -35,11 +35,11 @@ class Outcome:
 
 
 class Updater:
-    """Applies the recipe's optimiser to a model.
+    """Applies the recipe's optimizer to a model.
 
     Args:
         model: on its device.
-        section: optimiser, clipping.
+        section: optimizer, clipping.
         precision: resolved: ``fp32``, ``bf16`` or ``fp16``.
     """
 
@@ -50,7 +50,7 @@ class Updater:
         self._clip = section.clip
         self._precision = precision
         self._weights = list(model.parameters())
-        self._native = NativeOptimiser(self.optimizer) if model.engine.name == "native" else None
+        self._native = NativeOptimizer(self.optimizer) if model.engine.name == "native" else None
         self._device = model.output_bias.device
 
     def __call__(
@@ -97,12 +97,12 @@ class Updater:
         return torch.nn.utils.get_total_norm([weight.grad for weight in self._weights if weight.grad is not None]).item()
 
     def _step(self, factor: float) -> None:
-        """Apply the optimiser to gradients that are multiplied by ``factor`` first."""
+        """Apply the optimizer to gradients that are multiplied by ``factor`` first."""
         if self._native is not None:
             self._native.step(factor)
             return
         if factor != 1:
             torch._foreach_mul_([weight.grad for weight in self._weights if weight.grad is not None], factor)
         self.optimizer.step()
-        # PyTorch's fused optimisers do not count their changes; whoever has prepared something of the weights must notice.
+        # PyTorch's fused optimizers do not count their changes; whoever has prepared something of the weights must notice.
         torch.autograd.graph.increment_version(self._weights)

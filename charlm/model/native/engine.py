@@ -96,7 +96,7 @@ def _operands() -> torch.dtype:
     return torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
 
 
-# What was prepared of a layer's weights, and of which state of them: reading a text changes none. PyTorch's fused optimisers
+# What was prepared of a layer's weights, and of which state of them: reading a text changes none. PyTorch's fused optimizers
 # do not count their changes, so whatever was prepared is forgotten as soon as a layer is trained.
 _prepared: WeakKeyDictionary[RecurrentLayer, dict[str, tuple[object, object]]] = WeakKeyDictionary()
 

@@ -14,8 +14,8 @@ from charlm.model.native.interface import RULES, Update, addresses
 from charlm.threads import kernel_threads
 
 
-class Optimiser:
-    """Applies one of PyTorch's optimisers.
+class NativeOptimizer:
+    """Applies one of PyTorch's optimizers.
 
     Args:
         optimizer: SGD, Adam, AdamW or RMSprop; its groups' rates and decays are read at each step, its state is kept in it.

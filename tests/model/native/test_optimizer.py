@@ -50,7 +50,7 @@ def _distance(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("clip", [0.05, None])
 @pytest.mark.parametrize("rule", RULES)
-def test_it_is_the_same_optimiser(rule: str, clip: float | None) -> None:
+def test_it_is_the_same_optimizer(rule: str, clip: float | None) -> None:
     """If this fails, a recipe trains another model when the native engine runs it."""
     ours, theirs = _trained(rule, [True] * STEPS, clip), _trained(rule, [False] * STEPS, clip)
     for mine, expected in zip(ours[:2], theirs[:2], strict=True):
