@@ -12,7 +12,6 @@ from charlm.config import TrainSection
 from charlm.model.cells import State
 from charlm.model.dropout import Dropout
 from charlm.model.language_model import LanguageModel
-from charlm.model.native.optimizer import NativeOptimizer
 from charlm.runtime import arithmetic
 from charlm.training.optimisation import LossScale, make_optimizer
 
@@ -50,7 +49,7 @@ class Updater:
         self._clip = section.clip
         self._precision = precision
         self._weights = list(model.parameters())
-        self._native = NativeOptimizer(self.optimizer) if model.engine.name == "native" else None
+        self._fused = model.engine.fused_optimizer(self.optimizer)
         self._device = model.output_bias.device
 
     def __call__(
@@ -92,17 +91,17 @@ class Updater:
 
     def _norm(self) -> float:
         """The norm of all gradients, Σ over all weights."""
-        if self._native is not None:
-            return self._native.norm()
+        if self._fused is not None:
+            return self._fused.norm()
         return torch.nn.utils.get_total_norm([weight.grad for weight in self._weights if weight.grad is not None]).item()
 
     def _step(self, factor: float) -> None:
         """Apply the optimizer to gradients that are multiplied by ``factor`` first."""
-        if self._native is not None:
-            self._native.step(factor)
+        if self._fused is not None:
+            self._fused.step(factor)
             return
         if factor != 1:
             torch._foreach_mul_([weight.grad for weight in self._weights if weight.grad is not None], factor)
         self.optimizer.step()
-        # PyTorch's fused optimizers do not count their changes; whoever has prepared something of the weights must notice.
+        # PyTorch's fused optimizers do not count their changes, but the native engine keeps packed copies of the weights.
         torch.autograd.graph.increment_version(self._weights)

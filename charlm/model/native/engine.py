@@ -17,6 +17,7 @@ from charlm.model.cells import State
 from charlm.model.native import library, loss
 from charlm.model.native.layer import Recurrence
 from charlm.model.native.linear import Packed, linear, pack, product, rounded_up
+from charlm.model.native.optimizer import NativeOptimizer
 
 if TYPE_CHECKING:
     from charlm.config import ModelSection
@@ -71,6 +72,10 @@ class NativeEngine:
     def nll(self, features: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
         """See :class:`charlm.model.engines.Engine`."""
         return loss.nll(features, weight, bias, targets, _operands())
+
+    def fused_optimizer(self, optimizer: torch.optim.Optimizer) -> NativeOptimizer | None:
+        """See :class:`charlm.model.engines.Engine`: clipping and update in one pass, for the rules that are written in C++."""
+        return NativeOptimizer(optimizer) if NativeOptimizer.implements(optimizer) else None
 
 
 class Weights(NamedTuple):
