@@ -7,7 +7,7 @@
 Needs torch (with CUDA), numpy, pydantic, platformdirs, pyyaml, safetensors, filelock, typer and rich; no network. Sections:
 
     parity       what must hold, with found and allowed difference (benchmarks/parity.py)
-    training     whole optimiser steps, beside torch.nn, at five shapes
+    training     whole optimizer steps, beside torch.nn, at five shapes
     evaluation   exact evaluation of one stream, beside torch.nn
     sampling     writing one stream, beside torch.nn
     memory       peak GPU memory of a training step, beside the formula that charlm plans with

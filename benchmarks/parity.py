@@ -104,7 +104,7 @@ def checks(device: torch.device, hidden: int = 64, steps: int = 20, length: int 
 
     Args:
         hidden: H of every network.
-        steps: k, the optimiser steps before and after a save.
+        steps: k, the optimizer steps before and after a save.
         length: characters that are evaluated.
     """
     for name, keys in MODELS.items():

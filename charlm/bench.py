@@ -2,7 +2,7 @@
 
 Three kinds of work are timed:
 
-    train       whole optimiser steps: forward, loss, backward, clip, SGD; state carried, one-hot input, no dropout
+    train       whole optimizer steps: forward, loss, backward, clip, SGD; state carried, one-hot input, no dropout
     evaluate    exact evaluation of one stream, fp32
     sample      writing one stream, character by character
 

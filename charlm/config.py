@@ -229,7 +229,7 @@ class TrainSection(Section):
     schedule: Literal["constant", "cosine", "step", "exponential"] = "cosine"
     """How the learning rate moves over the planned length."""
     warmup: Annotated[int, Field(ge=0, le=MAX_STEPS)] = 0
-    """Optimiser steps of linear warm-up."""
+    """Optimizer steps of linear warm-up."""
     lr_final: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Of `cosine`: the last learning rate as a share of the peak."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.95
@@ -267,7 +267,7 @@ class EvaluateSection(Section):
     """The cheap validation during training; see `charlm eval perplexity` for the exact one."""
 
     every: Steps | None = None
-    """Optimiser steps between evaluations. Unset: ten evaluations over the planned length."""
+    """Optimizer steps between evaluations. Unset: ten evaluations over the planned length."""
     segments: Annotated[int, Field(ge=1, le=100_000)] = 32
     """Pieces S that the text is cut into and read side by side."""
     warm: Annotated[int, Field(ge=0, le=MAX_CHARACTERS_READ)] = 1000
@@ -282,16 +282,16 @@ class CheckpointSection(Section):
     """When the run is written to disk."""
 
     every: Steps | None = None
-    """Optimiser steps between writes of `last.safetensors`. Unset: at each evaluation."""
+    """Optimizer steps between writes of `last.safetensors`. Unset: at each evaluation."""
     keep_every: Steps | None = None
-    """Also keep `step-N.safetensors` every so many optimiser steps."""
+    """Also keep `step-N.safetensors` every so many optimizer steps."""
 
 
 class SampleSection(Section):
     """The texts that are written while training, so that one can watch."""
 
     every: Steps | None = None
-    """Optimiser steps between samples in `samples.txt`. Unset: at each evaluation."""
+    """Optimizer steps between samples in `samples.txt`. Unset: at each evaluation."""
     prompt: str | list[str] = ""
     """What to continue; several prompts give several samples."""
     length: Annotated[int, Field(ge=1, le=10_000_000)] = 200

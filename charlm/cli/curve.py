@@ -81,7 +81,7 @@ def write_png(curve: Curve, path: Path) -> bool:
     settled = [nats for step, nats in curve.training if step >= curve.training[-1][0] / 20]
     lowest = min(nats for _, nats in curve.training + curve.validation)
     axes.set_ylim(lowest - 0.05, max(settled) + 0.05)
-    axes.set_xlabel("optimiser step")
+    axes.set_xlabel("optimizer step")
     axes.set_ylabel("nats per character")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -31,7 +31,7 @@ class Dropout:
     Args:
         model: the probabilities.
         seed: of the run.
-        step: the optimiser step.
+        step: the optimizer step.
     """
 
     model: ModelSection

@@ -28,6 +28,16 @@ if TYPE_CHECKING:
     from charlm.model.language_model import RecurrentLayer
 
 
+class FusedOptimizer(Protocol):
+    """Does an optimizer's step in fewer passes than PyTorch, with the same result and the same stored moments."""
+
+    def norm(self) -> float:
+        """The Euclidean norm of all gradients."""
+
+    def step(self, factor: float) -> None:
+        """Update the weights as if every gradient had been multiplied by ``factor``; :meth:`norm` has been called before."""
+
+
 class Engine(Protocol):
     """Executes one recurrent layer."""
 
@@ -67,6 +77,9 @@ class Engine(Protocol):
     def nll(self, features: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
         """What each target costs, ``(N,)`` in fp64, without a gradient; arguments as of :meth:`cross_entropy`."""
 
+    def fused_optimizer(self, optimizer: torch.optim.Optimizer) -> FusedOptimizer | None:
+        """This engine's own code for the optimizer's steps; ``None``: it has none, and PyTorch's is used."""
+
 
 class ReferenceEngine:
     """The textbook: one step after the other."""
@@ -101,6 +114,10 @@ class ReferenceEngine:
         """See :class:`Engine`."""
         logits = F.linear(features, weight, bias).float()
         return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none").double()
+
+    def fused_optimizer(self, optimizer: torch.optim.Optimizer) -> FusedOptimizer | None:
+        """See :class:`Engine`."""
+        return None
 
     @staticmethod
     def _input_gates(layer: RecurrentLayer, inputs: Tensor, embedding: Tensor | None) -> Tensor:

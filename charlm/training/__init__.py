@@ -1,1 +1,1 @@
-"""Finding the weights: the trainer's loop, optimisers and schedules, and the folder that a run writes."""
+"""Finding the weights: the trainer's loop, optimizers and schedules, and the folder that a run writes."""

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class StepDone:
-    """One optimiser step."""
+    """One optimizer step."""
 
     step: int
     epoch: float

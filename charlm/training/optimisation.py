@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules.
+"""Optimizers and learning-rate schedules.
 
 A learning rate is a function of the step alone. There is no scheduler object whose state could be lost: a resumed run
 asks the same function.
@@ -67,7 +67,7 @@ class WeightAverage:
 
 
 def learning_rate(section: TrainSection, step: int, planned_steps: int | None, epoch_length: int) -> float:
-    """The learning rate of optimiser step number ``step``, counted from 0.
+    """The learning rate of optimizer step number ``step``, counted from 0.
 
     Args:
         planned_steps: the run's planned length; only ``cosine`` needs it.
@@ -89,7 +89,7 @@ def learning_rate(section: TrainSection, step: int, planned_steps: int | None, e
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: LanguageModel) -> dict[str, Tensor]:
-    """The optimiser's moments as ``parameter/slot`` → tensor; empty slots are left out."""
+    """The optimizer's moments as ``parameter/slot`` → tensor; empty slots are left out."""
     return {
         f"{name}/{slot}": value
         for name, weight in model.named_parameters()
@@ -102,7 +102,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, model: LanguageModel, te
     """Put stored moments back, each copied into memory of its own.
 
     Raises:
-        CheckpointError: the moments are not those of this optimiser and these weights.
+        CheckpointError: the moments are not those of this optimizer and these weights.
     """
     names = dict(model.named_parameters())
     wanted = {f"{name}/{slot}" for name in names for slot in _slots(optimizer)} if tensors else set()
@@ -115,12 +115,12 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, model: LanguageModel, te
             raise CheckpointError(f"the stored moment {key} {tuple(stored.shape)} does not fit {tuple(weight.shape)}")
         if slot == "step" and not 0 <= stored.item() < math.inf:
             raise CheckpointError(f"the stored step counter {key} is {stored.item():g}")
-        # Step counters of fused optimisers live where the weights live; a plain copy is right for both kinds.
+        # Step counters of fused optimizers live where the weights live; a plain copy is right for both kinds.
         optimizer.state[weight][slot] = stored.clone().to(weight.device)
 
 
 def _slots(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
-    """What this optimiser keeps for each weight, after its first step."""
+    """What this optimizer keeps for each weight, after its first step."""
     momentum = ("momentum_buffer",) if optimizer.param_groups[0].get("momentum") else ()
     match optimizer:
         case torch.optim.Adam():  # AdamW is one too

@@ -182,7 +182,7 @@ class Trainer:
         return StepDone(self.step, epoch, nats, rate, norm, speed)
 
     def _diverged(self, nats: float, norm: float) -> None:
-        """Keep the last good state and give up: the bad gradient never reaches the optimiser."""
+        """Keep the last good state and give up: the bad gradient never reaches the optimizer."""
         if self._last_saved != self.step:
             self._save()
         what = f"the loss became {nats}" if not math.isfinite(nats) else f"the gradient's norm became {norm}"

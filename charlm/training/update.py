@@ -1,4 +1,4 @@
-"""One update of the weights: forward, loss, backward, clip, optimiser. The trainer repeats it; ``charlm bench`` times it."""
+"""One update of the weights: forward, loss, backward, clip, optimizer. The trainer repeats it; ``charlm bench`` times it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from charlm.config import TrainSection
 from charlm.model.cells import State
 from charlm.model.dropout import Dropout
 from charlm.model.language_model import LanguageModel
-from charlm.model.native.optimiser import Optimiser as NativeOptimiser
 from charlm.runtime import arithmetic
 from charlm.training.optimisation import LossScale, make_optimizer
 
@@ -35,11 +34,11 @@ class Outcome:
 
 
 class Updater:
-    """Applies the recipe's optimiser to a model.
+    """Applies the recipe's optimizer to a model.
 
     Args:
         model: on its device.
-        section: optimiser, clipping.
+        section: optimizer, clipping.
         precision: resolved: ``fp32``, ``bf16`` or ``fp16``.
     """
 
@@ -50,7 +49,7 @@ class Updater:
         self._clip = section.clip
         self._precision = precision
         self._weights = list(model.parameters())
-        self._native = NativeOptimiser(self.optimizer) if model.engine.name == "native" else None
+        self._fused = model.engine.fused_optimizer(self.optimizer)
         self._device = model.output_bias.device
 
     def __call__(
@@ -92,17 +91,17 @@ class Updater:
 
     def _norm(self) -> float:
         """The norm of all gradients, Σ over all weights."""
-        if self._native is not None:
-            return self._native.norm()
+        if self._fused is not None:
+            return self._fused.norm()
         return torch.nn.utils.get_total_norm([weight.grad for weight in self._weights if weight.grad is not None]).item()
 
     def _step(self, factor: float) -> None:
-        """Apply the optimiser to gradients that are multiplied by ``factor`` first."""
-        if self._native is not None:
-            self._native.step(factor)
+        """Apply the optimizer to gradients that are multiplied by ``factor`` first."""
+        if self._fused is not None:
+            self._fused.step(factor)
             return
         if factor != 1:
             torch._foreach_mul_([weight.grad for weight in self._weights if weight.grad is not None], factor)
         self.optimizer.step()
-        # PyTorch's fused optimisers do not count their changes; whoever has prepared something of the weights must notice.
+        # PyTorch's fused optimizers do not count their changes, but the native engine keeps packed copies of the weights.
         torch.autograd.graph.increment_version(self._weights)

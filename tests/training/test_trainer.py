@@ -26,10 +26,10 @@ from charlm.training.optimisation import LossScale, learning_rate, make_optimize
 
 
 @pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 1.0), ("adam", 0.01), ("adamw", 0.01), ("rmsprop", 0.003)])
-def test_every_optimiser_reduces_the_loss(
+def test_every_optimizer_reduces_the_loss(
     tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path, optimizer: str, lr: float
 ) -> None:
-    """If this fails, an optimiser is wired wrongly: after 80 steps the loss must be well below that of the first."""
+    """If this fails, an optimizer is wired wrongly: after 80 steps the loss must be well below that of the first."""
     run = tiny_run(english_file, tmp_path / "r", f"train.optimizer={optimizer}", f"train.lr={lr}", "train.total_steps=80")
     nats = [line["nats"] for line in run.lines("step")]
     symbols = len(load(run.folder / "last.safetensors").vocabulary)
@@ -137,7 +137,7 @@ def test_the_step_and_exponential_schedules() -> None:
 
 
 def test_a_run_follows_its_schedule(tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path) -> None:
-    """If this fails, the optimiser gets another learning rate than the schedule gives, or is a step behind."""
+    """If this fails, the optimizer gets another learning rate than the schedule gives, or is a step behind."""
     keys = ("train.schedule=cosine", "train.warmup=5", "train.total_steps=15", "train.optimizer=sgd", "train.clip=null")
     run = tiny_run(english_file, tmp_path / "r", *keys)
     section = TrainSection(lr=0.01, warmup=5, total_steps=15)
@@ -189,7 +189,7 @@ def _poison_gradient(trainer: Any) -> None:
 @pytest.mark.parametrize(
     ("poison", "message"), [(_poison_loss, "the loss became nan"), (_poison_gradient, "the gradient's norm became")]
 )
-def test_what_is_not_finite_never_reaches_the_optimiser(
+def test_what_is_not_finite_never_reaches_the_optimizer(
     tmp_path: Path,
     begin: Callable[..., Any],
     tiny_run: Callable[..., Any],

@@ -17,6 +17,7 @@ from charlm.model.cells import State
 from charlm.model.native import library, loss
 from charlm.model.native.layer import Recurrence
 from charlm.model.native.linear import Packed, linear, pack, product, rounded_up
+from charlm.model.native.optimizer import NativeOptimizer
 
 if TYPE_CHECKING:
     from charlm.config import ModelSection
@@ -72,6 +73,10 @@ class NativeEngine:
         """See :class:`charlm.model.engines.Engine`."""
         return loss.nll(features, weight, bias, targets, _operands())
 
+    def fused_optimizer(self, optimizer: torch.optim.Optimizer) -> NativeOptimizer | None:
+        """See :class:`charlm.model.engines.Engine`: clipping and update in one pass, for the rules that are written in C++."""
+        return NativeOptimizer(optimizer) if NativeOptimizer.implements(optimizer) else None
+
 
 class Weights(NamedTuple):
     """A layer's weights as the kernels want them.
@@ -96,7 +101,7 @@ def _operands() -> torch.dtype:
     return torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
 
 
-# What was prepared of a layer's weights, and of which state of them: reading a text changes none. PyTorch's fused optimisers
+# What was prepared of a layer's weights, and of which state of them: reading a text changes none. PyTorch's fused optimizers
 # do not count their changes, so whatever was prepared is forgotten as soon as a layer is trained.
 _prepared: WeakKeyDictionary[RecurrentLayer, dict[str, tuple[object, object]]] = WeakKeyDictionary()
 

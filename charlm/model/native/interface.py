@@ -94,7 +94,7 @@ class Generation(ctypes.Structure):
 
 
 class Update(ctypes.Structure):
-    """An optimiser's step (``optimiser.h``)."""
+    """An optimizer's step (``optimizer.h``)."""
 
     _fields_ = [
         ("rule", _N), ("threads", _N), ("count", _N), ("sizes", _P), ("weights", _P), ("gradients", _P), ("first", _P),
@@ -104,7 +104,7 @@ class Update(ctypes.Structure):
 
 
 RULES = {torch.optim.SGD: 0, torch.optim.Adam: 1, torch.optim.AdamW: 2, torch.optim.RMSprop: 3}
-"""``enum Rule`` of ``optimiser.h``."""
+"""``enum Rule`` of ``optimizer.h``."""
 
 
 def addresses(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:

@@ -15,7 +15,7 @@ from charlm.config import ModelSection, TrainSection
 from charlm.data.streams import IGNORED
 from charlm.model.engines import ENGINES
 from charlm.model.language_model import LanguageModel
-from charlm.model.native.optimiser import Optimiser
+from charlm.model.native.optimizer import NativeOptimizer
 from charlm.runtime import arithmetic
 from charlm.training.update import Updater
 
@@ -124,13 +124,13 @@ def _with_updater(engine: str) -> Change:
 
 
 def _reading_before_the_step(model: LanguageModel, nats: Callable[[], torch.Tensor]) -> None:
-    optimiser = Optimiser(torch.optim.AdamW(model.parameters(), lr=0.1, fused=True))
+    optimizer = NativeOptimizer(torch.optim.AdamW(model.parameters(), lr=0.1, fused=True))
     model.zero_grad()
     nats().backward()
     with torch.no_grad():
         nats()
-    optimiser.norm()
-    optimiser.step(1.0)
+    optimizer.norm()
+    optimizer.step(1.0)
 
 
 def _loaded(model: LanguageModel, nats: Callable[[], torch.Tensor]) -> None:

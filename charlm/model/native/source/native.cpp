@@ -5,7 +5,7 @@
 #include "layer.h"
 #include "linear.h"
 #include "loss.h"
-#include "optimiser.h"
+#include "optimizer.h"
 #include "sampling.h"
 
 #if defined(__linux__) && defined(__x86_64__)

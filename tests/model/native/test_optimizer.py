@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
 from charlm.config import ModelSection, TrainSection
+from charlm.model.engines import ENGINES
 from charlm.model.language_model import LanguageModel
 from charlm.training.optimisation import optimizer_tensors
 from charlm.training.update import Updater
@@ -31,11 +33,12 @@ def _trained(rule: str, native: list[bool], clip: float | None = 0.5) -> tuple[T
     model = LanguageModel(ModelSection(cell="lstm", hidden=40, layers=2, dropout=0.0), 30, "native")
     model.initialise(1)
     update = Updater(model, TrainSection(lr=0.002, clip=clip, **RULES[rule]), "fp32")
-    in_cpp, state, norms = update._native, model.zero_state(4), []
+    in_cpp, state, norms = update._fused, model.zero_state(4), []
+    assert in_cpp is not None
     rng = torch.Generator().manual_seed(1)
     for is_native in native:
         ids = torch.randint(0, 30, (9, 4), generator=rng)
-        update._native = in_cpp if is_native else None
+        update._fused = in_cpp if is_native else None
         outcome = update(ids, ids, 36, state, 0.002)
         state = outcome.state
         norms.append(outcome.norm)
@@ -50,7 +53,7 @@ def _distance(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("clip", [0.05, None])
 @pytest.mark.parametrize("rule", RULES)
-def test_it_is_the_same_optimiser(rule: str, clip: float | None) -> None:
+def test_it_is_the_same_optimizer(rule: str, clip: float | None) -> None:
     """If this fails, a recipe trains another model when the native engine runs it."""
     ours, theirs = _trained(rule, [True] * STEPS, clip), _trained(rule, [False] * STEPS, clip)
     for mine, expected in zip(ours[:2], theirs[:2], strict=True):
@@ -66,3 +69,20 @@ def test_they_can_take_turns(rule: str) -> None:
     mixed, theirs = _trained(rule, [True, False] * (STEPS // 2)), _trained(rule, [False] * STEPS)
     for name, value in theirs[0].items():
         assert _distance(mixed[0][name], value) < 1e-4, name
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda weights: torch.optim.SGD(weights, lr=0.1, momentum=0.9, nesterov=True),
+        lambda weights: torch.optim.SGD(weights, lr=0.1, momentum=0.9, dampening=0.5),
+        lambda weights: torch.optim.AdamW(weights, amsgrad=True),
+        lambda weights: torch.optim.Adam(weights, decoupled_weight_decay=True),
+        lambda weights: torch.optim.RMSprop(weights, centered=True),
+        lambda weights: torch.optim.Adagrad(weights),
+    ],
+    ids=["nesterov", "dampening", "amsgrad", "adam, decoupled decay", "centered", "adagrad"],
+)
+def test_a_rule_without_cpp_is_left_to_pytorch(optimizer: Callable[[list[torch.Tensor]], torch.optim.Optimizer]) -> None:
+    """If this fails, the native engine runs another rule than the recipe's, or none."""
+    assert ENGINES["native"].fused_optimizer(optimizer([torch.zeros(2, requires_grad=True)])) is None

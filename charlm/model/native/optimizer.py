@@ -13,13 +13,24 @@ from charlm.model.native import library
 from charlm.model.native.interface import RULES, Update, addresses
 from charlm.threads import kernel_threads
 
+_VARIANTS = ("amsgrad", "centered", "dampening", "maximize", "nesterov")
+"""Options of PyTorch's optimizers that the rules in C++ do not have."""
 
-class Optimiser:
-    """Applies one of PyTorch's optimisers.
+
+class NativeOptimizer:
+    """Applies one of PyTorch's optimizers.
 
     Args:
-        optimizer: SGD, Adam, AdamW or RMSprop; its groups' rates and decays are read at each step, its state is kept in it.
+        optimizer: one that :meth:`implements` accepts; its groups' rates and decays are read at each step, its state is kept
+            in it.
     """
+
+    @staticmethod
+    def implements(optimizer: torch.optim.Optimizer) -> bool:
+        """Whether there is a rule in C++ for it: SGD, Adam, AdamW and RMSprop, without their variants."""
+        options, kind = optimizer.defaults, type(optimizer)
+        decoupled = options.get("decoupled_weight_decay", False) and kind is not torch.optim.AdamW
+        return kind in RULES and not decoupled and not any(options.get(variant) for variant in _VARIANTS)
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer

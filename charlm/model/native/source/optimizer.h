@@ -1,4 +1,4 @@
-// The update of all weights in one pass: gradient clipping, weight decay and the optimiser's rule together.
+// The update of all weights in one pass: gradient clipping, weight decay and the optimizer's rule together.
 // The rules are PyTorch's (torch.optim), so that its stored moments serve both.
 
 #pragma once
