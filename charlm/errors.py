@@ -12,9 +12,19 @@ class CharlmError(Exception):
 
 
 class UsageError(CharlmError):
-    """The command line asks for something that cannot be: a missing file, two options that exclude each other."""
+    """The caller asks for something that cannot be: a missing file, two options that exclude each other.
+
+    Args:
+        message: if ``parameter`` is given, it begins with the value that was found.
+        parameter: which one has a wrong value; the text of the error begins with its name. The command line shows the
+            flag instead.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str, *, parameter: str = "") -> None:
+        super().__init__(f"{parameter} {message}" if parameter else message)
+        self.parameter = parameter
 
 
 class RecipeError(UsageError):

@@ -34,12 +34,13 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda") or (index and not (kind == "cuda" and index.isdigit())):
-        raise UsageError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
+        raise UsageError(f"{name}: expected auto, cpu, cuda or cuda:N", parameter="device")
     if kind == "cuda":
         if not torch.cuda.is_available():
-            raise UsageError(f"--device {name}: PyTorch {torch.__version__} sees no CUDA device here; use --device cpu")
+            raise UsageError(f"{name}: PyTorch {torch.__version__} sees no CUDA device here; use cpu", parameter="device")
         if index and int(index) >= torch.cuda.device_count():
-            raise UsageError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA device(s), from cuda:0")
+            count = torch.cuda.device_count()
+            raise UsageError(f"{name}: this machine has {count} CUDA device(s), from cuda:0", parameter="device")
     return torch.device("cuda", int(index or 0)) if kind == "cuda" else torch.device("cpu")
 
 

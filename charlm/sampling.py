@@ -50,11 +50,11 @@ class SamplingParams:
         try:
             check_temperature(self.temperature)
         except ValueError as error:
-            raise UsageError(f"--temperature: {error}") from None
+            raise UsageError(f"{self.temperature:g}: {error}", parameter="temperature") from None
         if self.top_k < 0:
-            raise UsageError(f"--top-k {self.top_k}: expected 0 (all) or more")
+            raise UsageError(f"{self.top_k}: expected 0 (all) or more", parameter="top_k")
         if not 0 < self.top_p <= 1:
-            raise UsageError(f"--top-p {self.top_p:g}: expected more than 0, at most 1")
+            raise UsageError(f"{self.top_p:g}: expected more than 0, at most 1", parameter="top_p")
 
 
 def distribution(logits: npt.ArrayLike, params: SamplingParams) -> Probabilities:
@@ -111,6 +111,24 @@ def read(model: LanguageModel, ids: Sequence[int]) -> tuple[Probabilities, State
             with tuner.piece(len(part)):
                 features, state = model.features(part, state)
         return _logits(model, features), state
+
+
+def next_characters(
+    model: LanguageModel, vocabulary: Vocabulary, prompt: Sequence[int], params: SamplingParams | None = None
+) -> dict[str, float]:
+    """The probability of each symbol to follow a prompt, the likeliest first; ``<unk>`` is one of them.
+
+    Args:
+        prompt: ids; empty: see :func:`start_ids`.
+        params: what would be drawn with them; ``None``: what the model predicts.
+
+    Returns:
+        A symbol as :meth:`charlm.data.vocabulary.Vocabulary.shown` names it → its probability.
+    """
+    logits, _ = read(model, prompt or start_ids(vocabulary))
+    probabilities = distribution(logits, params or SamplingParams())
+    order = np.argsort(-probabilities, kind="stable").tolist()
+    return {vocabulary.shown(index): float(probabilities[index]) for index in order}
 
 
 def generate(

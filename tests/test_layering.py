@@ -20,7 +20,7 @@ STAGES = [
     {"model"},
     {"checkpoint"},
     {"evaluation", "sampling"},
-    {"training"},
+    {"loaded", "training"},
     {"bench", "comparison"},
     {"cli"},
 ]

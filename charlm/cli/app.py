@@ -26,7 +26,7 @@ from charlm.cli.recipe import recipe_app
 from charlm.cli.sample import sample
 from charlm.cli.streams import OutputError
 from charlm.cli.train import train
-from charlm.errors import CharlmError
+from charlm.errors import CharlmError, UsageError
 
 
 class _Interrupted(Exception):  # noqa: N818 - not an error
@@ -129,7 +129,7 @@ def _undelivered(error: OutputError) -> int:
 
 def _explain(error: Exception) -> int:
     if isinstance(error, CharlmError):
-        complain(str(error))
+        complain(_with_flag(error))
         return error.exit_code
     if hasattr(error, "format_message"):  # Typer's usage errors; newer releases hide their class
         return _explain_usage(error)
@@ -143,6 +143,14 @@ def _explain(error: Exception) -> int:
     else:
         complain(f"{type(error).__name__}: {error}\nThis is a bug in charlm; --debug shows where.")
     return 1
+
+
+def _with_flag(error: CharlmError) -> str:
+    """The text of an error; a parameter that has a wrong value is named as its flag, ``--top-k`` for ``top_k``."""
+    text = str(error)
+    if isinstance(error, UsageError) and error.parameter:
+        return f"--{error.parameter.replace('_', '-')}{text.removeprefix(error.parameter)}"
+    return text
 
 
 def _explain_usage(error: Any) -> int:

@@ -14,9 +14,9 @@ from charlm.cli.options import MAX_LENGTH, Split, read_text, unknown_note
 from charlm.errors import CharlmError, CorpusError, UsageError
 
 if TYPE_CHECKING:
-    from charlm.checkpoint import Checkpoint
     from charlm.data.dataset import Dataset, Text
     from charlm.data.encoding import Encoded
+    from charlm.loaded import Model
 
 _CHUNK = 1024  # charlm.evaluation.perplexity.CHUNK, which help does not wait for
 
@@ -63,23 +63,13 @@ def perplexity(
     if dynamic and chunk != _CHUNK:
         raise UsageError("--dynamic reads 32 characters at a time; remove --chunk, which belongs to the static evaluation")
 
-    from charlm.checkpoint import find_checkpoint, load
     from charlm.evaluation import perplexity as measure
     from charlm.evaluation.baselines import TEXT_CHARACTERS
     from charlm.evaluation.dynamic import RATE, SEGMENT
     from charlm.evaluation.dynamic import dynamic as learning
-    from charlm.model.engines import ENGINES, resolve_engine
-    from charlm.runtime import prepare, resolve_device
+    from charlm.loaded import load
 
-    path = find_checkpoint(checkpoint)
-    stored = load(path)
-    prepare(None)
-    on = resolve_device(device)
-    if engine is not None and engine not in ENGINES:
-        raise UsageError(f"--engine {engine}: expected {' or '.join(ENGINES)}")
-    if engine is not None:
-        section = stored.recipe.model.model_copy(update={"engine": engine})
-        engine, _ = resolve_engine(section, on)
+    opened = load(checkpoint, device, engine=engine or "auto")
     if file is not None and split is not None:
         raise UsageError("--split chooses a part of the recipe's corpus; a FILE is read whole")
     if baselines and split is Split.train:
@@ -89,15 +79,15 @@ def perplexity(
         )
     corpus: Dataset | None
     if file is None:
-        corpus = _own_corpus(stored, path, "name a FILE to evaluate on")
+        corpus = _own_corpus(opened, "name a FILE to evaluate on")
         text, encoded, about = _part(corpus, (split or Split.validation).value)
     else:
-        text, encoded, about = _file(stored, file)
-        corpus = _training_text(stored, path) if baselines else None
+        text, encoded, about = _file(opened, file)
+        corpus = _training_text(opened) if baselines else None
     if baselines and len(text) > TEXT_CHARACTERS:
         raise UsageError(f"--baselines: the text has {len(text):,} characters; at most {TEXT_CHARACTERS:,} fit into memory")
-    model = stored.model(on, engine)
-    unknown_id = stored.vocabulary.unknown_id
+    model, vocabulary = opened.network, opened.vocabulary
+    unknown_id = vocabulary.unknown_id
     began = time.perf_counter()
     with progress_bar("evaluating", unit="characters") as advance:
         if dynamic:
@@ -114,26 +104,26 @@ def perplexity(
         "bits_per_character": score.bits_per_character,
         "characters": score.characters,
         "unknown_characters": score.unknown_characters,
-        "unknown_nats": score.unknown_characters * stored.vocabulary.unknown_nats,
+        "unknown_nats": score.unknown_characters * vocabulary.unknown_nats,
         "context": context,
         "dynamic": {"rate": rate, "segment": SEGMENT} if dynamic else None,
         **about,
         "characters_per_second": score.characters / seconds,
         "seconds": seconds,
-        "device": str(on),
-        "engine": model.engine.name,
+        "device": str(opened.device),
+        "engine": opened.engine,
         "precision": "fp32",
-        "step": stored.progress["step"],
-        "epoch": stored.progress["epoch"],
+        "step": opened.step,
+        "epoch": opened.checkpoint.progress["epoch"],
         "parameters": model.parameter_count(),
-        "checkpoint": str(path),
+        "checkpoint": str(opened.path),
     }
     if baselines and corpus is not None:
         record["baselines"] = _baselines(corpus, text, encoded, about["offsets"])
     if as_json:
         json_line(record)
     else:
-        _print(record, stored.vocabulary.unit)
+        _print(record, vocabulary.unit)
 
 
 @evaluate_app.command()
@@ -146,24 +136,18 @@ def attention(
     """Show where a model with attention looks at the end of a text: places in it, and their weights."""
     given = read_text(text, "TEXT")
 
-    from charlm.checkpoint import find_checkpoint, load
-    from charlm.data.encoding import as_corpus
-    from charlm.evaluation.attention import attention_weights
-    from charlm.runtime import prepare, resolve_device
+    from charlm.loaded import load
 
-    stored = load(find_checkpoint(checkpoint))
-    prepare(None)
-    data = stored.recipe.data
-    given = as_corpus(given, unit=data.unit, newlines=data.newlines, normalise=stored.corpus["normalise"])
-    ids = stored.vocabulary.encode(given, "map")
-    unknown = sum(index == stored.vocabulary.unknown_id for index in ids)
+    opened = load(checkpoint, "cpu")
+    given, vocabulary = opened.as_read(given), opened.vocabulary
+    unknown = sum(index == vocabulary.unknown_id for index in vocabulary.encode(given, "map"))
     if unknown:
         notice(f"note: {unknown} of the characters are not in the vocabulary, and were read as <unk>")
-    weights = attention_weights(stored.model(resolve_device("cpu")), ids)
+    weights = opened.attention(given)
     if as_json:
         json_line({"weights": weights.tolist(), "nothing": 1 - float(weights.sum()), "characters": len(weights) + 1})
         return
-    symbols = given.encode("utf-8", "surrogateescape") if stored.vocabulary.unit == "byte" else given
+    symbols = given.encode("utf-8", "surrogateescape") if vocabulary.unit == "byte" else given
     rows = []
     for place in sorted(range(len(weights)), key=lambda place: -weights[place])[:top]:
         before, after = symbols[max(0, place - 24) : place + 1], symbols[place + 1 : place + 9]
@@ -182,10 +166,10 @@ def _window(context: str) -> int | None:
     raise UsageError(f"--context {context}: expected carried or reset:N, such as reset:256 (at most 12 digits)")
 
 
-def _file(stored: Checkpoint, file: str) -> tuple[Text, Encoded, dict[str, Any]]:
+def _file(opened: Model, file: str) -> tuple[Text, Encoded, dict[str, Any]]:
     from charlm.data.dataset import open_text
 
-    text, encoded = open_text(file, stored.recipe.data, stored.corpus["normalise"], stored.vocabulary)
+    text, encoded = open_text(file, opened.recipe.data, opened.checkpoint.corpus["normalise"], opened.vocabulary)
     name = "standard input" if file == "-" else Path(file).name
     return text, encoded, {"text": name, "sha256": encoded.sha256, "offsets": [0, encoded.characters], "split": None}
 
@@ -201,20 +185,20 @@ def _part(corpus: Dataset, split: str) -> tuple[Text, Encoded, dict[str, Any]]:
     return corpus.text(split), encoded, {"text": corpus.name, "sha256": encoded.sha256, "offsets": offsets, "split": split}
 
 
-def _training_text(stored: Checkpoint, path: Path) -> Dataset:
+def _training_text(opened: Model) -> Dataset:
     try:
-        return _own_corpus(stored, path, "supply it, or leave --baselines out")
+        return _own_corpus(opened, "supply it, or leave --baselines out")
     except CharlmError as error:
         raise UsageError(f"--baselines needs the training text: {error}") from None
 
 
-def _own_corpus(stored: Checkpoint, path: Path, advice: str) -> Dataset:
+def _own_corpus(opened: Model, advice: str) -> Dataset:
     """The text that the model was trained on, found again; used only if it is the same to the byte."""
     from charlm.data.encoding import OtherTextError
     from charlm.data.recorded import open_recorded
 
     try:
-        return open_recorded(stored.recipe, stored.corpus, stored.vocabulary, path)
+        return open_recorded(opened.recipe, opened.checkpoint.corpus, opened.vocabulary, opened.path)
     except UsageError as error:
         raise UsageError(f"the text this model was trained on is not at hand ({error}); {advice}") from None
     except OtherTextError as error:

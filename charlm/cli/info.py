@@ -14,19 +14,18 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Everything, as one JSON line.")] = False,
 ) -> None:
     """Show what is inside a checkpoint, without loading its weights."""
-    from charlm.checkpoint import describe, find_checkpoint
+    from charlm.loaded import info
     from charlm.yaml_text import dump_yaml
 
-    path = find_checkpoint(checkpoint)
-    found = describe(path)
+    found = info(checkpoint)
     if as_json:
-        json_line({"checkpoint": str(path), **found})
+        json_line(found)
         return
     weights = {name: shape for name, shape in found["tensors"].items() if name.startswith("model.")}
     progress, corpus, resolved = found["progress"], found["corpus"], found["resolved"]
     symbols = len(found["vocabulary"]["symbols"]) + 1 if found["vocabulary"]["unit"] == "char" else 256
     can_go_on = any(name.startswith("state.") for name in found["tensors"])
-    _line(f"{path}: {size(found['bytes'])}, written by charlm {found['charlm']}, format {found['format']}")
+    _line(f"{found['checkpoint']}: {size(found['bytes'])}, written by charlm {found['charlm']}, format {found['format']}")
     _line(
         f"corpus      {corpus['name']}, {corpus['characters']:,} characters, sha256 {corpus['sha256']} "
         f"{corpus['identity']}".rstrip()

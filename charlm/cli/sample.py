@@ -66,36 +66,28 @@ def sample(
     if as_json and num * length > _JSON_CHARACTERS and not probabilities:
         raise _too_long(f"{num:,} × {length:,}")
 
-    from charlm.checkpoint import find_checkpoint, load
-    from charlm.data.encoding import as_corpus
-    from charlm.runtime import prepare, resolve_device
-    from charlm.sampling import SamplingParams, until
+    from charlm.loaded import load
+    from charlm.sampling import SamplingParams, next_characters, until
 
-    stored = load(find_checkpoint(checkpoint))
-    vocabulary = stored.vocabulary
-    prepare(None)
-    data = stored.recipe.data
-    text = as_corpus(text, unit=data.unit, newlines=data.newlines, normalise="none")
+    opened = load(checkpoint, device)
+    network, vocabulary = opened.network, opened.vocabulary
+    text = opened.as_read(text, normalise=False)
     ids = _encode(text, vocabulary, unknown)
     banned = frozenset(vocabulary.encode(ban, "skip"))
     if temperature is None:
         temperature = 1.0 if probabilities else 0.8
     params = SamplingParams(temperature, top_k, top_p, banned)
-    model = stored.model(resolve_device(device))
-    if precision is Precision.bf16 and model.engine.name != "native":
+    if precision is Precision.bf16 and opened.engine != "native":
         raise UsageError("--precision bf16: only the native engine samples in bf16, and it cannot be used here")
     if probabilities:
-        from charlm.sampling import distribution, read, start_ids
-
-        logits, _ = read(model, ids or start_ids(vocabulary))  # <unk> is listed: it is part of what the model expects
-        _show_probabilities([float(p) for p in distribution(logits, params)], vocabulary, as_json)
+        _show_probabilities(next_characters(network, vocabulary, ids, params), as_json)
         return
     if seed is None:
         seed = secrets.randbelow(2**31)
         if temperature > 0:
             notice(f"seed {seed}")
 
-    drawn: Iterator[Iterable[int]] = _samples(model, vocabulary, ids, params, seed, num, length, precision.value)
+    drawn: Iterator[Iterable[int]] = _samples(network, vocabulary, ids, params, seed, num, length, precision.value)
     if as_json:
         drawn = _limited(drawn)
     samples = (until((_bytes_of(index, vocabulary) for index in one), end) for one in drawn)
@@ -124,12 +116,14 @@ def _encode(text: str, vocabulary: Vocabulary, unknown: Unknown) -> list[int]:
     try:
         return vocabulary.encode(text, unknown.value)
     except UsageError as error:
+        refused = UsageError(f"{error}; choose --unknown skip (leave them out) or --unknown map (read them as <unk>)")
         escapes = re.search(r"\\[nt]", text)
         if escapes is None or vocabulary.id_of(ord("\\")) is not None:
-            raise
+            raise refused from None
         quoted = visible_word(text).replace("'", "\\'")
         raise UsageError(
-            f"{error}\n{escapes[0]} was read as two characters. For a newline or a tab write (bash, zsh): --prompt $'{quoted}'"
+            f"{refused}\n{escapes[0]} was read as two characters. For a newline or a tab write (bash, zsh): "
+            f"--prompt $'{quoted}'"
         ) from None
 
 
@@ -228,11 +222,10 @@ def _show(pieces: Iterable[bytes], number: int, num: int, prompt: str) -> None:
     sys.stdout.flush()
 
 
-def _show_probabilities(probabilities: list[float], vocabulary: Vocabulary, as_json: bool) -> None:
+def _show_probabilities(probabilities: dict[str, float], as_json: bool) -> None:
     import math
 
-    order = sorted(range(len(probabilities)), key=lambda index: -probabilities[index])
-    rows = [(vocabulary.shown(index), probabilities[index]) for index in order if probabilities[index] > 0]
+    rows = [(name, p) for name, p in probabilities.items() if p > 0]
     if as_json:
         json_line({"next": [{"character": name, "probability": p} for name, p in rows]})
         return

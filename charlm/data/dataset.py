@@ -20,7 +20,7 @@ from charlm.config import DataSection, LoadedRecipe, SplitFiles, path_of
 from charlm.data.corpora import SourceFile, Sources, locate
 from charlm.data.encoding import Encoded, Recorded, encode
 from charlm.data.splits import DEFAULT_SPLIT, split_offsets
-from charlm.data.vocabulary import Vocabulary, describe_characters
+from charlm.data.vocabulary import Vocabulary, describe_characters, utf8
 from charlm.errors import CorpusError, UsageError
 from charlm.files import whole_file
 
@@ -169,6 +169,16 @@ def _open_file(path: Path, label: str, section: DataSection, normalise: str, voc
         raise CorpusError(f"{label} has {encoded.characters} character; at least two are needed, the first is not scored")
     nothing_once = np.zeros(len(encoded.alphabet), dtype=np.bool_)
     return Text(encoded.ids, vocabulary.lookup(encoded.alphabet), nothing_once), encoded
+
+
+def text_in_memory(text: str, vocabulary: Vocabulary) -> Text:
+    """A text that is not in a file, as ids of a vocabulary; unknown characters are ``<unk>``."""
+    if vocabulary.unit == "byte":
+        symbols = np.frombuffer(utf8(text), dtype=np.uint8).astype(np.uint32)
+    else:
+        symbols = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.dtype("<u4"))
+    alphabet, indices = np.unique(symbols, return_inverse=True)
+    return Text(indices.astype(np.uint32), vocabulary.lookup(alphabet), np.zeros(len(alphabet), dtype=np.bool_))
 
 
 def _encode(

@@ -384,6 +384,7 @@ def as_corpus(text: str, *, unit: str, newlines: str, normalise: str) -> str:
     """A text in memory as :func:`encode` would read it from a file with these settings."""
     if unit == "byte":
         return text
+    text = text.removeprefix("\ufeff")
     if newlines == "unix":
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     return "".join(normalisation(normalise)([text]))

@@ -101,10 +101,7 @@ class Vocabulary:
         if unknown == "skip":
             return [index for index in ids if index != 0]
         strangers = "".join(dict.fromkeys(c for c, index in zip(text, ids, strict=True) if index == 0))
-        raise UsageError(
-            f"characters outside the model's vocabulary: {describe_characters(strangers)}; "
-            "choose --unknown skip (leave them out) or --unknown map (read them as <unk>)"
-        )
+        raise UsageError(f"characters outside the model's vocabulary: {describe_characters(strangers)}")
 
     def decode(self, ids: Iterable[int]) -> str:
         """Turn ids into text; ``<unk>`` becomes U+FFFD. Bytes that are not UTF-8 become U+FFFD too."""

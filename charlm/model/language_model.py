@@ -128,8 +128,20 @@ class LanguageModel(nn.Module):
         values, _ = self._layers(ids, state, None)
         return self.attention.weights(values, state[-1])
 
-    def _layers(self, ids: Tensor, state: State, dropout: Dropout | None) -> tuple[Tensor, State]:
-        """The last layer's outputs ``(T, B, H)``, and each layer's next state."""
+    def layer_outputs(self, ids: Tensor, state: State) -> tuple[Tensor, State]:
+        """The output h of every layer at every step, ``(T, L, B, H)``, and the next state without attention's memory."""
+        each: list[Tensor] = []
+        _, after = self._layers(ids, state, None, each)
+        return torch.stack(each, dim=1), after
+
+    def _layers(
+        self, ids: Tensor, state: State, dropout: Dropout | None, each: list[Tensor] | None = None
+    ) -> tuple[Tensor, State]:
+        """The last layer's outputs ``(T, B, H)``, and each layer's next state.
+
+        Args:
+            each: receives every layer's own outputs, before they are added to its input and dropped out.
+        """
         values: Tensor = ids
         embedding: Tensor | None = self.embedding
         if embedding is not None and dropout is not None:
@@ -140,6 +152,8 @@ class LanguageModel(nn.Module):
             weight_hh = dropout.recurrent(layer.weight_hh, number) if dropout is not None else None
             outputs, layer_after = self.engine.run(layer, values, before, embedding if number == 0 else None, weight_hh)
             after.append(layer_after)
+            if each is not None:
+                each.append(outputs)
             values = outputs + values if self.section.residual and number > 0 else outputs
             if dropout is not None and number < len(self.layers) - 1:
                 values = dropout.outputs(values, number)

@@ -55,9 +55,8 @@ def test_unknown_characters_of_a_prompt() -> None:
     """If this fails, an unknown character of a prompt is lost without a word, or refused where it was allowed."""
     assert ABC.encode("axb", "map") == [1, 0, 2]
     assert ABC.encode("axb", "skip") == [1, 2]
-    with pytest.raises(UsageError, match=r"outside the model's vocabulary: 'x' \(U\+0078\), 'é' \(U\+00E9\);") as caught:
+    with pytest.raises(UsageError, match=r"outside the model's vocabulary: 'x' \(U\+0078\), 'é' \(U\+00E9\)$"):
         ABC.encode("xaxé")
-    assert "--unknown skip" in str(caught.value)
 
 
 def test_the_price_of_an_unknown_character() -> None:

@@ -1,0 +1,61 @@
+"""What a model holds in its hidden units while it reads a text: the state of every layer after every character."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from charlm.data.dataset import Text
+from charlm.errors import DivergedError, UsageError
+from charlm.model.language_model import LanguageModel
+from charlm.threads import Tuner
+
+_CHUNK = 1024  # characters read per call
+
+HiddenStates = npt.NDArray[np.float32]
+
+
+def hidden_states(model: LanguageModel, text: Text, which: str = "h") -> HiddenStates:
+    """Read a text from a zero state, and keep one part of the state after each character.
+
+    Beside the result it needs memory for one chunk of the text.
+
+    Args:
+        text: N characters.
+        which: ``h``, the output; or ``c``, the cell state of an LSTM. Engines return ``c`` after their last step only, so it
+            is read step by step with the reference engine, which is slower.
+
+    Returns:
+        ``(N, L, H)`` in fp32.
+
+    Raises:
+        UsageError: the cell has no such state.
+        DivergedError: the states are NaN or infinite.
+    """
+    names = model.layers[0].cell.state_names
+    if which not in names:
+        raise UsageError(f"{which!r}: a {model.section.cell} has the state {' and '.join(names)}", parameter="which")
+    result = np.empty((len(text), model.section.layers, model.section.hidden), dtype=np.float32)
+    is_output = which == names[0]
+    if not is_output:
+        model = model.with_engine("reference")
+    tuner = Tuner("evaluation", model.is_thread_invariant)
+    with torch.inference_mode():
+        state = model.zero_state(1)
+        for start in range(0, len(text), _CHUNK):
+            ids = torch.from_numpy(text.ids(start, start + _CHUNK)).to(state[0].device)[:, None]
+            with tuner.piece(len(ids)):
+                if is_output:
+                    outputs, state = model.layer_outputs(ids, state)
+                    part = outputs[:, :, 0]
+                else:
+                    steps = []
+                    for step in ids.unbind(0):
+                        _, state = model.layer_outputs(step[None], state)
+                        steps.append(state[names.index(which)][:, 0])
+                    part = torch.stack(steps)
+            if not bool(torch.isfinite(part).all()):
+                raise DivergedError("the model's states are NaN or infinite: its weights have grown too large")
+            result[start : start + len(ids)] = part.float().cpu().numpy()
+    return result

@@ -1,0 +1,213 @@
+"""A trained model, opened: the one way from a run's name, folder or file to something that writes and answers questions.
+
+:func:`load` and :class:`Model` are public (``charlm.load``, ``charlm.Model``), and the commands use them too.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from charlm import checkpoint as checkpoints
+from charlm.checkpoint import Checkpoint
+from charlm.config import Recipe
+from charlm.data.dataset import Text, text_in_memory
+from charlm.data.encoding import as_corpus
+from charlm.data.vocabulary import Vocabulary
+from charlm.errors import CorpusError, UsageError
+from charlm.evaluation import perplexity
+from charlm.evaluation.attention import attention_weights
+from charlm.evaluation.hidden_states import HiddenStates, hidden_states
+from charlm.evaluation.perplexity import Score
+from charlm.model.engines import ENGINES, resolve_engine
+from charlm.model.language_model import LanguageModel
+from charlm.runtime import prepare, resolve_device
+from charlm.sampling import SamplingParams, generate, next_characters
+
+Unknown = Literal["error", "skip", "map"]
+"""What happens to characters outside a vocabulary: refused, left out, or read as ``<unk>``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A trained model; made by :func:`load`. Using it never changes it.
+
+    Attributes:
+        path: the checkpoint's file.
+        checkpoint: what is stored there.
+        network: the weights, on ``device``.
+        device: where it computes.
+    """
+
+    path: Path
+    checkpoint: Checkpoint = field(repr=False)
+    network: LanguageModel = field(repr=False)
+    device: torch.device
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe that it was trained with."""
+        return self.checkpoint.recipe
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The symbols that it knows."""
+        return self.checkpoint.vocabulary
+
+    @property
+    def step(self) -> int:
+        """The number of optimizer steps behind these weights."""
+        return int(self.checkpoint.progress["step"])
+
+    @property
+    def engine(self) -> str:
+        """The name of the engine that executes it: ``native``, ``torch`` or ``reference``."""
+        return self.network.engine.name
+
+    def sample(
+        self,
+        prompt: str = "",
+        length: int = 500,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        *,
+        unknown: Unknown = "error",
+    ) -> str:
+        """Continue a prompt; the same seed and options give the same text on every engine, and in ``charlm sample``.
+
+        Args:
+            prompt: text to continue; empty: as after a line end.
+            length: how many characters (bytes, with ``data.unit: byte``) to write.
+            temperature: below 1 safer, above 1 wilder; 0: always the likeliest.
+            top_k: draw only from the k likeliest; 0: from all.
+            top_p: draw only from the likeliest that together reach this probability.
+            seed: ``None``: drawn.
+            unknown: what happens to characters of the prompt that the vocabulary lacks.
+
+        Returns:
+            The new characters only.
+
+        Raises:
+            UsageError: an option is out of its range, or the prompt has unknown characters.
+        """
+        if length < 0:
+            raise UsageError(f"{length}: expected 0 or more", parameter="length")
+        params = SamplingParams(temperature, top_k, top_p)
+        ids = self._prompt(prompt, unknown)
+        seed = secrets.randbelow(2**31) if seed is None else seed
+        return self.vocabulary.decode(islice(generate(self.network, self.vocabulary, ids, params, seed), length))
+
+    def perplexity(self, text: str) -> Score:
+        """Score every character but the first, each given all before it: the exact result of ``charlm eval perplexity``.
+
+        Args:
+            text: is read as the recipe reads its corpus (see :meth:`as_read`); unknown characters are scored as ``<unk>``.
+
+        Raises:
+            CorpusError: the text has fewer than two characters.
+        """
+        read = self._text(text)
+        if len(read) < 2:
+            raise CorpusError(f"the text has {len(read)} characters; at least two are needed, the first is not scored")
+        return perplexity.carried(self.network, read, unknown_id=self.vocabulary.unknown_id)
+
+    def next_characters(self, prompt: str, *, unknown: Unknown = "error") -> dict[str, float]:
+        """The probability of each symbol to follow a prompt, the likeliest first.
+
+        ``<unk>`` is one of the symbols. Bytes that are not printable ASCII are named ``\\xNN``.
+
+        Raises:
+            UsageError: the prompt has unknown characters.
+        """
+        return next_characters(self.network, self.vocabulary, self._prompt(prompt, unknown))
+
+    def hidden_states(self, text: str, which: str = "h") -> HiddenStates:
+        """The state of every layer after each character, from a zero state.
+
+        Args:
+            text: N characters, read as the recipe reads its corpus; unknown characters are read as ``<unk>``.
+            which: ``h``, the output of each layer; or ``c``, the cell state of an LSTM, which is computed step by step.
+
+        Returns:
+            ``(N, layers, hidden)`` in fp32.
+
+        Raises:
+            UsageError: the cell has no such state.
+        """
+        return hidden_states(self.network, self._text(text), which)
+
+    def attention(self, text: str) -> npt.NDArray[np.float64]:
+        """How much a model with ``model.attention`` looks at each earlier step at the end of a text of N characters.
+
+        Returns:
+            ``(N − 1,)``, oldest first. What is missing from a sum of 1 looks at nothing.
+
+        Raises:
+            UsageError: the model has no attention, or the text has fewer than two characters.
+        """
+        return attention_weights(self.network, self.vocabulary.encode(self.as_read(text), "map"))
+
+    def as_read(self, text: str, *, normalise: bool = True) -> str:
+        """A text as the recipe reads its corpus: ``data.newlines`` and ``data.normalise``.
+
+        Args:
+            normalise: ``False`` for prompts, which are not normalised.
+        """
+        data = self.recipe.data
+        form = self.checkpoint.corpus["normalise"] if normalise else "none"
+        return as_corpus(text, unit=data.unit, newlines=data.newlines, normalise=form)
+
+    def _text(self, text: str) -> Text:
+        return text_in_memory(self.as_read(text), self.vocabulary)
+
+    def _prompt(self, prompt: str, unknown: Unknown) -> list[int]:
+        try:
+            return self.vocabulary.encode(self.as_read(prompt, normalise=False), unknown)
+        except UsageError as error:
+            raise UsageError(f"{error}; unknown='skip' leaves them out, unknown='map' reads them as <unk>") from None
+
+
+def load(checkpoint: str | os.PathLike[str], device: str | torch.device = "auto", *, engine: str = "auto") -> Model:
+    """Open a trained model.
+
+    Args:
+        checkpoint: a file, a run's folder (its best weights), or the name of a run under ``checkpoints/``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        engine: ``native``, ``torch`` or ``reference``; ``auto``: the fastest here. All give the same results.
+
+    Raises:
+        UsageError: no such checkpoint, device or engine, or an engine that cannot run the model here.
+        CheckpointError: the file is damaged or is not charlm's.
+    """
+    if engine != "auto" and engine not in ENGINES:
+        raise UsageError(f"{engine}: expected auto, {' or '.join(ENGINES)}", parameter="engine")
+    path = checkpoints.find_checkpoint(os.fspath(checkpoint))
+    stored = checkpoints.load(path)
+    prepare(None)
+    on = resolve_device(str(device))
+    name, _ = resolve_engine(stored.recipe.model.model_copy(update={"engine": engine}), on)
+    return Model(path, stored, stored.model(on, name), on)
+
+
+def info(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a checkpoint says of itself, without loading its weights: the keys of ``charlm info --json``.
+
+    Args:
+        checkpoint: see :func:`load`.
+
+    Raises:
+        UsageError: no such checkpoint.
+        CheckpointError: the file is damaged or is not charlm's.
+    """
+    path = checkpoints.find_checkpoint(os.fspath(checkpoint))
+    return {"checkpoint": str(path), **checkpoints.describe(path)}
