@@ -58,6 +58,25 @@ def parse_duration(value: object) -> object:
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600, None: 1}[match[2]]
 
 
+def time_limit(given: float | str | None) -> float | None:
+    """A limit on time in seconds, given so or as a duration such as ``5m``.
+
+    Raises:
+        UsageError: it is no duration, none at all, or longer than :data:`MAX_SECONDS`.
+    """
+    if given is None:
+        return None
+    try:
+        seconds = float(parse_duration(given))  # type: ignore[arg-type]
+    except ValueError as error:
+        raise UsageError(f"{given}: {error}", parameter="max_time") from None
+    if seconds == 0:
+        raise UsageError(f"{given}: expected more than no time at all, such as 90s", parameter="max_time")
+    if not 0 < seconds <= MAX_SECONDS:
+        raise UsageError(f"{given}: expected at most {MAX_SECONDS:,.0f} seconds", parameter="max_time")
+    return seconds
+
+
 def _path_text(text: str) -> str:
     if not text or "\0" in text:
         raise ValueError(f"expected a name or a path, found {_shown(text)}")

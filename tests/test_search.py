@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from charlm.errors import UsageError
+from charlm.errors import CheckpointError, DivergedError, UsageError
 
 FILE = Path(__file__).parents[1] / "tools" / "search.py"
 RECIPE = """
@@ -57,7 +56,7 @@ def test_a_setting_is_trained_once(search: Any, recipe: str, tmp_path: Path, mon
     (candidate,) = search.candidates([recipe])
     nats = search.trained(candidate, 3, 1, tmp_path / "runs")
     assert 1 < nats < 5
-    monkeypatch.setattr(search.subprocess, "run", None)
+    monkeypatch.setattr(search.charlm, "train", None, raising=False)
     assert search.trained(candidate, 3, 1, tmp_path / "runs") == nats
 
 
@@ -77,15 +76,27 @@ def test_settings_without_a_figure_are_an_error(search: Any, recipe: str, tmp_pa
         search.trained(candidate, 3, 1, tmp_path / "runs")
 
 
-@pytest.mark.parametrize(("status", "answer"), [(1, float("inf")), (-9, None), (2, None), (130, None)])
-def test_only_a_failed_training_counts_as_one(
-    search: Any, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, answer: float | None
+def test_only_divergence_counts_as_a_bad_setting(
+    search: Any, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """If this fails, a setting that was killed for memory, or by the user, is dropped as if it were bad."""
+    """If this fails, a setting that ran out of disk, or was interrupted by the user, is dropped as if it were bad."""
     (candidate,) = search.candidates([recipe])
-    monkeypatch.setattr(search.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=status))
-    if answer is not None:
-        assert search.trained(candidate, 3, 1, tmp_path / "runs") == answer
-        return
-    with pytest.raises(UsageError, match=f"status {status}"):
+
+    def ends_with(outcome: BaseException | dict[str, Any]) -> None:
+        def train(*_: Any, **__: Any) -> dict[str, Any]:
+            if isinstance(outcome, BaseException):
+                raise outcome
+            return outcome
+
+        monkeypatch.setattr(search.charlm, "train", train, raising=False)
+
+    ends_with(DivergedError("the loss became nan"))
+    assert search.trained(candidate, 3, 1, tmp_path / "runs") == float("inf")
+    assert "the loss became nan" in capsys.readouterr().err
+    for other in (CheckpointError("no space left"), MemoryError(), KeyboardInterrupt()):
+        ends_with(other)
+        with pytest.raises(type(other)):
+            search.trained(candidate, 3, 1, tmp_path / "runs")
+    ends_with({"stopped_because": "interrupted", "best_validation_nats": 1.0})
+    with pytest.raises(KeyboardInterrupt):
         search.trained(candidate, 3, 1, tmp_path / "runs")

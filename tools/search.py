@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import argparse
 import random
-import subprocess
 import sys
 from pathlib import Path
 
+import charlm
 from charlm.comparison.candidates import Candidate, candidates
 from charlm.comparison.figures import final_record
 from charlm.errors import CharlmError, DivergedError, UsageError
@@ -28,15 +28,14 @@ def trained(candidate: Candidate, updates: int, seed: int, folder: Path) -> floa
     out = folder / f"{candidate.name}-{updates}-seed{seed}"
     record = final_record(out, candidate.load(*more))
     if record is None:
-        command = [sys.executable, "-m", "charlm", "train", candidate.source, "--out", str(out), "--overwrite", "--quiet"]
-        command += [word for override in (*candidate.overrides, *more) for word in ("--set", override)]
-        code = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
-        if code == DivergedError.exit_code:
-            return float("inf")  # most likely; its message has been shown
-        if code:
-            raise UsageError(f"{out}: the training ended with status {code}; its message is above")
-        record = final_record(out, candidate.load(*more))
-    if record is None or record["best_validation_nats"] is None:
+        try:
+            record = charlm.train(candidate.load(*more), out=out, overwrite=True)
+        except DivergedError as error:
+            print(f"{candidate.name}: {error}", file=sys.stderr)
+            return float("inf")
+        if record["stopped_because"] == "interrupted":
+            raise KeyboardInterrupt
+    if record["best_validation_nats"] is None:
         raise UsageError(f"{out} has no validation figure; settings are ranked by it (data.split)")
     return float(record["best_validation_nats"])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -25,9 +26,9 @@ from charlm.cli.console import (
     visible_word,
     wrapped,
 )
-from charlm.cli.options import ResumeChoice, parse_folder, parse_limit
+from charlm.cli.options import ResumeChoice, parse_folder
 from charlm.cli.streams import delivery
-from charlm.cli.watch import follow, show_exact_evaluation, stop_on_signals
+from charlm.cli.watch import Watch, stop_on_signals
 from charlm.errors import DivergedError, UsageError
 
 if TYPE_CHECKING:
@@ -96,7 +97,9 @@ def compare(
     Each run is an ordinary one, in a folder of its own. The same command again goes on where it was stopped, and trains
     nothing that is finished.
     """
-    seconds = parse_limit(max_time)
+    from charlm.config import time_limit
+
+    seconds = time_limit(max_time)
     if to is not None and math.isnan(to):
         raise UsageError("--to nan: expected a perplexity of 1 or more")
     if seconds is not None and equal is not Equal.time:
@@ -269,12 +272,13 @@ class _Work:
     def _train(self, folder: Path, loaded: LoadedRecipe) -> str:
         """Why the run stopped."""
         from charlm.training.plan import Limits
+        from charlm.training.run import run
         from charlm.training.start import Options, start
 
         with progress_bar("downloading") as fetching, progress_bar("encoding") as encoding:
             options = Options(
                 out=folder,
-                limits=Limits(time.monotonic(), max_seconds=loaded.recipe.train.time),
+                limits=Limits.of(loaded.recipe, time.monotonic()),
                 resume=self._resume.value,
                 overwrite=self._overwrite,
                 device=self._device,
@@ -285,13 +289,9 @@ class _Work:
         self.say(*(f"note: {text}" for text in begun.notices))
         trainer = begun.trainer
         live = Live(trainer.plan.total_steps, self._quiet)
-        try:
-            with stop_on_signals(trainer, live):
-                events = trainer.run(show_exact_evaluation(trainer, live))
-                return str(follow(events, trainer, live, brief=True).record["stopped_because"])
-        finally:
-            live.close()
-            trainer.folder.close()
+        watch = Watch(trainer, live, brief=True)
+        with begun, closing(live), stop_on_signals(trainer, live):
+            return str(run(trainer, [watch], watch.exact_evaluation).record["stopped_because"])
 
 
 def _conclude(found: Comparison, work: _Work, equal: Equal, as_json: bool) -> None:

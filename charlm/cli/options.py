@@ -43,27 +43,6 @@ class ResumeChoice(StrEnum):
     must = "must"
 
 
-def parse_limit(max_time: str | None) -> float | None:
-    """``--max-time`` in seconds.
-
-    Raises:
-        UsageError: it is no duration, or none at all.
-    """
-    from charlm.config import MAX_SECONDS, parse_duration
-
-    if max_time is None:
-        return None
-    try:
-        seconds = float(parse_duration(max_time))  # type: ignore[arg-type]
-    except ValueError as error:
-        raise UsageError(f"--max-time: {error}") from None
-    if seconds == 0:
-        raise UsageError("--max-time: expected more than no time at all, such as 90s")
-    if not seconds <= MAX_SECONDS:
-        raise UsageError(f"--max-time {max_time}: expected at most {MAX_SECONDS:,.0f} seconds")
-    return seconds
-
-
 def parse_folder(given: str) -> Path:
     """The folder that ``--out`` names. A shell does not expand the ``~`` of ``--out=~/runs``, so it is expanded here.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,9 +24,9 @@ from charlm.cli.console import (
     visible,
     visible_word,
 )
-from charlm.cli.options import MAX_SEED, MAX_STEPS, ResumeChoice, parse_folder, parse_limit, unknown_note
+from charlm.cli.options import MAX_SEED, MAX_STEPS, ResumeChoice, parse_folder, unknown_note
 from charlm.cli.streams import OutputError, delivery
-from charlm.cli.watch import follow, show_exact_evaluation, stop_on_signals
+from charlm.cli.watch import Watch, stop_on_signals
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,23 +79,24 @@ def train(
     A recipe that says only `corpus: FILE` is complete; `charlm train mine.txt` writes it for you.
     Ctrl-C finishes the step, saves, and prints how to resume; pressed twice it stops at once.
     """
-    from charlm.config import load_recipe
+    from charlm.config import load_recipe, time_limit
 
     overrides = list(set_ or [])
     if seed is not None:
         overrides.append(f"train.seed={seed}")
     loaded = load_recipe(recipe, overrides)
     started_at = context.obj if isinstance(context.obj, float) else time.monotonic()
-    seconds = min((limit for limit in (loaded.recipe.train.time, parse_limit(max_time)) if limit is not None), default=None)
+    seconds = time_limit(max_time)
 
     from charlm.checkpoint import RUNS
     from charlm.training.plan import Limits
+    from charlm.training.run import run
     from charlm.training.start import Options, start
 
     with progress_bar("downloading") as fetching, progress_bar("encoding") as encoding:
         options = Options(
             out=out_dir or RUNS / loaded.name,
-            limits=Limits(started_at, max_steps, seconds),
+            limits=Limits.of(loaded.recipe, started_at, max_steps, seconds),
             resume=resume.value,
             overwrite=overwrite,
             init=init,
@@ -109,13 +111,9 @@ def train(
         _introduce(loaded, begun)
     again = _resume_command(recipe, set_ or [], seed, out_dir, device)
     live = Live(trainer.plan.total_steps, quiet)
-    finished: Finished | None = None
-    try:
-        with stop_on_signals(trainer, live):
-            finished = follow(trainer.run(show_exact_evaluation(trainer, live)), trainer, live)
-    finally:
-        live.close()
-        trainer.folder.close()
+    watch = Watch(trainer, live)
+    with begun, closing(live), stop_on_signals(trainer, live):
+        finished = run(trainer, [watch], watch.exact_evaluation)
     stated = None if init else _stated(loaded, overrides)
     interrupted = finished.record["stopped_because"] == "interrupted"
     try:

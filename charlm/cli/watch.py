@@ -4,109 +4,84 @@ from __future__ import annotations
 
 import math
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 from charlm.cli.console import Live, duration
 
 if TYPE_CHECKING:
-    from charlm.training.events import Evaluated, Event, Finished, StepDone
+    from charlm.training.events import Evaluated, Event, StepDone
     from charlm.training.trainer import Trainer
 
 
-@contextmanager
-def stop_on_signals(trainer: Trainer, live: Live) -> Iterator[None]:
+def stop_on_signals(trainer: Trainer, live: Live) -> AbstractContextManager[None]:
     """Ctrl-C, SIGTERM and SIGHUP request a stop; a second one stops at once, and the checkpoint on disk is whole.
 
     SIGHUP, which a closed terminal sends, stays ignored under ``nohup``.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    asked = False
+    from charlm.training import run
 
-    def ask(number: int, frame: Any) -> None:
-        nonlocal asked
-        if asked and number == signal.SIGHUP:  # the system and the shell both send one when a terminal closes
-            return
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        trainer.request_stop("interrupted")
-        live.say("finishing this step and saving; once more to stop at once")
-
-    numbers = [signal.SIGINT, signal.SIGTERM]
+    signals = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
-    before = {number: signal.signal(number, ask) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signals.append(signal.SIGHUP)
+    return run.stop_on_signals(trainer, signals, lambda: live.say("finishing this step and saving; once more to stop at once"))
 
 
-def follow(events: Iterator[Event], trainer: Trainer, live: Live, brief: bool = False) -> Finished:
-    """Draw events as they come; returns the last one.
+class Watch:
+    """An observer that draws events as they come.
 
     Args:
         brief: the status line alone, without a line for each evaluation and the samples.
     """
-    from charlm.training.events import Evaluated, Finished, Sampled, StepDone, ThreadsChanged
 
-    said_at = time.monotonic()
-    last: StepDone | None = None
-    sample_shown, threads_told = 0.0, False
-    for event in events:
+    def __init__(self, trainer: Trainer, live: Live, brief: bool = False) -> None:
+        self._trainer, self._live, self._brief = trainer, live, brief
+        self._said_at = time.monotonic()
+        self._has_stepped = self._threads_told = False
+        self._sample_shown = self._exact_began = 0.0
+
+    def __call__(self, event: Event) -> None:
+        """Draw one event."""
+        from charlm.training.events import Evaluated, Sampled, StepDone, ThreadsChanged
+
+        trainer, live, brief = self._trainer, self._live, self._brief
         match event:
             case StepDone():
-                last = event
+                self._has_stepped = True
                 status, left = status_line(event, trainer, live.is_wide)
                 live.update(event.step, status, left)
-                if not live.is_drawn and time.monotonic() - said_at > 10:
-                    said_at = time.monotonic()
+                if not live.is_drawn and time.monotonic() - self._said_at > 10:
+                    self._said_at = time.monotonic()
                     live.say(f"{status}  {left}")
                 if event.step - (trainer.resumed_from or 0) == 20 and left and not live.is_drawn and not brief:
                     live.say(f"estimated time: {left.replace(' left', '')}")
             case Evaluated() if not brief:
-                live.say(evaluation_line(event, trainer.train_nats() if last else None, live.is_wide))
-            case Sampled() if live.is_drawn and not brief and time.monotonic() - sample_shown > 15:
-                sample_shown = time.monotonic()
+                live.say(evaluation_line(event, trainer.train_nats() if self._has_stepped else None, live.is_wide))
+            case Sampled() if live.is_drawn and not brief and time.monotonic() - self._sample_shown > 15:
+                self._sample_shown = time.monotonic()
                 live.say(f"{event.prompt}{event.text}", style="dim")
-            case ThreadsChanged() if not threads_told:
-                threads_told = True
+            case ThreadsChanged() if not self._threads_told:
+                self._threads_told = True
                 live.say(
                     f"other programs use this machine's cores: {event.threads} thread{'s' * (event.threads > 1)} from here on, "
                     "adapted while training; train.threads sets a fixed number"
                 )
-            case Finished():
-                return event
             case _:
                 pass
-    raise AssertionError("a run ends with Finished")
 
-
-def show_exact_evaluation(trainer: Trainer, live: Live) -> Callable[[int, int], None]:
-    """A function that draws how far the exact evaluation at a run's end is: (characters done, in all)."""
-    began = said_at = 0.0
-
-    def show(done: int, total: int) -> None:
-        nonlocal began, said_at
+    def exact_evaluation(self, done: int, total: int) -> None:
+        """Draw how far the exact evaluation at a run's end is, in characters."""
         now = time.monotonic()
         if done == 0:
-            began = said_at = now
-        left = f"{duration((now - began) * (total - done) / done)} left" if done else ""
+            self._exact_began = self._said_at = now
+        left = f"{duration((now - self._exact_began) * (total - done) / done)} left" if done else ""
         status = f"exact validation  {done:,}/{total:,} characters"
-        if live.is_drawn:
-            live.update(done, status, f"{left} (Ctrl-C skips)" if left else "", total)
-        elif now - said_at > 10:
-            said_at = now
-            live.say(f"{status}  {left}")
-
-    return show
+        if self._live.is_drawn:
+            self._live.update(done, status, f"{left} (Ctrl-C skips)" if left else "", total)
+        elif now - self._said_at > 10:
+            self._said_at = now
+            self._live.say(f"{status}  {left}")
 
 
 def evaluation_line(event: Evaluated, train_nats: float | None, wide: bool) -> str:

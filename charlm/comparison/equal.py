@@ -188,9 +188,8 @@ def seconds_per_update(candidate: Candidate, device: str, seconds: float) -> flo
 @contextmanager
 def _started(loaded: LoadedRecipe, device: str) -> Iterator[Trainer]:
     """A run in a folder that is thrown away."""
-    with tempfile.TemporaryDirectory(prefix="charlm-") as folder:
-        trainer = start(loaded, Options(Path(folder), Limits(time.monotonic()), device=device)).trainer
-        try:
-            yield trainer
-        finally:
-            trainer.folder.close()
+    with (
+        tempfile.TemporaryDirectory(prefix="charlm-") as folder,
+        start(loaded, Options(Path(folder), Limits(time.monotonic()), device=device)) as begun,
+    ):
+        yield begun.trainer

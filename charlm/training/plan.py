@@ -29,6 +29,12 @@ class Limits:
     max_steps: int | None = None
     max_seconds: float | None = None
 
+    @classmethod
+    def of(cls, recipe: Recipe, started_at: float, max_steps: int | None = None, max_seconds: float | None = None) -> Limits:
+        """The limits of a run: the recipe's `train.time` or ``max_seconds``, whichever is shorter."""
+        times = [seconds for seconds in (recipe.train.time, max_seconds) if seconds is not None]
+        return cls(started_at, max_steps, min(times, default=None))
+
 
 def read_by_an_evaluation(recipe: Recipe, length: int) -> int:
     """How many characters a cheap evaluation reads of a validation text; twice where the weights' average is validated too."""

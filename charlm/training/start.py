@@ -56,10 +56,16 @@ class Options:
 
 @dataclass
 class Started:
-    """A trainer, and the sentences that its user should read first."""
+    """A trainer, and the sentences that its user should read first. As a context it closes the run's folder at its end."""
 
     trainer: Trainer
     notices: list[str] = field(default_factory=list)
+
+    def __enter__(self) -> Started:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.trainer.folder.close()
 
 
 def start(loaded: LoadedRecipe, options: Options) -> Started:

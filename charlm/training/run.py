@@ -1,0 +1,168 @@
+"""Runs a recipe: the one way from a recipe to a finished run. It prints nothing.
+
+:func:`train` is public (``charlm.train``). The command line, which draws and handles more signals, is made of the same two
+parts: ``with start(…) as begun`` and :func:`run`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from charlm.checkpoint import RUNS
+from charlm.config import LoadedRecipe, apply_overrides, load_recipe, recipe_name, time_limit, validate_recipe
+from charlm.errors import UsageError
+from charlm.evaluation.perplexity import Progress
+from charlm.training.events import Event, Finished
+from charlm.training.plan import Limits
+from charlm.training.start import Options, Resume, start
+from charlm.training.trainer import Trainer
+
+Observer = Callable[[Event], None]
+"""Is called with every event of a run."""
+
+
+def train(
+    recipe: str | os.PathLike[str] | Mapping[str, Any] | LoadedRecipe,
+    overrides: Mapping[str, object] | Sequence[str] = (),
+    out: str | os.PathLike[str] | None = None,
+    *,
+    resume: Resume = "never",
+    overwrite: bool = False,
+    init: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    verify: bool = False,
+    max_steps: int | None = None,
+    max_time: float | str | None = None,
+    observers: Sequence[Observer] = (),
+) -> dict[str, Any]:
+    """Train a model as a recipe says, or on a text.
+
+    In the main thread Ctrl-C finishes the step, saves and returns the record with ``stopped_because`` ``interrupted``; a second
+    Ctrl-C raises ``KeyboardInterrupt`` at once.
+
+    Args:
+        recipe: the name of a shipped recipe, the path of a YAML file or of a text, a recipe's content as a dictionary, or a
+            loaded recipe.
+        overrides: key → value, such as ``{"train.time": "60s"}``; or texts such as ``"train.lr=0.01"``. A value that is a
+            text is read as YAML, as on the command line.
+        out: the run's folder; ``None``: ``checkpoints/`` and the recipe's name.
+        resume: ``never``; ``auto``: resume if the folder holds a run; ``must``: it has to.
+        overwrite: move an earlier run aside and start anew.
+        init: a checkpoint to take initial weights from.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        verify: hash the text even if its files look unchanged.
+        max_steps: stop after this many steps, earlier attempts included.
+        max_time: seconds, or a duration such as ``5m``, after which to stop.
+        observers: are called with every event (:mod:`charlm.training.events`).
+
+    Returns:
+        The final record: the keys of ``charlm train --json``.
+
+    Raises:
+        CharlmError: the recipe is wrong, the text or the folder cannot be used, or the training diverged.
+    """
+    started_at = time.monotonic()
+    if max_steps is not None and max_steps < 0:
+        raise UsageError(f"{max_steps}: expected 0 or more", parameter="max_steps")
+    loaded = load(recipe, overrides)
+    options = Options(
+        out=Path(out) if out is not None else RUNS / loaded.name,
+        limits=Limits.of(loaded.recipe, started_at, max_steps, time_limit(max_time)),
+        resume=resume,
+        overwrite=overwrite,
+        init=os.fspath(init) if init is not None else None,
+        device=device,
+        verify=verify,
+    )
+    handles_ctrl_c = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with (
+        start(loaded, options) as begun,
+        stop_on_signals(begun.trainer, [signal.SIGINT] if handles_ctrl_c else []),
+    ):
+        return run(begun.trainer, observers).record
+
+
+def run(trainer: Trainer, observers: Iterable[Observer] = (), exact_progress: Progress | None = None) -> Finished:
+    """Train to the end; every observer gets every event.
+
+    Args:
+        exact_progress: see :meth:`charlm.training.trainer.Trainer.run`.
+
+    Returns:
+        The last event.
+    """
+    listeners = list(observers)
+    for event in trainer.run(exact_progress):
+        for observer in listeners:
+            observer(event)
+        if isinstance(event, Finished):
+            return event
+    raise AssertionError("a run ends with Finished")
+
+
+def load(
+    recipe: str | os.PathLike[str] | Mapping[str, Any] | LoadedRecipe, overrides: Mapping[str, object] | Sequence[str] = ()
+) -> LoadedRecipe:
+    """A recipe in any of its forms, with overrides; arguments as of :func:`train`.
+
+    Raises:
+        RecipeError: wrong keys or values.
+    """
+    if isinstance(overrides, Mapping):
+        overrides = [f"{key}={_written(value)}" for key, value in overrides.items()]
+    if isinstance(recipe, LoadedRecipe):
+        raw = recipe.recipe.model_dump(mode="json", exclude_unset=True)
+        changed = validate_recipe(apply_overrides(raw, overrides), recipe.name, overrides) if overrides else recipe.recipe
+        return replace(recipe, recipe=changed)
+    if isinstance(recipe, Mapping):
+        found = validate_recipe(apply_overrides(recipe, overrides), "the recipe", overrides)
+        return LoadedRecipe(recipe_name(found.corpus), found, Path.cwd())
+    return load_recipe(os.fspath(recipe), overrides)
+
+
+def _written(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=os.fspath, ensure_ascii=False)
+
+
+@contextmanager
+def stop_on_signals(
+    trainer: Trainer, signals: Sequence[signal.Signals], on_request: Callable[[], None] | None = None
+) -> Iterator[None]:
+    """The first of these signals requests a stop; a second raises ``KeyboardInterrupt``. Outside the main thread: nothing.
+
+    A second SIGHUP is ignored: the system and the shell both send one when a terminal closes.
+
+    Args:
+        on_request: is called after the first.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked = False
+
+    def ask(number: int, frame: Any) -> None:
+        nonlocal asked
+        if asked and number == signal.SIGHUP:
+            return
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        trainer.request_stop("interrupted")
+        if on_request is not None:
+            on_request()
+
+    before = {number: signal.signal(number, ask) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
