@@ -1,4 +1,4 @@
-"""The C interface's structures, field by field as in ``source/*.h``: 64-bit integers, doubles, and addresses."""
+"""The structures of the C interface, with the same fields as in ``source/*.h``: 64-bit integers, doubles, and addresses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Layer(ctypes.Structure):
 
 
 class Packing(ctypes.Structure):
-    """A matrix to be packed for a product (``linear.h``)."""
+    """Packing a matrix for products (``linear.h``)."""
 
     _fields_ = [
         ("bf16", _N), ("threads", _N), ("matrix", _P), ("rows", _N), ("columns", _N), ("gates", _N), ("depth", _N),
@@ -45,7 +45,7 @@ class Linear(ctypes.Structure):
 
 
 class WeightGradient(ctypes.Structure):
-    """The gradient of a linear layer's weights (``linear.h``)."""
+    """The gradient of the weights of a linear layer (``linear.h``)."""
 
     _fields_ = [
         ("bf16", _N), ("threads", _N), ("K", _N), ("M", _N), ("N", _N), ("a_is_float", _N), ("b_is_float", _N),
@@ -54,7 +54,7 @@ class WeightGradient(ctypes.Structure):
 
 
 class SumById(ctypes.Structure):
-    """The gradient of a table's rows (``layer.h``)."""
+    """The gradient of the rows of a table (``layer.h``)."""
 
     _fields_ = [
         ("bf16", _N), ("threads", _N), ("d", _P), ("ids", _P), ("N", _N), ("d_step", _N), ("H", _N), ("gates", _N),
@@ -82,7 +82,7 @@ class Dropping(ctypes.Structure):
 
 
 class Generation(ctypes.Structure):
-    """Writing text (``sampling.h``)."""
+    """Generating text (``sampling.h``)."""
 
     _fields_ = [
         ("bf16", _N), ("threads", _N), ("kind", _N), ("layers", _N), ("V", _N), ("H", _N), ("N", _N),
@@ -106,14 +106,17 @@ class Update(ctypes.Structure):
 RULES = {torch.optim.SGD: 0, torch.optim.Adam: 1, torch.optim.AdamW: 2, torch.optim.RMSprop: 3}
 """``enum Rule`` of ``optimizer.h``."""
 
+STRUCTURES = (Layer, Packing, Linear, WeightGradient, SumById, CrossEntropy, Dropping, Generation, Update)
+"""All structures. A library whose structures have other sizes is refused (:mod:`charlm.model.native.library`)."""
+
 
 def addresses(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:
-    """An array of their addresses; it must live as long as whoever reads it."""
+    """The addresses of tensors as a C array. The caller keeps it alive while C++ reads it."""
     return (ctypes.c_void_p * len(tensors))(*(address(tensor) for tensor in tensors))
 
 
 def address(tensor: Tensor | None) -> int | None:
-    """Where a tensor's numbers lie; they must lie in one block, in order."""
+    """The address of a contiguous tensor; ``None`` becomes a null pointer."""
     if tensor is None:
         return None
     assert tensor.is_contiguous()

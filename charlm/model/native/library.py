@@ -1,4 +1,4 @@
-"""Chooses the native engine's library for this processor, and loads it."""
+"""Chooses the library of the native engine for this processor, and loads it."""
 
 from __future__ import annotations
 
@@ -8,28 +8,29 @@ import textwrap
 from functools import cache
 from pathlib import Path
 
-import torch  # noqa: F401 - first of all: the libraries then share its OpenMP, and with it the number of threads
+import torch  # noqa: F401 - before the libraries, so that they share its OpenMP and its number of threads
 
 from charlm.errors import UsageError
+from charlm.model.native import interface
 from charlm.model.native.build import BUILT, LEVELS, Record, fingerprint, library_name, read_record
 
-INTERFACE = 2
-"""The version of the C functions; the libraries tell theirs."""
+INTERFACE = 3
+"""The version of the C functions. Each library reports its own."""
 
 FOLDER = Path(__file__).with_name("lib")
 SOURCE = Path(__file__).with_name("source")
 
 _NOT_HERE = "the native engine has not been built here (pip install builds it)"
-_OLDER = "the native engine was built from an older charlm; reinstall: pip install -e ."
+_OTHER = "the native engine was built from another charlm; reinstall: pip install -e ."
 
 
 def reason() -> str | None:
-    """Say in one line why the native engine cannot be used here; ``None``: it can."""
+    """Return one line that says why the native engine cannot be used here; ``None``: it can."""
     return _reason(FOLDER, SOURCE)
 
 
 def available() -> dict[str, str]:
-    """Say for each instruction set, the fastest first, why its library cannot be used here; empty: it can."""
+    """Return for each instruction set, the fastest first, why its library cannot be used here; empty: it can."""
     return {level.name: _why_not(level.name, FOLDER, SOURCE) for level in LEVELS}
 
 
@@ -37,7 +38,7 @@ def choose() -> str:
     """Return the fastest instruction set that can be used here, or the one that ``CHARLM_ISA`` names.
 
     Raises:
-        UsageError: ``CHARLM_ISA`` names one that cannot be used, or none can.
+        UsageError: ``CHARLM_ISA`` names one that cannot be used, or no instruction set can be used.
     """
     forced = os.environ.get("CHARLM_ISA", "")
     why_not = available()
@@ -54,7 +55,7 @@ def choose() -> str:
 
 
 def load(level: str) -> ctypes.CDLL:
-    """Return an instruction set's library, loaded once per process.
+    """Return the library of an instruction set, loaded once per process.
 
     Raises:
         UsageError: it cannot be used here.
@@ -77,7 +78,7 @@ _current: dict[str, ctypes.CDLL] = {}
 
 
 def record() -> Record | None:
-    """Return what is known of the build: the compiler, the instruction sets; ``None`` where nothing was built."""
+    """Return the record of the build: compiler and instruction sets; ``None`` if nothing was built."""
     try:
         return read_record(FOLDER)
     except (OSError, ValueError):
@@ -86,13 +87,13 @@ def record() -> Record | None:
 
 @cache
 def _reason(folder: Path, source: Path) -> str | None:
-    """What :func:`reason` says, found out once: the answer must not change in the middle of a run."""
+    """Compute :func:`reason` once per process: the answer must not change in the middle of a run."""
     try:
         built = read_record(folder)
     except FileNotFoundError:
         return _NOT_HERE
     except (OSError, ValueError):
-        return _OLDER
+        return _OTHER
     if built.reason:
         hint = "; install one and reinstall charlm" if built.reason.startswith("no C++ compiler") else ""
         return f"the native engine was not built: {textwrap.shorten(built.reason, 200)}{hint}"
@@ -101,14 +102,14 @@ def _reason(folder: Path, source: Path) -> str | None:
     except OSError:
         current = ""
     if current not in ("", built.fingerprint):
-        return _OLDER
+        return _OTHER
     portable = folder / library_name("portable")
     return (_trial(portable) or None) if portable.is_file() else _NOT_HERE
 
 
 @cache
 def _why_not(level: str, folder: Path, source: Path) -> str:
-    """Why a library cannot be used here; empty: it can."""
+    """Why the library of an instruction set cannot be used here; empty: it can."""
     problem = _reason(folder, source)
     if problem:
         return problem
@@ -124,14 +125,20 @@ def _why_not(level: str, folder: Path, source: Path) -> str:
 
 
 def _trial(file: Path) -> str:
-    """Why a library cannot be loaded, or is not of this version; empty: neither."""
+    """Why a library cannot be loaded, or does not match this version of charlm; empty: it can be used."""
     try:
-        version = _open(file).charlm_interface_version()
+        library = _open(file)
+        if library.charlm_interface_version() != INTERFACE:
+            return _OTHER
+        sizes = {kind.__name__: library.charlm_sizeof(kind.__name__.encode()) for kind in interface.STRUCTURES}
+        counts = [library.charlm_count(name) for name in (b"Kind", b"Rule")]
     except OSError as error:
         return f"the native engine cannot be loaded: {textwrap.shorten(str(error), 200)}"
     except AttributeError:
-        return _OLDER
-    return "" if version == INTERFACE else _OLDER
+        return _OTHER
+    expected = {kind.__name__: ctypes.sizeof(kind) for kind in interface.STRUCTURES}
+    matches = sizes == expected and counts == [len(interface.KINDS), len(interface.RULES)]
+    return "" if matches else _OTHER
 
 
 @cache
@@ -141,4 +148,7 @@ def _open(file: Path) -> ctypes.CDLL:
     library.charlm_interface_version.restype = ctypes.c_int
     library.charlm_processor_has.argtypes = [ctypes.c_char_p]
     library.charlm_processor_has.restype = ctypes.c_int
+    for function in (library.charlm_sizeof, library.charlm_count):
+        function.argtypes = [ctypes.c_char_p]
+        function.restype = ctypes.c_int64
     return library

@@ -19,23 +19,38 @@ import pytest
 
 from charlm.errors import UsageError
 from charlm.model.native import build as building
-from charlm.model.native import library
+from charlm.model.native import interface, library
 from charlm.model.native.build import LEVELS, Record, build, compile_one, find_compiler, fingerprint, flags_of, read_record
 
 ROOT = Path(__file__).parents[3]
 NAMES = [level.name for level in LEVELS]
 SOURCE = """
+#include <cstring>
 #define EXPORT extern "C" __attribute__((visibility("default")))
 #ifndef PROCESSOR
 #define PROCESSOR 1
 #endif
 EXPORT int charlm_interface_version() { return VERSION; }
 EXPORT int charlm_processor_has(const char*) { return PROCESSOR; }
+EXPORT long long charlm_sizeof(const char* name) { SIZES return 0; }
+EXPORT long long charlm_count(const char* name) { COUNTS return 0; }
 EXPORT const char* name() { return CHARLM_ISA; }
 #ifdef _OPENMP
 EXPORT int threaded() { return 1; }
 #endif
 """
+
+
+def _trivial(version: int = library.INTERFACE, **changes: int) -> str:
+    """The source of an engine that computes nothing; ``changes`` replace sizes of structures and counts of enumerations."""
+    sizes = {kind.__name__: ctypes.sizeof(kind) for kind in interface.STRUCTURES}
+    counts = {"Kind": len(interface.KINDS), "Rule": len(interface.RULES)}
+    text = SOURCE.replace("VERSION", str(version))
+    for place, values in (("SIZES", sizes), ("COUNTS", counts)):
+        answers = (f'if (!strcmp(name, "{name}")) return {changes.get(name, value)};' for name, value in values.items())
+        text = text.replace(place, " ".join(answers))
+    return text
+
 
 needs_compiler = pytest.mark.skipif(find_compiler()[0] is None, reason="no C++ compiler on this machine")
 needs_x86 = pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="no x86-64 processor")
@@ -52,7 +67,7 @@ def source(tmp_path: Path) -> Path:
     """A folder with an engine that computes nothing."""
     folder = tmp_path / "source"
     folder.mkdir()
-    (folder / "native.cpp").write_text(SOURCE.replace("VERSION", str(library.INTERFACE)), encoding="utf-8")
+    (folder / "native.cpp").write_text(_trivial(), encoding="utf-8")
     return folder
 
 
@@ -362,13 +377,13 @@ def test_a_record_of_another_version(content: str, place: Path) -> None:
     """If this fails, a record that an older charlm wrote ends the program."""
     place.mkdir()
     (place / "build.json").write_bytes(content.encode("latin-1"))
-    assert library.reason() == "the native engine was built from an older charlm; reinstall: pip install -e ."
+    assert library.reason() == "the native engine was built from another charlm; reinstall: pip install -e ."
 
 
 def test_sources_newer_than_the_build(place: Path) -> None:
     """If this fails, an editable installation runs yesterday's engine after a pull."""
     _record(place, fingerprint="of other sources")
-    assert library.reason() == "the native engine was built from an older charlm; reinstall: pip install -e ."
+    assert library.reason() == "the native engine was built from another charlm; reinstall: pip install -e ."
 
 
 def test_a_library_that_cannot_be_loaded(place: Path, source: Path) -> None:
@@ -404,10 +419,20 @@ def test_a_library_with_another_interface(
     change: str, source: Path, installed: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If this fails, functions are called that the library does not have or that mean something else."""
-    text = SOURCE.replace("VERSION", "-1") if change == "return -1" else SOURCE.replace("charlm_interface_version", "older")
-    (source / "native.cpp").write_text(text.replace("VERSION", "0"), encoding="utf-8")
+    text = _trivial(-1) if change == "return -1" else _trivial().replace("charlm_interface_version", "older")
+    (source / "native.cpp").write_text(text, encoding="utf-8")
     installed(levels=["portable"])
-    assert library.reason() == "the native engine was built from an older charlm; reinstall: pip install -e ."
+    assert library.reason() == "the native engine was built from another charlm; reinstall: pip install -e ."
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", [*(kind.__name__ for kind in interface.STRUCTURES), "Kind", "Rule"])
+def test_a_library_with_another_layout_is_refused(name: str, source: Path, installed: Callable[..., Path]) -> None:
+    """If this fails, C++ reads fields at wrong addresses, or runs a cell or an optimizer that it does not have."""
+    (source / "native.cpp").write_text(_trivial(**{name: 8}), encoding="utf-8")
+    installed(levels=["portable"])
+    assert library.reason() == "the native engine was built from another charlm; reinstall: pip install -e ."
+    assert set(library.available().values()) == {library.reason()}
 
 
 # -- the wheel ---------------------------------------------------------------------------------------------------------

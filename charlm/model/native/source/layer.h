@@ -12,7 +12,7 @@
 
 namespace charlm {
 
-enum Kind : int64_t { RNN_TANH, RNN_RELU, LSTM, GRU, GRU_RESET_BEFORE };
+enum Kind : int64_t { RNN_TANH, RNN_RELU, LSTM, GRU, GRU_RESET_BEFORE, KIND_COUNT };
 
 struct Layer {
     int64_t kind, bf16, threads, rows_split;

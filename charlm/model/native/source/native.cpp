@@ -1,5 +1,5 @@
-// The native engine's C interface: everything that charlm/model/native/ calls, with plain structures of 64-bit fields.
-// Compiled once for each instruction set.
+// The C interface of the native engine: the functions that charlm/model/native/ calls. Their arguments are plain structures of
+// 64-bit fields. The file is compiled once per instruction set.
 
 #include "dropout.h"
 #include "layer.h"
@@ -17,19 +17,35 @@ using namespace charlm;
 
 #define PUBLIC extern "C" __attribute__((visibility("default")))
 
-PUBLIC int charlm_interface_version() { return 2; }
+PUBLIC int charlm_interface_version() { return 3; }
 
 PUBLIC const char* charlm_instruction_set() { return CHARLM_ISA; }
 
-PUBLIC int charlm_has_openmp() {
-#if defined(_OPENMP)
-    return 1;
-#else
+// The size of a shared structure in bytes; 0 for an unknown name. charlm/model/native/library.py compares it with its own.
+PUBLIC int64_t charlm_sizeof(const char* structure) {
+#define SIZE_OF(name) \
+    if (!strcmp(structure, #name)) return sizeof(name)
+    SIZE_OF(Layer);
+    SIZE_OF(Packing);
+    SIZE_OF(Linear);
+    SIZE_OF(WeightGradient);
+    SIZE_OF(SumById);
+    SIZE_OF(CrossEntropy);
+    SIZE_OF(Dropping);
+    SIZE_OF(Generation);
+    SIZE_OF(Update);
+#undef SIZE_OF
     return 0;
-#endif
 }
 
-// Whether this processor, and the operating system, can run a library compiled for `level`.
+// The number of values of a shared enumeration; 0 for an unknown name.
+PUBLIC int64_t charlm_count(const char* enumeration) {
+    if (!strcmp(enumeration, "Kind")) return KIND_COUNT;
+    if (!strcmp(enumeration, "Rule")) return RMSPROP + 1;  // RMSPROP is the last
+    return 0;
+}
+
+// Whether the processor and the operating system can run a library compiled for `level`.
 PUBLIC int charlm_processor_has(const char* level) {
     if (!strcmp(level, "portable")) return 1;
 #if defined(__x86_64__)
@@ -46,7 +62,7 @@ PUBLIC int charlm_processor_has(const char* level) {
         unsigned a, b, c, d;
         __asm__("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(7), "c"(0));
         const bool tiles = (d >> 22 & 1) && (d >> 24 & 1);  // AMX-BF16, AMX-TILE
-        // Linux gives a process the tiles' state (component 18) when it asks for it: ARCH_REQ_XCOMP_PERM.
+        // Linux lets a process use the tile state (component 18) on request: ARCH_REQ_XCOMP_PERM.
         return tiles && syscall(SYS_arch_prctl, 0x1023, 18) == 0;
     }
 #endif
