@@ -48,6 +48,7 @@ class RunFolder:
         self._logs: dict[str, _Log] = {}
         self._last_is_good = True  # a damaged `last` must not become `previous`
         self._own: list[str] = []
+        self._aside: Path | None = None
         self._writes_config = True
         self._made = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
         try:
@@ -115,8 +116,13 @@ class RunFolder:
                 log.close()
 
     def abandon(self) -> None:
-        """Close a folder in which no run was started: what opening it made is removed."""
+        """Close a folder in which no run was started: what opening it made is removed, an earlier run is back in its place."""
         self._close_logs()
+        if self._aside is not None and self._is_locked():
+            with suppress(OSError):
+                for path in self._aside.iterdir():
+                    shutil.move(path, self.path / path.name)
+                self._aside.rmdir()
         with suppress(OSError):
             if not self._had_lock and _identity(self.path / LOCK) == self._lock_identity:
                 (self.path / LOCK).unlink()  # while it is locked, so that nobody else has it
@@ -179,6 +185,7 @@ class RunFolder:
         while os.path.lexists(aside := here.with_name(f"{here.name}.old-{number}")):
             number += 1
         aside.mkdir()
+        self._aside = aside
         for name in self._own:
             shutil.move(self.path / name, aside / name)
         return aside

@@ -15,6 +15,7 @@ import pytest
 from charlm.errors import CheckpointError, RunFolderError, UsageError
 from charlm.files import whole_path
 from charlm.training.own_files import Origin, origin
+from charlm.training.run_folder import RunFolder
 from charlm.yaml_text import dump_yaml, parse_yaml
 
 STEPS = ("train.total_steps=6", "evaluate.every=2", "checkpoint.every=2", "sample.every=2")
@@ -107,6 +108,23 @@ def test_other_files_stay(run: Path, resume: Callable[..., Any]) -> None:
     resume(run, resume="never", overwrite=True)
     assert {name: content for name, content in _contents(run).items() if name in others} == others
     assert _contents(run.with_name("run.old-1")) == before
+
+
+def test_a_start_that_fails_leaves_the_earlier_run(
+    run: Path, resume: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If this fails, --overwrite on a full disk moves a run to a folder that is not named, and --resume starts anew."""
+    before = _contents(run)
+
+    def full(self: RunFolder, recipe: object) -> None:
+        raise RunFolderError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "write_config", full)
+        with pytest.raises(RunFolderError, match="no space left"):
+            resume(run, resume="never", overwrite=True)
+    assert _contents(run) == before and not run.with_name("run.old-1").exists()
+    assert resume(run).record["resumed_from"] == 6
 
 
 def test_overwriting_the_current_folder(run: Path, resume: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
