@@ -127,7 +127,7 @@ def train(
 
 
 def _resume_command(recipe: str, overrides: list[str], seed: int | None, out_dir: Path | None, device: str) -> str:
-    words = ["charlm", "train", recipe]
+    words = ["charlm", "train", f"./{recipe}" if recipe.startswith("-") else recipe]  # a name, not an option
     for override in overrides:
         words += ["--set", override]
     words += ["--seed", str(seed)] if seed is not None else []

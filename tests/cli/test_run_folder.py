@@ -119,3 +119,13 @@ def test_a_comparison_leaves_other_files(charlm, desk):
         done = charlm("compare", *given)
         assert done.code == 2 and "equal-time.json was not written by charlm" in done.err
     assert (out / "equal-time.json").read_text(encoding="utf-8") == "[1]"
+
+
+def test_a_text_whose_name_begins_with_a_dash_is_resumed(charlm, desk):
+    """Failing would mean that the printed command takes the text's name for an option."""
+    (desk / "-dash.txt").write_bytes((desk / "text.txt").read_bytes())
+    small = ["--set", "model.hidden=8", "--set", "train.threads=1", "--set", "sample.length=4"]
+    first = charlm("train", "--max-steps", 2, "--out", "run", *small, "--", "-dash.txt")
+    assert first.code == 0, first.err
+    command = next(line for line in first.err.splitlines() if line.startswith("resume with")).split()[3:]
+    assert charlm(*command, "--max-steps", 3, "--json", "-q").record["resumed_from"] == 2
