@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from glob import has_magic
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -32,6 +32,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from charlm.errors import RecipeError, UsageError
+from charlm.optimizers import OPTIMIZERS
 from charlm.resources import shipped_files
 from charlm.yaml_text import MAX_CHARACTERS, parse_yaml
 
@@ -89,6 +90,20 @@ Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS), BeforeValidator(parse_du
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 PathText = Annotated[str, AfterValidator(_path_text)]
+if TYPE_CHECKING:
+    OptimizerName = str
+else:  # one of the table's names
+    OptimizerName = Literal[tuple(OPTIMIZERS)]
+
+
+def _listed(names: Iterable[str]) -> str:
+    """``a``, ``a and b``, or ``a, b and c``."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _optimizers_with(key: str) -> str:
+    return _listed(name for name, entry in OPTIMIZERS.items() if key in entry.keys)
 
 
 class Section(BaseModel):
@@ -214,16 +229,26 @@ class TrainSection(Section):
     """Skip a random 0 to T−1 characters at each epoch's start (d2l)."""
     drop_last: Annotated[bool, Field(json_schema_extra=FIXED)] = False
     """Skip each epoch's last, shorter batch (d2l)."""
-    optimizer: Annotated[Literal["sgd", "adam", "adamw", "rmsprop"], Field(json_schema_extra=FIXED)] = "adamw"
+    optimizer: Annotated[OptimizerName, Field(json_schema_extra=FIXED)] = "adamw"
     """The update rule."""
     lr: Annotated[float, Field(gt=0, le=1e6)] = 2e-3
     """Peak learning rate."""
-    momentum: Annotated[float, Field(ge=0, lt=1, json_schema_extra=FIXED)] = 0.0
-    """Of sgd and rmsprop."""
-    betas: Annotated[list[Probability], Field(min_length=2, max_length=2)] = [0.9, 0.99]
-    """Decay rates of Adam's two moments."""
-    weight_decay: Annotated[float, Field(ge=0, le=1e6)] = 0.0
-    """Weight decay of matrices (biases are left alone); decoupled in adamw."""
+    momentum: Annotated[
+        float, Field(ge=0, lt=1, json_schema_extra=FIXED, description=f"Momentum ({_optimizers_with('momentum')}).")
+    ] = 0.0
+    betas: Annotated[
+        list[Probability],
+        Field(min_length=2, max_length=2, description=f"Decay rates of Adam's two moments ({_optimizers_with('betas')})."),
+    ] = [0.9, 0.99]
+    weight_decay: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1e6,
+            description="Weight decay of matrices (biases are left alone); decoupled in "
+            f"{_listed(name for name, entry in OPTIMIZERS.items() if entry.decoupled)}.",
+        ),
+    ] = 0.0
     clip: Annotated[float | None, Field(gt=0, le=1e12)] = 1.0
     """Largest norm of the whole gradient; null: no clipping."""
     schedule: Literal["constant", "cosine", "step", "exponential"] = "cosine"

@@ -569,7 +569,7 @@ class Trainer:
     def _restore(self, stored: Checkpoint) -> None:
         progress = stored.progress
         _check_position(stored, self._state, self.batches)
-        restore_optimizer(self._update.optimizer, self.model, stored.optimizer)
+        restore_optimizer(self._update.optimizer, self.model, self.recipe.train, stored.optimizer)
         if self._average is not None and stored.average:  # else it begins with the weights of now
             checkpoint.fill(self._average.model, stored.average)
             self._candidate = self._average.model if progress["best"].get("averaged") else self.model

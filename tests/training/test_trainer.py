@@ -19,13 +19,14 @@ from charlm.config import TrainSection
 from charlm.errors import CheckpointError, DivergedError, RecipeError
 from charlm.evaluation import perplexity
 from charlm.evaluation.perplexity import Score, carried
+from charlm.optimizers import OPTIMIZERS
 from charlm.training.events import Evaluated, Finished, Sampled, Saved, StepDone
 from charlm.training.optimisation import LossScale, learning_rate, make_optimizer
 
 # -- learning --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 1.0), ("adam", 0.01), ("adamw", 0.01), ("rmsprop", 0.003)])
+@pytest.mark.parametrize(("optimizer", "lr"), [(name, {"sgd": 1.0, "rmsprop": 0.003}.get(name, 0.01)) for name in OPTIMIZERS])
 def test_every_optimizer_reduces_the_loss(
     tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path, optimizer: str, lr: float
 ) -> None:
@@ -71,7 +72,7 @@ def test_hello_is_learned_with_any_seed(tmp_path: Path, seed: int) -> None:
 
 def test_weight_decay_acts_on_matrices_alone(network: Callable[..., Any]) -> None:
     """If this fails, biases are pulled to zero too."""
-    for name in ("sgd", "adam", "adamw", "rmsprop"):
+    for name in OPTIMIZERS:
         model = network(9, hidden=4)
         optimizer = make_optimizer(model, TrainSection(optimizer=name, weight_decay=0.1))
         for group in optimizer.param_groups:
