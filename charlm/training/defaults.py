@@ -31,6 +31,7 @@ from charlm.evaluation import perplexity
 from charlm.model.dropout import Dropout
 from charlm.model.language_model import LanguageModel
 from charlm.optimizers import OPTIMIZERS
+from charlm.schedules import SCHEDULES
 from charlm.threads import Tuner
 from charlm.training.optimisation import WeightAverage
 from charlm.training.plan import EXACT_CHARACTERS, Resolved, read_by_an_evaluation
@@ -49,9 +50,9 @@ Values = dict[str, dict[str, Any]]
 
 
 def is_open(recipe: Recipe) -> bool:
-    """Whether a recipe leaves its length to us. A schedule without an end needs none: it runs until the time is over."""
+    """Whether a recipe leaves its length to charlm. A schedule that needs no length runs until the time is over."""
     train = recipe.train
-    endless = train.time is not None and train.schedule != "cosine"
+    endless = train.time is not None and not SCHEDULES[train.schedule].needs_length
     return train.epochs is None and train.total_steps is None and not endless
 
 

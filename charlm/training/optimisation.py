@@ -1,8 +1,4 @@
-"""Optimizers and learning-rate schedules.
-
-A learning rate is a function of the step alone. There is no scheduler object whose state could be lost: a resumed run
-asks the same function.
-"""
+"""Optimizers with their stored moments, the average of the weights, and the loss scale of fp16."""
 
 from __future__ import annotations
 
@@ -59,28 +55,6 @@ class WeightAverage:
             taken = step // self.EVERY
             with torch.no_grad():
                 torch._foreach_lerp_(self._averages, self._weights, 1 - min(self._decay, taken / (9 + taken)))
-
-
-def learning_rate(section: TrainSection, step: int, planned_steps: int | None, epoch_length: int) -> float:
-    """The learning rate of optimizer step number ``step``, counted from 0.
-
-    Args:
-        planned_steps: the run's planned length; only ``cosine`` needs it.
-        epoch_length: steps in an epoch, the unit of ``gamma_every``.
-    """
-    if step < section.warmup:
-        return section.lr * (step + 1) / section.warmup
-    match section.schedule:
-        case "constant":
-            return section.lr
-        case "cosine":
-            assert planned_steps is not None
-            done = min(1.0, (step - section.warmup) / max(1, planned_steps - section.warmup))
-            return section.lr * (section.lr_final + (1 - section.lr_final) * 0.5 * (1 + math.cos(math.pi * done)))
-        case "step":
-            return float(section.lr * section.gamma ** (step // max(1, round(section.gamma_every * epoch_length))))
-        case "exponential":
-            return float(section.lr * section.gamma ** (step / (section.gamma_every * epoch_length)))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: LanguageModel) -> dict[str, Tensor]:
