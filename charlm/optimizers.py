@@ -65,5 +65,12 @@ OPTIMIZERS: dict[str, OptimizerEntry] = {
         takes_adams_lr=True,
     ),
     "rmsprop": OptimizerEntry("RMSprop", keys=("momentum",), moments=("square_avg",), scalars=_STEP),
+    "nadam": OptimizerEntry(  # Adam with Nesterov momentum (Dozat 2016)
+        "NAdam",
+        keys=("betas",),
+        moments=("exp_avg", "exp_avg_sq"),
+        scalars={**_STEP, "mu_product": 1.0},
+        takes_adams_lr=True,
+    ),
 }
 """The values of ``train.optimizer``."""

@@ -91,3 +91,23 @@ def test_numbers_that_an_optimizer_cannot_have_are_refused(
             save(last, replace(stored, optimizer=changed))
             with pytest.raises(CheckpointError, match=rf"the stored number .*/{slot} is"):
                 tiny_run(english_file, tmp_path / "run", *keys, resume="must")
+
+
+def test_nadam_by_hand() -> None:
+    """If this fails, `nadam` is not Dozat's (2016) with PyTorch's schedule μ_t = β₁·(1 − 0.96^(t·0.004)/2)."""
+    model = _model()
+    weight = model.output_bias
+    update = make_optimizer(model, TrainSection(optimizer="nadam", lr=0.01, betas=[0.9, 0.99]))
+    theta, m, v, product = weight.detach().double().clone(), 0.0, 0.0, 1.0
+    rng = torch.Generator().manual_seed(3)
+    for t in range(1, 6):
+        gradient = torch.randn(weight.shape, generator=rng)
+        weight.grad = gradient.clone()
+        update.step()
+        g = gradient.double()
+        mu, next_mu = (0.9 * (1 - 0.5 * 0.96 ** (step * 0.004)) for step in (t, t + 1))
+        product *= mu
+        m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g * g
+        ahead = next_mu * m / (1 - product * next_mu) + (1 - mu) * g / (1 - product)
+        theta = theta - 0.01 * ahead / ((v / (1 - 0.99**t)).sqrt() + 1e-8)
+        torch.testing.assert_close(weight.detach().double(), theta, rtol=0, atol=1e-6)
