@@ -50,6 +50,11 @@ def cosine(train: TrainSection, at: Moment) -> float:
     return train.lr_final + (1 - train.lr_final) * 0.5 * (1 + math.cos(math.pi * at.done))
 
 
+def linear(train: TrainSection, at: Moment) -> float:
+    """A straight line from the peak to ``lr_final`` of it."""
+    return 1 - (1 - train.lr_final) * at.done
+
+
 def step(train: TrainSection, at: Moment) -> float:
     """Times ``gamma``, in a jump, once per ``gamma_every`` epochs."""
     return float(train.gamma ** (at.step // max(1, round(train.gamma_every * at.epoch_length))))
@@ -79,6 +84,7 @@ class ScheduleEntry:
 SCHEDULES: dict[str, ScheduleEntry] = {
     "constant": ScheduleEntry(constant),
     "cosine": ScheduleEntry(cosine, keys=("lr_final",), needs_length=True),
+    "linear": ScheduleEntry(linear, keys=("lr_final",), needs_length=True),
     "step": ScheduleEntry(step, keys=("gamma", "gamma_every")),
     "exponential": ScheduleEntry(exponential, keys=("gamma", "gamma_every")),
 }

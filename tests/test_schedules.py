@@ -40,6 +40,16 @@ def test_the_cosine_schedule() -> None:
     assert warmed[60] == pytest.approx(0.5 * (0.01 + 0.99 * 0.5))
 
 
+def test_the_linear_schedule() -> None:
+    """If this fails, the learning rate does not go from the peak to lr_final of it along a straight line."""
+    rates = _rates(100, schedule="linear", lr_final=0.2)
+    assert rates == pytest.approx([0.5 * (1 - 0.8 * step / 100) for step in range(100)])
+    section = TrainSection(lr=0.5, schedule="linear", lr_final=0.2)
+    assert [learning_rate(section, step, 100, 10) for step in (100, 150)] == pytest.approx([0.1, 0.1])
+    warmed = _rates(100, schedule="linear", warmup=20, lr_final=0.2)
+    assert (warmed[20], warmed[60]) == (0.5, pytest.approx(0.5 * 0.6))
+
+
 def test_the_step_and_exponential_schedules() -> None:
     """If this fails, gamma is not applied once per gamma_every epochs: in a jump, or smoothly."""
     stepped = _rates(60, schedule="step", gamma=0.5, gamma_every=2)
