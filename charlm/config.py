@@ -260,6 +260,10 @@ class TrainSection(Section):
     warmup: Annotated[int, Field(ge=0, le=MAX_STEPS)] = 0
     """Optimizer steps of linear warm-up."""
     lr_final: Annotated[float, Field(ge=0, le=1, description=f"Final learning rate ÷ peak ({_read_by('lr_final')}).")] = 0.01
+    decay_ratio: Annotated[
+        float,
+        Field(ge=1e-6, le=1, description=f"Share of the steps after the warm-up in the decay ({_read_by('decay_ratio')})."),
+    ] = 0.2
     gamma: Annotated[float, Field(gt=0, le=1, description=f"Factor on the learning rate ({_read_by('gamma')}).")] = 0.95
     gamma_every: Annotated[
         float, Field(ge=1e-6, le=1e9, description=f"Epochs per factor `gamma` ({_read_by('gamma_every')}).")
@@ -665,6 +669,7 @@ _SYNONYMS = {
         "train.betas": "beta beta1 beta2",
         "train.clip": "grad_clip clip_grad gradient_clip clip_norm grad_norm max_grad_norm clip_value",
         "train.schedule": "lr_schedule scheduler lr_scheduler",
+        "train.decay_ratio": "decay_share decay_fraction decay_frac fract_decay cooldown cooldown_ratio",
         "train.warmup": "warmup_steps warmup_iters num_warmup_steps",
         "train.average": "ema ema_decay swa",
         "train.epochs": "num_epochs n_epochs max_epochs nepochs",

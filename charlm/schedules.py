@@ -55,6 +55,15 @@ def linear(train: TrainSection, at: Moment) -> float:
     return 1 - (1 - train.lr_final) * at.done
 
 
+def wsd(train: TrainSection, at: Moment) -> float:
+    """Warm-up, stable, decay (Hu et al. 2024): the peak, then from it to ``lr_final`` of it over the last ``decay_ratio``.
+
+    The decay has the form 1 − √x, which reaches lower losses than a straight line (Hägele et al. 2024).
+    """
+    decayed = max(0.0, (at.done - (1 - train.decay_ratio)) / train.decay_ratio)
+    return train.lr_final + (1 - train.lr_final) * (1 - math.sqrt(decayed))
+
+
 def step(train: TrainSection, at: Moment) -> float:
     """Times ``gamma``, in a jump, once per ``gamma_every`` epochs."""
     return float(train.gamma ** (at.step // max(1, round(train.gamma_every * at.epoch_length))))
@@ -85,6 +94,7 @@ SCHEDULES: dict[str, ScheduleEntry] = {
     "constant": ScheduleEntry(constant),
     "cosine": ScheduleEntry(cosine, keys=("lr_final",), needs_length=True),
     "linear": ScheduleEntry(linear, keys=("lr_final",), needs_length=True),
+    "wsd": ScheduleEntry(wsd, keys=("lr_final", "decay_ratio"), needs_length=True),
     "step": ScheduleEntry(step, keys=("gamma", "gamma_every")),
     "exponential": ScheduleEntry(exponential, keys=("gamma", "gamma_every")),
 }

@@ -50,6 +50,19 @@ def test_the_linear_schedule() -> None:
     assert (warmed[20], warmed[60]) == (0.5, pytest.approx(0.5 * 0.6))
 
 
+def test_the_wsd_schedule() -> None:
+    """If this fails, wsd is not the peak, and then 1 − √x down to lr_final of it over the last decay_ratio."""
+    rates = _rates(100, schedule="wsd", lr_final=0.2, decay_ratio=0.25)
+    assert rates[:76] == [0.5] * 76
+    assert rates[76:] == pytest.approx([0.5 * (0.2 + 0.8 * (1 - math.sqrt((step - 75) / 25))) for step in range(76, 100)])
+    section = TrainSection(lr=0.5, schedule="wsd", lr_final=0.2)
+    assert [learning_rate(section, step, 100, 10) for step in (100, 150)] == pytest.approx([0.1, 0.1])
+    warmed = _rates(100, schedule="wsd", warmup=20, decay_ratio=0.5, lr_final=0.0)
+    assert warmed[20:61] == [0.5] * 41, "the decay is a share of the steps after the warm-up"
+    assert warmed[70] == pytest.approx(0.5 * (1 - math.sqrt(10 / 40)))
+    assert _rates(100, schedule="wsd", decay_ratio=1.0, lr_final=0.0)[25] == pytest.approx(0.25)
+
+
 def test_the_step_and_exponential_schedules() -> None:
     """If this fails, gamma is not applied once per gamma_every epochs: in a jump, or smoothly."""
     stepped = _rates(60, schedule="step", gamma=0.5, gamma_every=2)
