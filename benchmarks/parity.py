@@ -27,6 +27,7 @@ from charlm.evaluation.perplexity import carried, segments
 from charlm.model.dropout import Dropout
 from charlm.model.engines import ENGINES
 from charlm.model.language_model import LanguageModel
+from charlm.optimizers import OPTIMIZERS
 from charlm.runtime import arithmetic
 from charlm.sampling import SamplingParams, generate_together, sample
 from charlm.training.optimisation import WeightAverage, optimizer_tensors, restore_optimizer
@@ -51,7 +52,6 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 """Name → what differs from the recipe's defaults."""
 
-OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
 TOLERANCES = {"fp32": 1e-4, "bf16": 5e-2, "fp16": 1e-2}
 """Precision → the largest allowed difference of a tensor, as a share of its norm."""
 
@@ -257,7 +257,7 @@ class _Run:
 
     def __init__(self, optimizer: str, precision: str, hidden: int, device: torch.device) -> None:
         section = ModelSection(cell="lstm", layers=2, hidden=hidden, dropout=0.2, weight_drop=0.1)
-        momentum = 0.9 if optimizer in ("sgd", "rmsprop") else 0.0
+        momentum = 0.9 if "momentum" in OPTIMIZERS[optimizer].keys else 0.0
         train = {"optimizer": optimizer, "momentum": momentum, "lr": 0.1 if optimizer == "sgd" else 1e-3}
         self.recipe = Recipe(corpus="none", model=section, train=TrainSection.model_validate(train))
         self.device, self.precision = device, precision
@@ -299,7 +299,7 @@ class _Run:
             checkpoint.save(path, stored)
             stored = checkpoint.load(path)
         checkpoint.fill(resumed.model, stored.weights)
-        restore_optimizer(resumed.update.optimizer, resumed.model, stored.optimizer)
+        restore_optimizer(resumed.update.optimizer, resumed.model, resumed.recipe.train, stored.optimizer)
         resumed.state = tuple(part.to(device, copy=True) for part in stored.state)
         resumed.update.scale = self.update.scale
         resumed.step = self.step

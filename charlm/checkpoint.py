@@ -33,6 +33,7 @@ from charlm.files import is_utf8, to_json, whole_path
 from charlm.model.cells import State
 from charlm.model.engines import resolve_engine
 from charlm.model.language_model import LanguageModel, parameter_shapes, state_shapes
+from charlm.optimizers import OPTIMIZERS
 
 FORMAT = 2
 """Version of the file's layout. Format 1 had other names for some of the recipe's keys, and is read too."""
@@ -325,11 +326,12 @@ def _validate_tensors(path: Path, recipe: Recipe, vocabulary: Vocabulary, infos:
         _, shape = infos.get(f"{_STATE}0", ("", ()))
         streams = shape[1] if len(shape) == 3 else 1
         expected |= {f"{_STATE}{index}": shape for index, shape in enumerate(state_shapes(recipe.model, streams))}
+    scalars = OPTIMIZERS[recipe.train.optimizer].scalars
     for name in infos:
         if name.startswith(_OPTIMIZER):
             weight, _, slot = name.removeprefix(_OPTIMIZER).rpartition("/")
             if weight in weights:
-                expected[name] = () if slot == "step" else weights[weight]
+                expected[name] = () if slot in scalars else weights[weight]
     if stray := sorted(infos.keys() ^ expected.keys()):
         refuse(f"{stray[0]} is {'not expected' if stray[0] in infos else 'missing'}")
     for name, (kind, shape) in infos.items():

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from glob import has_magic
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -32,7 +32,9 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from charlm.errors import RecipeError, UsageError
+from charlm.optimizers import OPTIMIZERS
 from charlm.resources import shipped_files
+from charlm.schedules import SCHEDULES
 from charlm.yaml_text import MAX_CHARACTERS, parse_yaml
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -108,6 +110,23 @@ Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS), BeforeValidator(parse_du
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 PathText = Annotated[str, AfterValidator(_path_text)]
+if TYPE_CHECKING:
+    OptimizerName = str
+    ScheduleName = str
+else:  # one of the tables' names
+    OptimizerName = Literal[tuple(OPTIMIZERS)]
+    ScheduleName = Literal[tuple(SCHEDULES)]
+
+
+def _listed(names: Iterable[str]) -> str:
+    """``a``, ``a and b``, or ``a, b and c``."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _read_by(key: str) -> str:
+    """The optimizers or schedules that a key belongs to."""
+    return _listed(name for table in (OPTIMIZERS, SCHEDULES) for name, entry in table.items() if key in entry.keys)
 
 
 class Section(BaseModel):
@@ -233,39 +252,52 @@ class TrainSection(Section):
     """Skip a random 0 to T−1 characters at each epoch's start (d2l)."""
     drop_last: Annotated[bool, Field(json_schema_extra=FIXED)] = False
     """Skip each epoch's last, shorter batch (d2l)."""
-    optimizer: Annotated[Literal["sgd", "adam", "adamw", "rmsprop"], Field(json_schema_extra=FIXED)] = "adamw"
+    optimizer: Annotated[OptimizerName, Field(json_schema_extra=FIXED)] = "adamw"
     """The update rule."""
     lr: Annotated[float, Field(gt=0, le=1e6)] = 2e-3
     """Peak learning rate."""
-    momentum: Annotated[float, Field(ge=0, lt=1, json_schema_extra=FIXED)] = 0.0
-    """Of sgd and rmsprop."""
-    betas: Annotated[list[Probability], Field(min_length=2, max_length=2)] = [0.9, 0.99]
-    """Decay rates of Adam's two moments."""
-    weight_decay: Annotated[float, Field(ge=0, le=1e6)] = 0.0
-    """Weight decay of matrices (biases are left alone); decoupled in adamw."""
+    momentum: Annotated[
+        float, Field(ge=0, lt=1, json_schema_extra=FIXED, description=f"Momentum ({_read_by('momentum')}).")
+    ] = 0.0
+    betas: Annotated[
+        list[Probability],
+        Field(min_length=2, max_length=2, description=f"Decay rates of Adam's two moments ({_read_by('betas')})."),
+    ] = [0.9, 0.99]
+    weight_decay: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1e6,
+            description="Weight decay of matrices (biases are left alone); decoupled in "
+            f"{_listed(name for name, entry in OPTIMIZERS.items() if entry.decoupled)}.",
+        ),
+    ] = 0.0
     clip: Annotated[float | None, Field(gt=0, le=1e12)] = 1.0
     """Largest norm of the whole gradient; null: no clipping."""
-    schedule: Literal["constant", "cosine", "step", "exponential"] = "cosine"
+    schedule: ScheduleName = "cosine"
     """How the learning rate moves over the planned length."""
     warmup: Annotated[int, Field(ge=0, le=MAX_STEPS)] = 0
     """Optimizer steps of linear warm-up."""
-    lr_final: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """Of `cosine`: the last learning rate as a share of the peak."""
-    gamma: Annotated[float, Field(gt=0, le=1)] = 0.95
-    """Of `step` and `exponential`: the factor."""
-    gamma_every: Annotated[float, Field(ge=1e-6, le=1e9)] = 1.0
-    """Of `step` and `exponential`: the factor is applied once per this many epochs."""
+    lr_final: Annotated[float, Field(ge=0, le=1, description=f"Final learning rate ÷ peak ({_read_by('lr_final')}).")] = 0.01
+    decay_ratio: Annotated[
+        float,
+        Field(ge=1e-6, le=1, description=f"Share of the steps after the warm-up in the decay ({_read_by('decay_ratio')})."),
+    ] = 0.2
+    gamma: Annotated[float, Field(gt=0, le=1, description=f"Factor on the learning rate ({_read_by('gamma')}).")] = 0.95
+    gamma_every: Annotated[
+        float, Field(ge=1e-6, le=1e9, description=f"Epochs per factor `gamma` ({_read_by('gamma_every')}).")
+    ] = 1.0
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay per step of a moving average of the weights (0.999: about a thousand steps; 0: none). It is validated too, and is
     the run's `best` when it is better than the weights themselves."""
     epochs: Annotated[float | None, Field(gt=0, le=1_000_000)] = None
     """Planned passes over the training text. Without `total_steps` too, this and more follows from the text's length (guide),
-    unless `time` alone ends a schedule that needs no length (any but `cosine`)."""
+    unless `time` alone ends a schedule that needs no length (such as `constant`)."""
     total_steps: Steps | None = None
     """Planned length in optimizer steps, instead of `epochs`."""
     time: Seconds | None = None
     """Stop after this long (`90s`, `10m`), last evaluation included. Beside `epochs` or `total_steps` it changes no schedule;
-    without them it is the budget that the length is planned for, if the schedule is `cosine`."""
+    without them it is the budget that the length is planned for, if the schedule needs a length (such as `cosine`)."""
     precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], Field(json_schema_extra=FIXED)] = "auto"
     """Arithmetic of matrix products: `auto` is bf16 where the processor multiplies it fast, else fp32. fp16: CUDA only."""
     threads: Annotated[int | None, Field(ge=1, le=MAX_THREADS)] = None
@@ -656,6 +688,7 @@ _SYNONYMS = {
         "train.betas": "beta beta1 beta2",
         "train.clip": "grad_clip clip_grad gradient_clip clip_norm grad_norm max_grad_norm clip_value",
         "train.schedule": "lr_schedule scheduler lr_scheduler",
+        "train.decay_ratio": "decay_share decay_fraction decay_frac fract_decay cooldown cooldown_ratio",
         "train.warmup": "warmup_steps warmup_iters num_warmup_steps",
         "train.average": "ema ema_decay swa",
         "train.epochs": "num_epochs n_epochs max_epochs nepochs",

@@ -30,6 +30,8 @@ from charlm.data.streams import Batches
 from charlm.evaluation import perplexity
 from charlm.model.dropout import Dropout
 from charlm.model.language_model import LanguageModel
+from charlm.optimizers import OPTIMIZERS
+from charlm.schedules import SCHEDULES
 from charlm.threads import Tuner
 from charlm.training.optimisation import WeightAverage
 from charlm.training.plan import EXACT_CHARACTERS, Resolved, read_by_an_evaluation
@@ -48,9 +50,9 @@ Values = dict[str, dict[str, Any]]
 
 
 def is_open(recipe: Recipe) -> bool:
-    """Whether a recipe leaves its length to us. A schedule without an end needs none: it runs until the time is over."""
+    """Whether a recipe leaves its length to charlm. A schedule that needs no length runs until the time is over."""
     train = recipe.train
-    endless = train.time is not None and train.schedule != "cosine"
+    endless = train.time is not None and not SCHEDULES[train.schedule].needs_length
     return train.epochs is None and train.total_steps is None and not endless
 
 
@@ -113,9 +115,10 @@ def _not_applicable(recipe: Recipe) -> set[str]:
         left_out.add("input_dropout")
     if recipe.model.tied and recipe.model.embedding is not None:
         left_out.add("hidden")  # the two must be equal
-    if recipe.train.optimizer != "adamw":
-        left_out.add("weight_decay")  # elsewhere it is no decay, but a part of the gradient
-    if recipe.train.optimizer not in ("adam", "adamw"):
+    optimizer = OPTIMIZERS[recipe.train.optimizer]
+    if not optimizer.decoupled:
+        left_out.add("weight_decay")  # it would be no decay, but a part of the gradient
+    if not optimizer.takes_adams_lr:
         left_out.add("lr")
     return left_out
 

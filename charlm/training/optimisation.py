@@ -1,14 +1,10 @@
-"""Optimizers and learning-rate schedules.
-
-A learning rate is a function of the step alone. There is no scheduler object whose state could be lost: a resumed run
-asks the same function.
-"""
+"""Optimizers with their stored moments, the average of the weights, and the loss scale of fp16."""
 
 from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +12,7 @@ from torch import Tensor
 from charlm.config import TrainSection
 from charlm.errors import CheckpointError
 from charlm.model.language_model import LanguageModel
+from charlm.optimizers import OPTIMIZERS
 
 
 def make_optimizer(model: LanguageModel, section: TrainSection) -> torch.optim.Optimizer:
@@ -26,16 +23,10 @@ def make_optimizer(model: LanguageModel, section: TrainSection) -> torch.optim.O
         {"params": matrices, "weight_decay": section.weight_decay},
         {"params": biases, "weight_decay": 0.0},
     ]
-    betas = (section.betas[0], section.betas[1])
-    match section.optimizer:
-        case "sgd":
-            return torch.optim.SGD(groups, lr=section.lr, momentum=section.momentum)
-        case "adam":
-            return torch.optim.Adam(groups, lr=section.lr, betas=betas, fused=True)
-        case "adamw":
-            return torch.optim.AdamW(groups, lr=section.lr, betas=betas, fused=True)
-        case "rmsprop":
-            return torch.optim.RMSprop(groups, lr=section.lr, momentum=section.momentum)
+    entry = OPTIMIZERS[section.optimizer]
+    options = {key: getattr(section, key) for key in entry.keys}
+    made = getattr(torch.optim, entry.torch_name)(groups, lr=section.lr, **options, **entry.options)
+    return cast(torch.optim.Optimizer, made)
 
 
 class WeightAverage:
@@ -66,28 +57,6 @@ class WeightAverage:
                 torch._foreach_lerp_(self._averages, self._weights, 1 - min(self._decay, taken / (9 + taken)))
 
 
-def learning_rate(section: TrainSection, step: int, planned_steps: int | None, epoch_length: int) -> float:
-    """The learning rate of optimizer step number ``step``, counted from 0.
-
-    Args:
-        planned_steps: the run's planned length; only ``cosine`` needs it.
-        epoch_length: steps in an epoch, the unit of ``gamma_every``.
-    """
-    if step < section.warmup:
-        return section.lr * (step + 1) / section.warmup
-    match section.schedule:
-        case "constant":
-            return section.lr
-        case "cosine":
-            assert planned_steps is not None
-            done = min(1.0, (step - section.warmup) / max(1, planned_steps - section.warmup))
-            return section.lr * (section.lr_final + (1 - section.lr_final) * 0.5 * (1 + math.cos(math.pi * done)))
-        case "step":
-            return float(section.lr * section.gamma ** (step // max(1, round(section.gamma_every * epoch_length))))
-        case "exponential":
-            return float(section.lr * section.gamma ** (step / (section.gamma_every * epoch_length)))
-
-
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: LanguageModel) -> dict[str, Tensor]:
     """The optimizer's moments as ``parameter/slot`` → tensor; empty slots are left out."""
     return {
@@ -98,37 +67,34 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: LanguageModel) ->
     }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, model: LanguageModel, tensors: dict[str, Tensor]) -> None:
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, model: LanguageModel, section: TrainSection, tensors: dict[str, Tensor]
+) -> None:
     """Put stored moments back, each copied into memory of its own.
+
+    Args:
+        section: that the optimizer was made from.
+        tensors: as :func:`optimizer_tensors` names them; empty: it has made no step yet.
 
     Raises:
         CheckpointError: the moments are not those of this optimizer and these weights.
     """
+    entry = OPTIMIZERS[section.optimizer]
     names = dict(model.named_parameters())
-    wanted = {f"{name}/{slot}" for name in names for slot in _slots(optimizer)} if tensors else set()
+    slots = (*entry.kept(section.momentum), *entry.scalars)
+    wanted = {f"{name}/{slot}" for name in names for slot in slots} if tensors else set()
     if stray := sorted(wanted ^ tensors.keys()):
         raise CheckpointError(f"the stored moment {stray[0]} is {'missing' if stray[0] in wanted else 'not of this optimizer'}")
     for key, stored in tensors.items():
         name, _, slot = key.rpartition("/")
         weight = names[name]
-        if stored.shape != (() if slot == "step" else weight.shape):
+        if stored.shape != (() if slot in entry.scalars else weight.shape):
             raise CheckpointError(f"the stored moment {key} {tuple(stored.shape)} does not fit {tuple(weight.shape)}")
-        if slot == "step" and not 0 <= stored.item() < math.inf:
-            raise CheckpointError(f"the stored step counter {key} is {stored.item():g}")
-        # Step counters of fused optimizers live where the weights live; a plain copy is right for both kinds.
-        optimizer.state[weight][slot] = stored.clone().to(weight.device)
-
-
-def _slots(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
-    """What this optimizer keeps for each weight, after its first step."""
-    momentum = ("momentum_buffer",) if optimizer.param_groups[0].get("momentum") else ()
-    match optimizer:
-        case torch.optim.Adam():  # AdamW is one too
-            return ("exp_avg", "exp_avg_sq", "step")
-        case torch.optim.RMSprop():
-            return ("square_avg", "step", *momentum)
-        case _:
-            return momentum
+        if slot in entry.scalars and not (0 <= stored.item() <= entry.scalars[slot] and math.isfinite(stored.item())):
+            raise CheckpointError(f"the stored number {key} is {stored.item():g}")
+        # Where PyTorch keeps them: moments and the numbers of fused optimizers beside the weights, other numbers on the CPU.
+        beside = slot not in entry.scalars or optimizer.defaults.get("fused")
+        optimizer.state[weight][slot] = stored.clone().to(weight.device if beside else "cpu")
 
 
 class LossScale:

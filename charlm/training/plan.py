@@ -10,6 +10,7 @@ from charlm.config import Recipe
 from charlm.data.streams import Batches, Shape
 from charlm.evaluation import perplexity
 from charlm.model.language_model import activation_bytes, count_parameters
+from charlm.optimizers import OPTIMIZERS
 
 EXACT_CHARACTERS = 1_000_000
 """The exact figure at the end covers at most the first so many characters of the validation text."""
@@ -63,9 +64,9 @@ class Resolved:
 def training_bytes(recipe: Recipe, vocabulary_size: int, shape: Shape, precision: str, engine: str) -> int:
     """About how much memory training takes: weights, gradients, moments, and what a step keeps for its backward pass."""
     train = recipe.train
-    slots = {"sgd": 1 if train.momentum else 0, "rmsprop": 1 + bool(train.momentum)}.get(train.optimizer, 2)
+    moments = len(OPTIMIZERS[train.optimizer].kept(train.momentum))
     activations = activation_bytes(recipe.model, vocabulary_size, shape.batch, shape.seq_length, precision, engine)
-    return 4 * count_parameters(recipe.model, vocabulary_size) * (2 + slots) + activations
+    return 4 * count_parameters(recipe.model, vocabulary_size) * (2 + moments) + activations
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from charlm.files import is_utf8
 from charlm.model.engines import ENGINES, resolve_engine
 from charlm.model.language_model import LanguageModel, embedding_width
 from charlm.runtime import prepare, resolve_device, resolve_precision
+from charlm.schedules import SCHEDULES
 from charlm.training import defaults
 from charlm.training.plan import Limits, Plan, Resolved, training_bytes
 from charlm.training.run_folder import RunFolder
@@ -161,7 +162,7 @@ def _about_the_length(trainer: Trainer, earlier: Checkpoint) -> list[str]:
         schedule = trainer.recipe.train.schedule
         rate = (
             f"; from step {trainer.step + 1:,} on, the learning rate follows the {schedule} schedule of the new length"
-            if schedule == "cosine"
+            if SCHEDULES[schedule].needs_length
             else f"; the {schedule} learning rate does not depend on it"
         )
         return [f"the planned length is now {lengths[1]}, not {lengths[0]}{rate}"]

@@ -32,9 +32,10 @@ from charlm.evaluation import perplexity
 from charlm.model.cells import State
 from charlm.model.dropout import Dropout
 from charlm.model.language_model import LanguageModel
+from charlm.schedules import learning_rate
 from charlm.threads import Tuner
 from charlm.training.events import Evaluated, Event, Finished, Sampled, Saved, StepDone, ThreadsChanged
-from charlm.training.optimisation import LossScale, WeightAverage, learning_rate, optimizer_tensors, restore_optimizer
+from charlm.training.optimisation import LossScale, WeightAverage, optimizer_tensors, restore_optimizer
 from charlm.training.own_files import BEST, LAST
 from charlm.training.plan import EXACT_CHARACTERS, Limits, Plan, Resolved, read_by_an_evaluation
 from charlm.training.run_folder import RunFolder
@@ -569,7 +570,7 @@ class Trainer:
     def _restore(self, stored: Checkpoint) -> None:
         progress = stored.progress
         _check_position(stored, self._state, self.batches)
-        restore_optimizer(self._update.optimizer, self.model, stored.optimizer)
+        restore_optimizer(self._update.optimizer, self.model, self.recipe.train, stored.optimizer)
         if self._average is not None and stored.average:  # else it begins with the weights of now
             checkpoint.fill(self._average.model, stored.average)
             self._candidate = self._average.model if progress["best"].get("averaged") else self.model

@@ -45,6 +45,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "tied-bytes": ("model.tied=true", "data.unit=byte", "train.warmup=12"),
     "regularised": ("model.locked_dropout=true", "model.weight_drop=0.2", "model.residual=true", "train.average=0.9"),
     "attention": ("model.attention=30", "model.cell=gru"),
+    "nadam-wsd": ("train.optimizer=nadam", "train.schedule=wsd", "train.decay_ratio=0.7", "train.warmup=2"),
     "windows": ("train.batching=windows", "train.random_offset=false", "train.schedule=step"),
 }  # fmt: skip
 

@@ -19,13 +19,15 @@ from charlm.config import TrainSection
 from charlm.errors import CheckpointError, DivergedError, RecipeError
 from charlm.evaluation import perplexity
 from charlm.evaluation.perplexity import Score, carried
+from charlm.optimizers import OPTIMIZERS
+from charlm.schedules import learning_rate
 from charlm.training.events import Evaluated, Finished, Sampled, Saved, StepDone
-from charlm.training.optimisation import LossScale, learning_rate, make_optimizer
+from charlm.training.optimisation import LossScale, make_optimizer
 
 # -- learning --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 1.0), ("adam", 0.01), ("adamw", 0.01), ("rmsprop", 0.003)])
+@pytest.mark.parametrize(("optimizer", "lr"), [(name, {"sgd": 1.0, "rmsprop": 0.003}.get(name, 0.01)) for name in OPTIMIZERS])
 def test_every_optimizer_reduces_the_loss(
     tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path, optimizer: str, lr: float
 ) -> None:
@@ -71,7 +73,7 @@ def test_hello_is_learned_with_any_seed(tmp_path: Path, seed: int) -> None:
 
 def test_weight_decay_acts_on_matrices_alone(network: Callable[..., Any]) -> None:
     """If this fails, biases are pulled to zero too."""
-    for name in ("sgd", "adam", "adamw", "rmsprop"):
+    for name in OPTIMIZERS:
         model = network(9, hidden=4)
         optimizer = make_optimizer(model, TrainSection(optimizer=name, weight_decay=0.1))
         for group in optimizer.param_groups:
@@ -103,37 +105,6 @@ def test_gradients_are_clipped_to_the_recipes_norm(
 
 
 # -- schedules -------------------------------------------------------------------------------------------------------
-
-
-def _rates(steps: int, epoch: int = 10, **section: Any) -> list[float]:
-    made = TrainSection(lr=0.5, **section)
-    return [learning_rate(made, step, steps, epoch) for step in range(steps)]
-
-
-def test_the_constant_schedule() -> None:
-    """If this fails, a constant learning rate moves. Warm-up is linear and reaches the peak at its last step."""
-    assert _rates(4, schedule="constant") == [0.5] * 4
-    assert _rates(6, schedule="constant", warmup=4) == [0.125, 0.25, 0.375, 0.5, 0.5, 0.5]
-
-
-def test_the_cosine_schedule() -> None:
-    """If this fails, the learning rate does not go from the peak to lr_final of it along half a cosine."""
-    rates = _rates(100, schedule="cosine", lr_final=0.1)
-    for step, rate in enumerate(rates):
-        assert rate == pytest.approx(0.5 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / 100))))
-    assert learning_rate(TrainSection(lr=0.5, lr_final=0.1), 100, 100, 10) == pytest.approx(0.05)
-    assert learning_rate(TrainSection(lr=0.5, lr_final=0.1), 150, 100, 10) == pytest.approx(0.05), "it rises again"
-    warmed = _rates(100, schedule="cosine", warmup=20)
-    assert warmed[19] == warmed[20] == 0.5
-    assert warmed[60] == pytest.approx(0.5 * (0.01 + 0.99 * 0.5))
-
-
-def test_the_step_and_exponential_schedules() -> None:
-    """If this fails, gamma is not applied once per gamma_every epochs: in a jump, or smoothly."""
-    stepped = _rates(60, schedule="step", gamma=0.5, gamma_every=2)
-    assert stepped == [0.5] * 20 + [0.25] * 20 + [0.125] * 20
-    smooth = _rates(60, schedule="exponential", gamma=0.5, gamma_every=2)
-    assert smooth == pytest.approx([0.5 * 0.5 ** (step / 20) for step in range(60)])
 
 
 def test_a_run_follows_its_schedule(tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path) -> None:

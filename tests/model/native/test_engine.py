@@ -114,9 +114,9 @@ def _with_torch(rule: Callable[[Any], torch.optim.Optimizer]) -> Change:
     return change
 
 
-def _with_updater(engine: str) -> Change:
+def _with_updater(engine: str, optimizer: str = "adamw") -> Change:
     def change(model: LanguageModel, nats: Callable[[], torch.Tensor]) -> None:
-        updater = Updater(model.with_engine(engine), TrainSection(optimizer="adamw", lr=0.1), "fp32")
+        updater = Updater(model.with_engine(engine), TrainSection(optimizer=optimizer, lr=0.1), "fp32")
         ids = torch.tensor([[0, 1, 2], [3, 4, 5]])
         updater(ids, ids, ids.numel(), model.zero_state(3), 0.1)
 
@@ -153,6 +153,7 @@ def _replaced(model: LanguageModel, nats: Callable[[], torch.Tensor]) -> None:
 CHANGES: dict[str, Change] = {
     "sgd": _with_torch(lambda weights: torch.optim.SGD(weights, lr=0.1)),
     "adam, fused": _with_torch(lambda weights: torch.optim.Adam(weights, lr=0.1, fused=True)),
+    "nadam, by PyTorch under the native engine": _with_updater("native", "nadam"),
     "adamw, fused": _with_torch(lambda weights: torch.optim.AdamW(weights, lr=0.1, fused=True)),
     "our own": _with_updater("native"),
     "our own, after reading once more": _reading_before_the_step,

@@ -23,6 +23,7 @@ import torch
 from charlm.config import TrainSection
 from charlm.model.native import library, memory
 from charlm.model.native.sampling import Writer
+from charlm.optimizers import OPTIMIZERS
 from charlm.threads import use
 from charlm.training.update import Updater
 
@@ -67,7 +68,7 @@ for threads in (1, 2):
                             assert ((drawn > 0) & (drawn < case.V)).all()
         if threads == 1:
             continue
-        for rule in ("sgd", "adam", "adamw", "rmsprop"):
+        for rule in OPTIMIZERS:
             updater = Updater(model, TrainSection(optimizer=rule, momentum=0.5), "fp32")
             for _ in range(2):
                 scored = int((targets >= 0).sum())
