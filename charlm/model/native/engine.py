@@ -97,7 +97,7 @@ def _operands() -> torch.dtype:
 
 
 # Prepared weights, each with the state of the tensors that it was computed from; only for calls without gradients. PyTorch's
-# fused optimisers do not count their changes, so training a layer discards its prepared weights.
+# fused optimizers do not count their changes, so training a layer discards its prepared weights.
 _prepared: WeakKeyDictionary[RecurrentLayer, dict[str, tuple[object, object]]] = WeakKeyDictionary()
 
 
