@@ -1,7 +1,7 @@
-"""Compiles the native engine: the same C++ source once per instruction set, each into a library of its own.
+"""Compiles the native engine: the same C++ source once per instruction set, each into its own library.
 
 Needs the standard library only: ``hatch_build.py`` runs this file at installation, when neither charlm nor torch can be
-imported yet. Nothing here ends an installation. Without a usable compiler the record says why, and charlm works with its
+imported yet. No failure here stops an installation. Without a usable compiler the record says why, and charlm uses its
 other engines.
 """
 
@@ -28,10 +28,10 @@ ENTRY = "native.cpp"
 RECORD = "build.json"
 BUILT = "built"
 SECONDS = 300.0
-"""The time that a compiler may take for one library."""
+"""Time limit for compiling one library."""
 
 _SECONDS_FOR_LITTLE = 30.0
-"""The time that it may take to tell its version or to compile three lines."""
+"""Time limit for reporting the version or compiling three lines."""
 
 COMPILERS = ("c++", "g++", "clang++")
 COMMON = (
@@ -48,7 +48,7 @@ COMMON = (
 
 @dataclass(frozen=True)
 class Level:
-    """An instruction set: its name, the architectures that have it (none named: all), the compiler's flags."""
+    """An instruction set: its name, the architectures that have it (empty: all), and the compiler flags."""
 
     name: str
     machines: tuple[str, ...] = ()
@@ -71,7 +71,7 @@ LEVELS = (
 
 @dataclass(frozen=True)
 class Compiler:
-    """A compiler that answers: how to call it, and the line with its version."""
+    """A working compiler: its command and the line with its version."""
 
     command: tuple[str, ...]
     version: str
@@ -79,16 +79,16 @@ class Compiler:
 
 @dataclass(frozen=True)
 class Record:
-    """What became of a build.
+    """The outcome of a build.
 
     Attributes:
-        levels: per instruction set ``built``, or why it was not.
-        reason: why there is no usable library at all; empty where there is one.
-        compiler: the command that was used.
-        version: what it says about itself.
+        levels: per instruction set ``built``, or why it was not built.
+        reason: why there is no usable library at all; empty if there is one.
+        compiler: the command of the compiler.
+        version: the version that it reports.
         openmp: whether the libraries use several threads.
-        seconds: how long all of it took.
-        fingerprint: of the sources and the flags, to know a build that is out of date.
+        seconds: the duration of the build.
+        fingerprint: hash of the sources and flags, which detects an outdated build.
     """
 
     levels: dict[str, str]
@@ -101,7 +101,7 @@ class Record:
 
     @property
     def built(self) -> list[str]:
-        """The instruction sets for which there is a library, the fastest first."""
+        """The instruction sets that have a library, the fastest first."""
         return [level.name for level in LEVELS if self.levels.get(level.name) == BUILT]
 
 
@@ -111,13 +111,13 @@ def library_name(level: str) -> str:
 
 
 def flags_of(level: str) -> tuple[str, ...]:
-    """The compiler flags of an instruction set, beside those that all have."""
+    """The compiler flags of an instruction set, in addition to the common ones."""
     flags = next(known.flags for known in LEVELS if known.name == level)
     return (*flags, f'-DCHARLM_ISA="{level}"')
 
 
 def fingerprint(source: Path) -> str:
-    """Hash what a build depends on: the sources and the flags. Empty where there are no sources.
+    """Hash the sources and flags of a build; empty if there are no sources.
 
     Raises:
         OSError: a source cannot be read.
@@ -136,9 +136,9 @@ def read_record(target: Path) -> Record:
     """Read the record that :func:`build` left in a folder.
 
     Raises:
-        FileNotFoundError: nothing was ever built there.
-        OSError: it cannot be read.
-        ValueError: it is not a record of this version.
+        FileNotFoundError: there is no record.
+        OSError: the record cannot be read.
+        ValueError: the record is not of this version.
     """
     content = json.loads((target / RECORD).read_text(encoding="utf-8"))
     try:
@@ -152,7 +152,7 @@ def read_record(target: Path) -> Record:
 
 
 def find_compiler(limit: float = _SECONDS_FOR_LITTLE) -> tuple[Compiler | None, str]:
-    """Look for a C++ compiler that answers: ``$CXX``, then ``c++``, ``g++``, ``clang++``.
+    """Find a working C++ compiler: ``$CXX``, then ``c++``, ``g++``, ``clang++``.
 
     Returns:
         The compiler and an empty string, or ``None`` and why there is none.
@@ -161,7 +161,7 @@ def find_compiler(limit: float = _SECONDS_FOR_LITTLE) -> tuple[Compiler | None, 
     for text in (os.environ.get("CXX", ""), *COMPILERS):
         try:
             words = shlex.split(text)
-        except ValueError:  # $CXX with a quotation mark that is never closed
+        except ValueError:  # $CXX with an unclosed quotation mark
             continue
         path = shutil.which(words[0]) if words else None
         if path is None:
@@ -183,23 +183,23 @@ def compile_one(
     openmp: bool = True,
     limit: float = SECONDS,
 ) -> str:
-    """Compile one library, with ``flags`` after the common ones (``flags_of("avx2")``, or a test's own).
+    """Compile one library, with ``flags`` after the common ones (``flags_of("avx2")``, or those of a test).
 
     Args:
         source: the folder with ``native.cpp``.
-        compiler: the one to take; ``None``: look for one.
-        openmp: whether the compiler knows ``-fopenmp``.
-        limit: seconds until a compiler that hangs is ended.
+        compiler: the compiler; ``None``: find one.
+        openmp: whether the compiler supports ``-fopenmp``.
+        limit: seconds until a compiler that hangs is killed.
 
     Returns:
-        Why it failed; empty where it worked.
+        Why it failed; empty if it succeeded.
     """
     if compiler is None:
         compiler, complaint = find_compiler(min(limit, _SECONDS_FOR_LITTLE))
         if compiler is None:
             return complaint
     every = [*COMMON, *(["-fopenmp"] if openmp else []), *flags]
-    # The source is named relative to its folder, so that no message and no library tells where it lay.
+    # A relative path keeps the location of the source out of messages and libraries.
     problem, _ = _run([*compiler.command, *every, "-o", str(target_file.absolute()), ENTRY], source, limit)
     return problem
 
@@ -207,16 +207,16 @@ def compile_one(
 def build(
     source: Path, target: Path, *, levels: Iterable[str] | None = None, flags: Sequence[str] = (), limit: float = SECONDS
 ) -> Record:
-    """Compile the instruction sets and record what became of each. Never raises: what goes wrong is in the record.
+    """Compile the instruction sets and record the outcome of each. Never raises: the record holds errors.
 
     Afterwards ``target`` holds the libraries that the record names, and no others.
 
     Args:
         source: the folder with ``native.cpp``.
-        target: where libraries and record are written; each file whole or not at all.
-        levels: names of instruction sets; ``None``: all that the architecture has.
-        flags: further flags for every library.
-        limit: seconds that each library may take.
+        target: folder for libraries and record; each file is written atomically.
+        levels: names of instruction sets; ``None``: all of the architecture.
+        flags: additional flags for every library.
+        limit: time limit per library in seconds.
     """
     began = time.monotonic()
     wanted = {level.name for level in LEVELS} if levels is None else set(levels)
@@ -239,7 +239,7 @@ def build(
                     reason = "" if found.get("portable") == BUILT else found.get("portable", "portable was not asked for")
                 for name in [name for name, became in found.items() if became == BUILT]:
                     (scratch / library_name(name)).replace(target / library_name(name))
-    except Exception as error:  # whatever it is, the installation goes on
+    except Exception as error:  # the installation continues after any error
         found, reason = {}, f"{type(error).__name__}: {error}"
     record = Record(
         levels={level.name: found.get(level.name, reason or "was not asked for") for level in LEVELS},
@@ -255,7 +255,7 @@ def build(
 
 
 def _refusal() -> str:
-    """Why not even a compiler is looked for."""
+    """Why no build is attempted; empty: build."""
     if os.environ.get("CHARLM_NO_NATIVE", "0") not in ("", "0"):
         return "CHARLM_NO_NATIVE was set at installation"
     if sys.platform == "win32":
@@ -264,7 +264,7 @@ def _refusal() -> str:
 
 
 def _openmp(compiler: Compiler, scratch: Path, limit: float) -> tuple[bool, str]:
-    """Whether the compiler knows OpenMP (Apple's does not), and why it cannot make a library at all."""
+    """Whether the compiler supports OpenMP (Apple's does not), and why it cannot build a library at all."""
     file = scratch / ENTRY
     file.write_text('#include <omp.h>\nextern "C" int threads() { return omp_get_max_threads(); }\n', encoding="utf-8")
     if not compile_one(scratch, scratch / "probe.so", (), compiler=compiler, limit=limit):
@@ -277,7 +277,7 @@ def _openmp(compiler: Compiler, scratch: Path, limit: float) -> tuple[bool, str]
 def _compile_all(
     source: Path, scratch: Path, compiler: Compiler, openmp: bool, wanted: set[str], flags: Sequence[str], limit: float
 ) -> dict[str, str]:
-    """Compile the wanted instruction sets side by side; per name ``built`` or why not."""
+    """Compile the requested instruction sets in parallel; return ``built`` or the reason per name."""
     machine = platform.machine().lower()
 
     def one(level: Level) -> str:
@@ -297,7 +297,7 @@ def _compile_all(
 
 
 def _write(record: Record, target: Path) -> None:
-    """Leave the record in the folder, and none of the libraries that it does not name. What cannot be written is not."""
+    """Write the record and remove libraries that it does not name. Ignores errors of the file system."""
     try:
         target.mkdir(parents=True, exist_ok=True)
         for name in {level.name for level in LEVELS} - set(record.built):
@@ -310,10 +310,10 @@ def _write(record: Record, target: Path) -> None:
 
 
 def _run(command: Sequence[str], folder: Path | None, limit: float) -> tuple[str, str]:
-    """Run a command to its end or to the limit.
+    """Run a command with a time limit.
 
     Returns:
-        Why it failed (empty: it did not), and all that it printed.
+        Why it failed (empty: it succeeded), and its output.
     """
     with tempfile.TemporaryFile() as printed:
         try:
@@ -333,7 +333,7 @@ def _run(command: Sequence[str], folder: Path | None, limit: float) -> tuple[str
         except subprocess.TimeoutExpired:
             return f"took more than {limit:g} s", ""
         finally:
-            if process.returncode is None:  # too long, or interrupted: end what the compiler started too
+            if process.returncode is None:  # timeout or interrupt: kill the processes of the compiler too
                 _end(process)
         printed.seek(0)
         output = printed.read().decode("utf-8", errors="replace")
@@ -341,7 +341,7 @@ def _run(command: Sequence[str], folder: Path | None, limit: float) -> tuple[str
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and those that it started."""
+    """Kill a process and its process group."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except (OSError, AttributeError):
@@ -350,7 +350,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _gist(output: str) -> str:
-    """What a compiler complains of, on one line: its first errors, or else its last words."""
+    """Summarise the output of a compiler on one line: the first errors, or else the last lines."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if re.search(r"error|undefined|cannot", line, re.IGNORECASE)]
     return "; ".join(errors[:3] or lines[-3:])[:500]

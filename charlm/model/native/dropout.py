@@ -1,4 +1,4 @@
-"""Dropout in C++: one pass, and no mask is kept, since the backward pass draws the same zeros again."""
+"""Dropout in C++, in one pass. No mask is stored, since the backward pass recomputes it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from charlm.threads import kernel_threads
 
 
 class Drop(torch.autograd.Function):
-    """Zeroes some numbers and scales the others up; the sequence is :func:`charlm.model.dropout.kept`'s."""
+    """Zeroes some elements and scales up the others, by the random sequence of :func:`charlm.model.dropout.kept`."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, period: int, key: int, threshold: int) -> Tensor:
-        """The same shape and type.
+        """Return a tensor of the same shape and type.
 
         Args:
             values: on the CPU, fp32 or bf16.
-            period: after so many numbers the zeros repeat; a divisor of their count.
-            key: of the random sequence.
+            period: the mask repeats after this many elements; divides their number.
+            key: key of the random sequence.
             threshold: probability of a zero, times 65,536.
         """
         ctx.options = period, key, threshold

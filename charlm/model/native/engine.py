@@ -1,4 +1,4 @@
-"""The engine ``native``: kernels in C++ for CPUs. ``source/`` has the arithmetic, docs/backpropagation.md the derivations.
+"""The engine ``native``: C++ kernels for CPUs, in ``source/``. docs/backpropagation.md derives their gradients.
 
 T time steps    B streams    D input width    H hidden units    G gates    V symbols
 """
@@ -26,26 +26,26 @@ if TYPE_CHECKING:
 Made = TypeVar("Made")
 
 _TABLE_BYTES = 1 << 26
-"""When only reading, a table of all symbols is kept up to this size, even if a call needs few of its rows."""
+"""Without gradients, a table of all symbols is cached up to this size, even if a call needs few of its rows."""
 
 
 class NativeEngine:
-    """Our own kernels: all T steps of a layer in one call, the fastest way on a CPU."""
+    """Our own kernels, all T steps of a layer in one call: the fastest engine on a CPU."""
 
     name = "native"
 
     def why_not(self, model: ModelSection, device: torch.device) -> str | None:
-        """It needs a CPU, and a library that was built for it."""
+        """It needs a CPU and a library built for it."""
         return library.reason() if device.type == "cpu" else "the native engine is for CPUs"
 
     def is_thread_invariant(self, model: ModelSection) -> bool:
-        """See :class:`charlm.model.engines.Engine`: all sums are ours, but for those of attention."""
+        """See :class:`charlm.model.engines.Engine`: all sums except those of attention have a fixed order."""
         return model.attention == 0
 
     def run(
         self, layer: RecurrentLayer, inputs: Tensor, state: State, embedding: Tensor | None, weight_hh: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        """See :class:`charlm.model.engines.Engine`. Outputs are in the precision of the products' operands."""
+        """See :class:`charlm.model.engines.Engine`. Outputs have the type of the operands of products."""
         if layer.weight_hh.dtype != torch.float32:
             raise TypeError(f"the native engine's weights are fp32, not {layer.weight_hh.dtype}; use the reference engine")
         H = layer.weight_hh.shape[1]
@@ -79,14 +79,14 @@ class NativeEngine:
 
 
 class Weights(NamedTuple):
-    """A layer's weights as the kernels want them.
+    """The weights of a layer in the form that the kernels take.
 
     Attributes:
-        weight_ih: ``(G·H, D)``, H rounded up to whole panels, as in all of these.
+        weight_ih: ``(G·H, D)``; here and below H is rounded up to whole panels.
         weight_hh: ``(G·H, H)``.
-        bias: ``(G·H,)``, all that is added to the gates' arguments.
+        bias: ``(G·H,)``, the sum of the biases added to the pre-activations.
         b_n: ``(H,)``, the GRU's bias inside r∘(W_n·h + b_n).
-        packed: when only reading, the recurrent weights packed once for many calls.
+        packed: without gradients, the recurrent weights packed once for many calls.
     """
 
     weight_ih: Tensor
@@ -97,20 +97,20 @@ class Weights(NamedTuple):
 
 
 def _operands() -> torch.dtype:
-    """The type of the products' operands: bf16 inside autocast, else fp32."""
+    """The type of the operands of products: bf16 inside autocast, else fp32."""
     return torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
 
 
-# What was prepared of a layer's weights, and of which state of them: reading a text changes none. PyTorch's fused optimizers
-# do not count their changes, so whatever was prepared is forgotten as soon as a layer is trained.
+# Prepared weights, each with the state of the tensors that it was computed from; only for calls without gradients. PyTorch's
+# fused optimizers do not count their changes, so training a layer discards its prepared weights.
 _prepared: WeakKeyDictionary[RecurrentLayer, dict[str, tuple[object, object]]] = WeakKeyDictionary()
 
 
 def weights_of(layer: RecurrentLayer, dtype: torch.dtype, training: bool, recurrent: Tensor | None = None) -> Weights:
-    """A layer's weights prepared for the kernels: for one training step, or once for as long as they stay the same.
+    """Prepare the weights of a layer for the kernels: for one training step, or once until they change.
 
     Args:
-        recurrent: in place of ``weight_hh``, in training only.
+        recurrent: replaces ``weight_hh``, in training only.
     """
 
     def prepare() -> Weights:
@@ -137,13 +137,13 @@ def weights_of(layer: RecurrentLayer, dtype: torch.dtype, training: bool, recurr
 
 
 def _with_zero_units(rows: Tensor, G: int, missing: int) -> Tensor:
-    """Add units to each gate whose weights are zero: ``(G·H, …)`` → ``(G·(H + missing), …)``. They stay zero for ever."""
+    """Pad each gate with units of zero weights, which stay zero: ``(G·H, …)`` → ``(G·(H + missing), …)``."""
     blocks = rows.view(G, -1, *rows.shape[1:])
     return torch.cat([blocks, blocks.new_zeros(G, missing, *blocks.shape[2:])], dim=1).flatten(0, 1)
 
 
 def _products_of(layer: RecurrentLayer, weights: Weights, inputs: Tensor, dtype: torch.dtype, training: bool) -> Tensor:
-    """W_ih·input + biases of the layer below's outputs ``(T, B, D)``: ``(T, B, G·H)``."""
+    """W_ih·input + biases for the outputs of the layer below ``(T, B, D)``: ``(T, B, G·H)``."""
     if training:
         return linear(inputs, weights.weight_ih, weights.bias, dtype, dtype)
     missing = rounded_up(inputs.shape[-1]) - inputs.shape[-1]
@@ -156,14 +156,14 @@ def _products_of(layer: RecurrentLayer, weights: Weights, inputs: Tensor, dtype:
 def _looked_up(
     layer: RecurrentLayer, weights: Weights, ids: Tensor, embedding: Tensor | None, training: bool
 ) -> tuple[Tensor, Tensor]:
-    """A table of what symbols contribute to the gates, and which of its rows are meant.
+    """A table of the contributions of symbols to the gates, and the row of each character.
 
-    Where there are more symbols than characters, only these characters' rows are made.
+    If there are fewer characters than symbols, the table holds one row per character.
     """
     symbols = weights.weight_ih.shape[1] if embedding is None else len(embedding)
     least, most = (int(bound) for bound in torch.aminmax(ids)) if ids.numel() else (0, 0)
     if least < 0 or most >= symbols:
-        raise IndexError(f"ids from {least} to {most} where there are {symbols} symbols")
+        raise IndexError(f"ids from {least} to {most}, expected 0 to {symbols - 1}")
     if not training and symbols * weights.bias.numel() * 4 <= _TABLE_BYTES:
         return table_of(layer, weights, embedding), ids
     if ids.numel() < symbols:
@@ -172,13 +172,13 @@ def _looked_up(
 
 
 def table_of(layer: RecurrentLayer, weights: Weights, embedding: Tensor | None) -> Tensor:
-    """What each symbol contributes to the gates, ``(V, G·H)``, made once for many calls."""
+    """The contribution of each symbol to the gates, ``(V, G·H)``, computed once for many calls."""
     of = () if embedding is None else (embedding,)
     return _once(layer, f"table {_operands()}", of, lambda: _rows(weights, None, embedding).contiguous())
 
 
 def _rows(weights: Weights, symbols: Tensor | None, embedding: Tensor | None) -> Tensor:
-    """W_ih·input + biases of these symbols, or of all, in fp32."""
+    """W_ih·input + biases for these symbols, or for all, in fp32."""
     if embedding is None:
         columns = weights.weight_ih.t() if symbols is None else weights.weight_ih.t()[symbols]
     else:
@@ -188,7 +188,7 @@ def _rows(weights: Weights, symbols: Tensor | None, embedding: Tensor | None) ->
 
 
 def _once(layer: RecurrentLayer, what: str, of: tuple[Tensor, ...], make: Callable[[], Made]) -> Made:
-    """``make()``, or what it made last time if neither the layer's weights nor ``of`` have changed since."""
+    """Return ``make()``, or its cached result if neither the weights of the layer nor ``of`` have changed."""
     tensors = (*of, layer.weight_ih, layer.weight_hh, layer.bias_ih, layer.bias_hh)
     if any(tensor.is_inference() for tensor in tensors):
         return make()

@@ -7,8 +7,8 @@ Memory kept for the backward pass, in bytes per character and layer, with s = 4 
     gru, reset before    5·H·s              h, r∘h; r, z, n
     lstm                 5·H·s + 4·H        h; i, f, g, o; and c in fp32
 
-It is taken from a pool and used again by the next training step. Layers above the first also hold their input's
-products, G·H·s. H counts as rounded up to a multiple of 32: units beyond are padding, zero and staying so.
+It comes from the activation memory pool, and the next training step reuses it. Layers above the first also hold the products
+of their input, G·H·s. H is rounded up to a multiple of 32: the extra units are padding and stay zero.
 
     T time steps    B streams    H hidden units    G gates    V symbols
 """
@@ -29,14 +29,14 @@ from charlm.threads import kernel_threads
 
 GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3, "gru_reset_before": 3}
 SLOTS = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 4, "gru_reset_before": 3}
-_INPUT_SLOTS = {"gru": (0, 1, 3)}  # elsewhere input and hidden side share their gradients
+_INPUT_SLOTS = {"gru": (0, 1, 3)}  # in other cells the input and hidden side share their gradients
 
 
 def bytes_kept(kind: str, H: int, layers: int, V: int, size: int) -> int:
-    """What a training step keeps per character, in bytes: the formula at the top of this page, and the output layer's part.
+    """Bytes per character that a training step keeps: the formula at the top of this module, plus the output layer.
 
     Args:
-        size: of an operand, 4 (fp32) or 2 (bf16) bytes.
+        size: bytes of an operand, 4 (fp32) or 2 (bf16).
     """
     H, G = rounded_up(H), GATES[kind]
     numbers = {"rnn_tanh": 2, "rnn_relu": 2}.get(kind, 5) * H
@@ -46,7 +46,7 @@ def bytes_kept(kind: str, H: int, layers: int, V: int, size: int) -> int:
 
 
 class Recurrence(torch.autograd.Function):
-    """h and c of all steps from the gates' inputs. See :func:`run_layer`."""
+    """h and c of all steps from the inputs of the gates (``run_layer`` in ``layer.h``)."""
 
     @staticmethod
     def forward(
@@ -96,7 +96,7 @@ class Recurrence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_outputs: Tensor | None, d_h: Tensor | None, d_c: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients of x, weight_hh, b_n, h and c."""
-        outputs, _carried, kept, rh, weights, ids, call = ctx.kept  # all that the call points at
+        outputs, _carried, kept, rh, weights, ids, call = ctx.kept  # keeps the memory of `call` alive
         ctx.kept = None
         kind, (T, B) = ctx.kind, kept.shape[:2]
         H, G, S = outputs.shape[2], GATES[kind], SLOTS[kind]
@@ -127,7 +127,7 @@ class Recurrence(torch.autograd.Function):
 
 
 def sum_by_id(d: Tensor, ids: Tensor, V: int, H: int, slots: tuple[int, ...]) -> Tensor:
-    """For each id the sum of d's rows ``(N, S·H)`` where it stands, of the blocks ``slots``: ``(V, G·H)`` in fp32."""
+    """For each id, sum the rows of d ``(N, S·H)`` at its positions, blocks ``slots`` only: ``(V, G·H)`` in fp32."""
     sums = torch.zeros(V, len(slots) * H)
     order = (ctypes.c_int64 * len(slots))(*slots)
     call = SumById(

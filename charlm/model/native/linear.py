@@ -1,6 +1,6 @@
-"""Linear layers in C++. Sums have a fixed order: the result has the same bits for any number of threads.
+"""Linear layers in C++. Sums have a fixed order, so results are bit-identical for any number of threads.
 
-PyTorch's matrix products divide long sums between threads, so their last bits depend on how many there are.
+PyTorch divides long sums of matrix products between threads, so their last bits depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from charlm.model.native.memory import POOL
 from charlm.threads import kernel_threads
 
 PANEL = 32
-"""Columns of a product are counted in panels of so many (``products.h``)."""
+"""Columns in a panel (``vectors.h``)."""
 
 _DEPTH = 512
-"""Positions of a weight gradient that are packed at a time."""
+"""Maximum number of positions of a weight gradient that are packed together."""
 
 
 def rounded_up(size: int) -> int:
-    """To whole panels."""
+    """Round up to whole panels."""
     return -(-size // PANEL) * PANEL
 
 
@@ -34,7 +34,7 @@ class Packed(NamedTuple):
 
     Attributes:
         forward: for A·Wᵀ.
-        backward: for A·W; ``None`` where no gradient is wanted.
+        backward: for A·W; ``None`` if no gradient is needed.
     """
 
     forward: Tensor
@@ -42,11 +42,11 @@ class Packed(NamedTuple):
 
 
 def pack(matrix: Tensor, dtype: torch.dtype, *, gates: int = 1, depth: int | None = None, backward: bool) -> Packed:
-    """Pack a matrix ``(N, K)`` for A·Wᵀ, and if asked for also for A·W, which the backward pass needs.
+    """Pack a matrix ``(N, K)`` for A·Wᵀ and, with ``backward``, also for A·W in the backward pass.
 
     Args:
-        gates: blocks of rows whose panels alternate.
-        depth: K of the product A·W where it is more than N: the rest is zeros.
+        gates: number of blocks of rows whose panels are interleaved.
+        depth: K of the product A·W, if larger than N; the rest is filled with zeros.
     """
     matrix = matrix.detach().float().contiguous()
     N, K = matrix.shape
@@ -64,7 +64,7 @@ def product(a: Tensor, packed: Tensor, N: int, out_dtype: torch.dtype, bias: Ten
     """A·W + bias, ``(rows, N)``.
 
     Args:
-        a: ``(rows, K)`` in fp32 or bf16, the type that W was packed in.
+        a: ``(rows, K)`` in the type of the packed W, fp32 or bf16.
         packed: W, from :func:`pack`.
         out_dtype: fp32, or the type of ``a``.
         bias: ``(N,)`` in fp32.
@@ -81,12 +81,12 @@ def product(a: Tensor, packed: Tensor, N: int, out_dtype: torch.dtype, bias: Ten
 
 
 def weight_gradient(a: Tensor, b: Tensor, dtype: torch.dtype, *, sums: bool = False) -> tuple[Tensor, Tensor | None]:
-    """Aᵀ·B ``(M, N)`` in fp32, and the sums of A's columns ``(M,)`` if asked for: the gradients of a weight and its bias.
+    """Gradients of a weight and its bias: Aᵀ·B ``(M, N)`` in fp32 and, with ``sums``, the column sums of A ``(M,)``.
 
     Args:
-        a: ``(K, M)``, fp32 or ``dtype``; M a multiple of 32; rows may lie apart.
+        a: ``(K, M)``, fp32 or ``dtype``; M a multiple of 32; any row stride.
         b: ``(K, N)``, likewise.
-        dtype: of the product's operands.
+        dtype: type of the operands of the product.
     """
     (K, M), N = a.shape, b.shape[1]
     depth = min(_DEPTH, rounded_up(K))
@@ -131,7 +131,7 @@ def linear(a: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype, out_dtyp
         a: ``(…, K)``.
         weight: ``(N, K)`` in fp32, N a multiple of 32.
         bias: ``(N,)`` in fp32.
-        dtype: of the product's operands, fp32 or bf16.
+        dtype: type of the operands of the product, fp32 or bf16.
         out_dtype: fp32, or ``dtype``.
     """
     rows = a.reshape(-1, a.shape[-1])

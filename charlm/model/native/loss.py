@@ -1,4 +1,4 @@
-"""Output layer and cross-entropy in C++: logits exist for 32 rows at a time, and the gradients are made in the same pass."""
+"""Output layer and cross-entropy in C++: one pass computes 32 rows of logits at a time, and their gradients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from charlm.model.native.memory import POOL
 from charlm.threads import kernel_threads
 
 _GRADIENTS_AT_ONCE = 1 << 24
-"""Numbers of d_logits held at a time."""
+"""Maximum number of elements of d_logits in memory."""
 
 
 class OutputLoss(torch.autograd.Function):
@@ -29,7 +29,7 @@ class OutputLoss(torch.autograd.Function):
         Args:
             features: ``(N, H)`` in fp32 or bf16, H a multiple of 32.
             weight: ``(V, H)``.
-            targets: ``(N,)``, negative ones not scored.
+            targets: ``(N,)``; negative targets are not scored.
         """
         (N, H), (V, _) = features.shape, weight.shape
         dtype, padded = features.dtype, rounded_up(V)
@@ -55,7 +55,7 @@ class OutputLoss(torch.autograd.Function):
             d_weight += weight_gradient(d_logits, features[part], dtype)[0][:V]
             d_bias += d_biases.sum(0)[:V]
         ctx.kept = (d_features, d_weight, d_bias)
-        return nats.new_tensor(nats.numpy().sum())  # in one order, unlike PyTorch's sum of many
+        return nats.new_tensor(nats.numpy().sum())  # in a fixed order, unlike the sum of PyTorch
 
     @staticmethod
     def backward(ctx: Any, d_nats: Tensor) -> tuple[Tensor | None, ...]:
@@ -65,7 +65,7 @@ class OutputLoss(torch.autograd.Function):
 
 
 def cross_entropy(features: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
-    """See :class:`charlm.model.engines.Engine`; ``dtype`` is that of the products' operands."""
+    """See :class:`charlm.model.engines.Engine`; ``dtype``: type of the operands of products."""
     if not torch.is_grad_enabled():
         nats = nll(features, weight, bias, targets, dtype)
         return nats.new_tensor(nats.numpy().sum())
@@ -74,7 +74,7 @@ def cross_entropy(features: Tensor, weight: Tensor, bias: Tensor, targets: Tenso
 
 
 def nll(features: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
-    """See :class:`charlm.model.engines.Engine`; ``dtype`` is that of the products' operands."""
+    """See :class:`charlm.model.engines.Engine`; ``dtype``: type of the operands of products."""
     features, weight = _padded(features, weight, dtype)
     (N, H), V = features.shape, len(weight)
     features, targets, bias = features.contiguous(), targets.contiguous(), bias.detach().contiguous()
@@ -89,7 +89,7 @@ def nll(features: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, dtype: 
 
 
 def _padded(features: Tensor, weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Both with H rounded up to whole panels."""
+    """Pad H of both to whole panels."""
     if missing := rounded_up(features.shape[1]) - features.shape[1]:
         features, weight = F.pad(features, (0, missing)), F.pad(weight, (0, missing))
     return features.to(dtype), weight

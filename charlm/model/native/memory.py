@@ -1,4 +1,4 @@
-"""Memory that is used again: the activations of a training step are as large as those of the step before."""
+"""The activation memory pool: each training step reuses the memory of the step before."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Block = np.ndarray[tuple[int], np.dtype[np.uint8]]
 
 
 class Pool:
-    """Hands out tensors and takes their memory back when the last of them, or of their views, is gone.
+    """Allocates tensors and reuses their memory once no tensor or view refers to it.
 
-    Fresh memory costs a page fault per 4 KiB, which for a recurrent layer's activations takes as long as the arithmetic.
+    New memory costs a page fault per 4 KiB. For the activations of a recurrent layer this takes as long as the arithmetic.
     """
 
     def __init__(self) -> None:
@@ -28,13 +28,13 @@ class Pool:
         self._lent: dict[int, tuple[weakref.ref[memoryview], Block]] = {}
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A tensor with whatever its memory last held."""
+        """Return an uninitialised tensor."""
         count = math.prod(shape)
         size = max(1, count) * dtype.itemsize
         fits = bisect_left(self._free, size, key=len)
-        # Steps of another length take what there is, if that is not much too large.
+        # A step of another length reuses a larger block, up to twice the size it needs.
         block = self._free.pop(fits) if fits < len(self._free) and len(self._free[fits]) <= 2 * size else _aligned(size)
-        # PyTorch holds `view` for as long as it holds the memory; when `view` goes, the block waits for its next user.
+        # PyTorch keeps `view` alive as long as it uses the memory. When `view` is collected, the block returns to the pool.
         view = memoryview(block.data)
         lent = weakref.ref(view, self._back)
         self._lent[id(lent)] = (lent, block)

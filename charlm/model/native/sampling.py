@@ -1,6 +1,6 @@
-"""Writes characters in C++: all layers, output layer and draw for a block of characters in one call.
+"""Generates characters in C++: all layers, output layer and draw for a block of characters in one call.
 
-N streams side by side    L layers    H hidden units    G gates    V symbols
+N parallel streams    L layers    H hidden units    G gates    V symbols
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 
 
 _ALONE = 1 << 22
-"""Bytes of weights up to which one thread writes one stream alone: a character takes it microseconds, and threads that meet
-for each character lose far more than they gain as soon as anything else runs on the machine."""
+"""Up to this many bytes of weights, one thread generates a single stream. A character takes microseconds, and threads that
+synchronise for each character lose more than they gain on a busy machine."""
 
 
 class Writer:
-    """Goes on writing N streams from where a prompt has left them.
+    """Continues N streams after a prompt.
 
     Args:
         model: on a CPU.
-        logits: ``(N, V)`` of the next character.
+        logits: ``(N, V)`` for the next character.
         state: each ``(L, N, H)``.
         temperature, top_k, top_p: see :class:`charlm.sampling.SamplingParams`.
         banned: ids that are never drawn.
-        dtype: of the products' operands.
+        dtype: type of the operands of products.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Writer:
             self._logits = F.pad(logits.float(), (0, padded - V)).contiguous()
             bias = F.pad(model.output_bias, (0, padded - V))
             table = table_of(layers[0], weights[0], model.embedding)
-            self._h = torch.zeros(len(layers) * 2 + 1 + SLOTS[which], N, H, dtype=dtype)  # and a step's r∘h and gates
+            self._h = torch.zeros(len(layers) * 2 + 1 + SLOTS[which], N, H, dtype=dtype)  # and r∘h and gates of a step
             self._h[: 2 * len(layers) : 2] = F.pad(state[0], (0, missing))
             self._sum = torch.zeros(N, H, dtype=dtype)
             self._carried = F.pad(state[-1].float(), (0, missing)).contiguous()
@@ -80,7 +80,7 @@ class Writer:
         below = addresses([None, *(packed.forward for packed in inputs)])
         biases = addresses([w.bias for w in weights])
         b_n = addresses([w.b_n for w in weights])
-        self._keep = (weights, inputs, output, bias, table, forbidden, recurrent, below, biases, b_n)  # as long as the call
+        self._keep = (weights, inputs, output, bias, table, forbidden, recurrent, below, biases, b_n)  # C++ reads this memory
         matrices = [*(w.packed for w in weights if w.packed is not None), *inputs]
         read_per_step = sum(matrix.forward.numel() for matrix in matrices) * dtype.itemsize
         self._is_alone = N == 1 and read_per_step <= _ALONE
@@ -96,7 +96,7 @@ class Writer:
 
     @property
     def is_nonfinite(self) -> bool:
-        """Whether something was drawn from logits that were NaN or infinite; what was drawn then means nothing."""
+        """Whether a logit was NaN or infinite; the characters drawn are then invalid."""
         return bool(self._nonfinite.any())
 
     def write(self, uniforms: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""Memory that is used again: never too early, and without anybody noticing."""
+"""The activation memory pool: it never reuses memory too early, and callers notice nothing."""
 
 from __future__ import annotations
 

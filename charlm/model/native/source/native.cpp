@@ -41,7 +41,7 @@ PUBLIC int64_t charlm_sizeof(const char* structure) {
 // The number of values of a shared enumeration; 0 for an unknown name.
 PUBLIC int64_t charlm_count(const char* enumeration) {
     if (!strcmp(enumeration, "Kind")) return KIND_COUNT;
-    if (!strcmp(enumeration, "Rule")) return RMSPROP + 1;  // RMSPROP is the last
+    if (!strcmp(enumeration, "Rule")) return RULE_COUNT;
     return 0;
 }
 

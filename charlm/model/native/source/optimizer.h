@@ -10,7 +10,7 @@
 
 namespace charlm {
 
-enum Rule : int64_t { SGD, ADAM, ADAMW, RMSPROP };
+enum Rule : int64_t { SGD, ADAM, ADAMW, RMSPROP, RULE_COUNT };
 
 struct Update {
     int64_t rule, threads, count;  // of tensors
