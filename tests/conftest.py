@@ -218,8 +218,8 @@ def naive_layer(
     """One recurrent layer in NumPy, gate by gate and step by step, independent of charlm's code.
 
     Args:
-        cell: ``rnn_tanh``, ``rnn_relu``, ``gru``, ``gru_reset_before`` or ``lstm``.
-        weights: ``weight_ih``, ``weight_hh``, ``bias_ih``, ``bias_hh`` in PyTorch's gate order.
+        cell: the name of a form, such as ``rnn_tanh`` or ``gru_reset_before``.
+        weights: ``weight_ih``, ``weight_hh``, ``bias_ih``, ``bias_hh`` in PyTorch's gate order, and what else the form has.
         inputs: ``(T, B, D)``.
         state: ``(h,)`` or ``(h, c)``, each ``(B, H)``.
     """
