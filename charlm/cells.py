@@ -77,6 +77,11 @@ class CellEntry:
         return ", ".join(f"{key}: {option_text(value)}" for key, value in self.options.items() if value != option_default(key))
 
     @property
+    def label(self) -> str:
+        """The form in a table, such as ``gru (reset_after: false)``."""
+        return self.cell + (f" ({self.options_text})" if self.options_text else "")
+
+    @property
     def title(self) -> str:
         """The form in a sentence, such as ``GRU with reset_after: false``."""
         return self.cell.upper() + (f" with {self.options_text}" if self.options_text else "")

@@ -67,6 +67,14 @@ def test_the_native_kernels_are_those_of_the_library() -> None:
     assert {entry.kernels["native"] for entry in CELLS if "native" in entry.kernels} == set(KINDS)
 
 
+def test_a_form_is_named_by_what_differs_from_the_default() -> None:
+    """If this fails, two forms of a cell look the same in plans, tables and errors."""
+    gru = [entry for entry in CELLS if entry.cell == "gru"]
+    assert [entry.label for entry in gru] == ["gru", "gru (reset_after: false)"]
+    assert [entry.title for entry in gru] == ["GRU", "GRU with reset_after: false"]
+    assert len({entry.label for entry in CELLS}) == len(CELLS)
+
+
 def test_shapes_are_those_of_pytorch() -> None:
     """If this fails, checkpoints no longer fit, or G, H and D are confused."""
     (lstm,) = (entry for entry in CELLS if entry.name == "lstm")
