@@ -129,6 +129,15 @@ CELLS: tuple[CellEntry, ...] = (
         state=("h", "c"),
         kernels={"torch": "lstm", "native": "lstm"},
     ),
+    CellEntry(
+        name="lstm_peephole",
+        cell="lstm",
+        options={"variant": "peephole"},
+        summary="i, f and o also see the cell state, Gers & Schmidhuber 2000",
+        gates=("i", "f", "g", "o"),
+        state=("h", "c"),
+        parameters={**PYTORCH, "weight_peephole": ("3·H",)},
+    ),
 )
 """Every form of every cell."""
 

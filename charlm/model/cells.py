@@ -58,6 +58,22 @@ def lstm(x: Tensor, state: State, W: Tensor, b: Tensor) -> State:
     return h, c
 
 
+def lstm_peephole(x: Tensor, state: State, W: Tensor, b: Tensor, p: Tensor) -> State:
+    """The LSTM whose gates also see the cell state (Gers & Schmidhuber 2000, "Recurrent nets that time and count").
+
+    i = σ(· + p_i∘c)   f = σ(· + p_f∘c)   g = tanh(·)   o = σ(· + p_o∘c′)      c′ = f∘c + i∘g      h′ = o∘tanh(c′)
+
+    Each peephole is one weight per unit, p (3·H,) in the order i, f, o; the output gate sees the new cell state. The gradient
+    is exact; the original paper truncates it at the peepholes.
+    """
+    h, c = state
+    i, f, g, o = (x + _product(h, W, b)).chunk(4, dim=-1)
+    p_i, p_f, p_o = p.chunk(3)
+    c_next = torch.sigmoid(f + p_f * c) * c + torch.sigmoid(i + p_i * c) * torch.tanh(g)
+    h = torch.sigmoid(o + p_o * c_next) * torch.tanh(c_next)
+    return h, c_next
+
+
 def gru(x: Tensor, state: State, W: Tensor, b: Tensor) -> State:
     """Gated recurrent unit, reset gate after the product (PyTorch's and cuDNN's form). Gates r, z, n.
 
@@ -96,5 +112,5 @@ def _product(h: Tensor, W: Tensor, b: Tensor) -> Tensor:
     return F.linear(h, W, b).to(h.dtype)
 
 
-EQUATIONS: dict[str, Step] = {step.__name__: step for step in (rnn_tanh, rnn_relu, lstm, gru, gru_reset_before)}
+EQUATIONS: dict[str, Step] = {step.__name__: step for step in (rnn_tanh, rnn_relu, lstm, lstm_peephole, gru, gru_reset_before)}
 """Name of a cell's entry → its equations."""

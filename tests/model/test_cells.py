@@ -150,6 +150,18 @@ def test_an_open_forget_gate_passes_the_gradient_unshrunk() -> None:
     torch.testing.assert_close(start.grad, torch.ones_like(start))
 
 
+def test_without_peepholes_it_is_the_lstm() -> None:
+    """If this fails, `variant: peephole` differs from the LSTM in more than its peepholes."""
+    cell, plain = _cell("lstm_peephole"), _cell("lstm")
+    weights, state = _weights(cell), _state(cell)
+    x = torch.randn(B, 4 * H, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    seen = _step(cell, x, state, weights)
+    weights["weight_peephole"].zero_()
+    unseen, expected = _step(cell, x, state, weights), _step(plain, x, state, weights)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(unseen, expected, strict=True))
+    assert not any(torch.allclose(mine, theirs) for mine, theirs in zip(seen, expected, strict=True))
+
+
 # -- cells with other parameters ----------------------------------------------------------------------------------------
 
 
