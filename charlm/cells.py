@@ -138,6 +138,14 @@ CELLS: tuple[CellEntry, ...] = (
         state=("h", "c"),
         parameters={**PYTORCH, "weight_peephole": ("3·H",)},
     ),
+    CellEntry(
+        name="lstm_coupled",
+        cell="lstm",
+        options={"variant": "coupled"},
+        summary="input gate = 1 − forget gate, Greff et al. 2017",
+        gates=("f", "g", "o"),
+        state=("h", "c"),
+    ),
 )
 """Every form of every cell."""
 

@@ -223,7 +223,7 @@ def naive_layer(
         inputs: ``(T, B, D)``.
         state: ``(h,)`` or ``(h, c)``, each ``(B, H)``.
     """
-    gates = {"lstm": 4, "lstm_peephole": 4, "gru": 3, "gru_reset_before": 3}.get(cell, 1)
+    gates = {"lstm": 4, "lstm_peephole": 4, "lstm_coupled": 3, "gru": 3, "gru_reset_before": 3}.get(cell, 1)
     W, U = np.split(weights["weight_ih"], gates), np.split(weights["weight_hh"], gates)
     b, d = np.split(weights["bias_ih"], gates), np.split(weights["bias_hh"], gates)
     h = state[0]
@@ -241,6 +241,11 @@ def naive_layer(
             i, f, g = _sigmoid(a[0] + p[0] * c), _sigmoid(a[1] + p[1] * c), np.tanh(a[2])
             c = f * c + i * g
             h = _sigmoid(a[3] + p[2] * c) * np.tanh(c)
+        elif cell == "lstm_coupled":
+            a = [x @ W[k].T + b[k] + h @ U[k].T + d[k] for k in range(3)]
+            f, g, o = _sigmoid(a[0]), np.tanh(a[1]), _sigmoid(a[2])
+            c = f * c + (1 - f) * g
+            h = o * np.tanh(c)
         elif cell.startswith("gru"):
             r = _sigmoid(x @ W[0].T + b[0] + h @ U[0].T + d[0])
             z = _sigmoid(x @ W[1].T + b[1] + h @ U[1].T + d[1])

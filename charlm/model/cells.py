@@ -74,6 +74,21 @@ def lstm_peephole(x: Tensor, state: State, W: Tensor, b: Tensor, p: Tensor) -> S
     return h, c_next
 
 
+def lstm_coupled(x: Tensor, state: State, W: Tensor, b: Tensor) -> State:
+    """The LSTM whose input gate is 1 − forget gate: it forgets exactly as much as it writes ("CIFG", Greff et al. 2017).
+
+    f = σ(·)   g = tanh(·)   o = σ(·)      c′ = f∘c + (1 − f)∘g      h′ = o∘tanh(c′)
+
+    Gates f, g, o: three quarters of the LSTM's weights. c′ is a mean of c and g, so |c| never grows beyond 1.
+    """
+    h, c = state
+    f, g, o = (x + _product(h, W, b)).chunk(3, dim=-1)
+    f = torch.sigmoid(f)
+    c = f * c + (1 - f) * torch.tanh(g)
+    h = torch.sigmoid(o) * torch.tanh(c)
+    return h, c
+
+
 def gru(x: Tensor, state: State, W: Tensor, b: Tensor) -> State:
     """Gated recurrent unit, reset gate after the product (PyTorch's and cuDNN's form). Gates r, z, n.
 
@@ -112,5 +127,7 @@ def _product(h: Tensor, W: Tensor, b: Tensor) -> Tensor:
     return F.linear(h, W, b).to(h.dtype)
 
 
-EQUATIONS: dict[str, Step] = {step.__name__: step for step in (rnn_tanh, rnn_relu, lstm, lstm_peephole, gru, gru_reset_before)}
+EQUATIONS: dict[str, Step] = {
+    step.__name__: step for step in (rnn_tanh, rnn_relu, lstm, lstm_peephole, lstm_coupled, gru, gru_reset_before)
+}
 """Name of a cell's entry → its equations."""

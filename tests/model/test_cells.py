@@ -162,6 +162,17 @@ def test_without_peepholes_it_is_the_lstm() -> None:
     assert not any(torch.allclose(mine, theirs) for mine, theirs in zip(seen, expected, strict=True))
 
 
+def test_coupled_gates_are_those_of_an_lstm_whose_input_gate_is_1_minus_f() -> None:
+    """If this fails, `variant: coupled` is not the LSTM with i = 1 − f = σ(−f's argument)."""
+    cell, plain = _cell("lstm_coupled"), _cell("lstm")
+    state = _state(cell)
+    x = torch.randn(B, 3 * H, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    found = _step(cell, x, state, _zeros(cell))
+    expected = _step(plain, torch.cat([-x[:, :H], x], dim=-1), state, _zeros(plain))
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-14)
+
+
 # -- cells with other parameters ----------------------------------------------------------------------------------------
 
 
