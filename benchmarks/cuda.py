@@ -214,7 +214,8 @@ def _print(report: Report) -> None:
     print(f"{_size(asdict(report.shape))}; matrix products, GFLOP/s: {', '.join(ceilings)}")
     columns = [
         [row.cell, row.engine, row.precision, f"{row.characters_per_second:,.0f}", f"{row.low:,.0f}–{row.high:,.0f}",
-         f"{row.ratio_to_torch_nn:.2f}", "" if row.share_of_ceiling is None else f"{row.share_of_ceiling:.1%}"]
+         "" if row.ratio_to_torch_nn is None else f"{row.ratio_to_torch_nn:.2f}",
+         "" if row.share_of_ceiling is None else f"{row.share_of_ceiling:.1%}"]
         for row in report.rows
     ]  # fmt: skip
     _table(["cell", "engine", "precision", "characters/s", "spread", "÷ torch.nn fp32", "of ceiling"], columns)

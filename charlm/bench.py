@@ -15,6 +15,7 @@ says if other processes kept the processor busy meanwhile.
 from __future__ import annotations
 
 import itertools
+import math
 import multiprocessing
 import os
 import statistics
@@ -32,11 +33,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from charlm.cells import cell_names, entry_of
 from charlm.config import ModelSection, TrainSection
 from charlm.data.dataset import Text
 from charlm.data.vocabulary import Vocabulary
 from charlm.evaluation.perplexity import CHUNK, carried
-from charlm.model.cells import cell_of
 from charlm.model.engines import ENGINES
 from charlm.model.language_model import LanguageModel
 from charlm.model.native import library
@@ -46,7 +47,7 @@ from charlm.threads import Load, most, use
 from charlm.training.update import Updater
 
 KINDS = ("train", "evaluate", "sample")
-CELLS = ("rnn", "gru", "lstm")
+CELLS = cell_names()
 PRECISIONS = ("fp32", "bf16")
 """On every device; :func:`precisions_on` adds fp16 on a GPU."""
 TORCH_NN = "torch.nn"
@@ -88,8 +89,10 @@ class Shape:
 
         (2 forward, 4 backward.) The first layer's input weights are not multiplied: a one-hot vector only looks them up.
         """
-        G, H = cell_of(cell).gates, self.hidden
-        return 6 * (G * H * H * (2 * self.layers - 1) + H * self.symbols)
+        entry, H = entry_of(section_of(cell, self)), self.hidden
+        matrices = {name: math.prod(shape) for name, shape in entry.shapes(H, H).items() if len(shape) > 1}
+        looked_up = sum(size for name, size in matrices.items() if "D" in entry.parameters[name])
+        return 6 * (sum(matrices.values()) * self.layers - looked_up + H * self.symbols)
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ class Row(Configuration):
         characters_per_second: the median over the repetitions.
         low, high: the slowest and the fastest repetition.
         share_of_ceiling: of training: the operations it needs per second, as a share of the best matrix product's.
-        ratio_to_torch_nn: how many times as fast as torch.nn in fp32.
+        ratio_to_torch_nn: how many times as fast as torch.nn in fp32; ``None``: torch.nn does not have the cell.
         peak_memory_bytes: see :func:`peak_memory`; ``None``: not measured.
     """
 
@@ -160,7 +163,7 @@ class Row(Configuration):
     high: float
     repetitions: int
     share_of_ceiling: float | None
-    ratio_to_torch_nn: float
+    ratio_to_torch_nn: float | None
     peak_memory_bytes: int | None
 
 
@@ -198,7 +201,7 @@ def precisions_on(device: torch.device) -> tuple[str, ...]:
 
 
 def plan(sweep: Sweep, device: torch.device) -> tuple[list[Configuration], list[NotRun]]:
-    """What the sweep consists of here, and what is left out. torch.nn in fp32, which ratios refer to, is always in."""
+    """What the sweep consists of here, and what is left out. torch.nn in fp32, which ratios refer to, is in for its cells."""
     planned: list[Configuration] = []
     left_out: dict[NotRun, None] = {}  # in order, each once
     for kind, cell in itertools.product(sweep.kinds, sweep.cells):
@@ -210,6 +213,9 @@ def plan(sweep: Sweep, device: torch.device) -> tuple[list[Configuration], list[
                 left_out[NotRun(cell, engine, precision, reason)] = None
             else:
                 planned.append(Configuration(kind, cell, engine, precision))
+        if reason := _not_in_torch_nn(cell, sweep.shape):
+            left_out[NotRun(cell, TORCH_NN, "fp32", reason)] = None
+            continue
         for precision in precisions_on(device):
             wanted = kind == "train" and precision in precisions and not _why_not(sweep, cell, TORCH_NN, precision, device)
             if wanted or precision == "fp32":
@@ -224,6 +230,11 @@ def _why_not(sweep: Sweep, cell: str, engine: str, precision: str, device: torch
         chosen, reason = resolve_precision("auto", device, engine)
         return None if chosen == "bf16" else reason
     return None
+
+
+def _not_in_torch_nn(cell: str, shape: Shape) -> str | None:
+    entry = entry_of(section_of(cell, shape))
+    return None if "torch" in entry.kernels else f"PyTorch has no {entry.title}"
 
 
 def bench(sweep: Sweep, device: torch.device, *, memory: bool = False, progress: Progress | None = None) -> Report:
@@ -254,13 +265,13 @@ def bench(sweep: Sweep, device: torch.device, *, memory: bool = False, progress:
 
     def row(about: Configuration) -> Row:
         speed = speeds[about]
-        torch_nn = speeds[Configuration(about.kind, about.cell, TORCH_NN, "fp32")]
+        torch_nn = speeds.get(Configuration(about.kind, about.cell, TORCH_NN, "fp32"))
         flop = sweep.shape.flop_per_character(about.cell)
         return Row(
             about.kind, about.cell, about.engine, about.precision,
             characters_per_second=speed.median, low=speed.low, high=speed.high, repetitions=sweep.repetitions,
             share_of_ceiling=speed.median * flop / ceilings[about.precision] if about.kind == "train" else None,
-            ratio_to_torch_nn=speed.median / torch_nn.median,
+            ratio_to_torch_nn=None if torch_nn is None else speed.median / torch_nn.median,
             peak_memory_bytes=peak_memory(about, sweep.shape, device, threads) if memory else None,
         )  # fmt: skip
 
@@ -528,8 +539,7 @@ class _TorchNN(nn.Module):
     def __init__(self, cell: str, shape: Shape) -> None:
         super().__init__()
         self.symbols = shape.symbols
-        kind = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}[cell]
-        self.recurrent = kind(shape.symbols, shape.hidden, shape.layers)
+        self.recurrent = getattr(nn, cell.upper())(shape.symbols, shape.hidden, shape.layers)
         self.output = nn.Linear(shape.hidden, shape.symbols)
 
     def forward(self, ids: Tensor, state: Any) -> tuple[Tensor, Any]:

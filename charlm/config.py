@@ -30,7 +30,9 @@ from pydantic import (
     model_validator,
 )
 from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, core_schema
 
+from charlm import cells
 from charlm.errors import RecipeError, UsageError
 from charlm.optimizers import OPTIMIZERS
 from charlm.resources import shipped_files
@@ -129,6 +131,20 @@ def _read_by(key: str) -> str:
     return _listed(name for table in (OPTIMIZERS, SCHEDULES) for name, entry in table.items() if key in entry.keys)
 
 
+@dataclass(frozen=True)
+class OneOf:
+    """The allowed values of a text field, from a table; pydantic treats it as a ``Literal``, which needs them in the source."""
+
+    values: tuple[str, ...]
+
+    def __get_pydantic_core_schema__(self, _source: object, _handler: object) -> CoreSchema:
+        return core_schema.literal_schema(list(self.values))
+
+
+def _option(key: str) -> OneOf:
+    return OneOf(tuple(map(str, cells.option_values(key))))
+
+
 class Section(BaseModel):
     """A part of a recipe: unknown keys are errors, values are strictly typed."""
 
@@ -191,8 +207,13 @@ def check_split(split: Sequence[float]) -> None:
 class ModelSection(Section):
     """The network: layers of one recurrent cell between an input lookup and an output layer."""
 
-    cell: Annotated[Literal["rnn", "gru", "lstm"], Field(json_schema_extra=FIXED)] = "lstm"
+    cell: Annotated[str, OneOf(cells.cell_names()), Field(json_schema_extra=FIXED)] = "lstm"
     """The recurrence."""
+    variant: Annotated[
+        str,
+        _option("variant"),
+        Field(description=f"Form of {cells.option_help('variant')}.", json_schema_extra=FIXED),
+    ] = "vanilla"
     hidden: Annotated[int, Field(ge=1, le=MAX_WIDTH, json_schema_extra=FIXED)] = 512
     """Hidden units H of each layer."""
     layers: Annotated[int, Field(ge=1, le=MAX_LAYERS, json_schema_extra=FIXED)] = 1
@@ -211,7 +232,7 @@ class ModelSection(Section):
     """How many of its own past outputs the last layer can look at, one attention head (Merity 2019); 0: none."""
     engine: Literal["auto", "reference", "torch", "native"] = "auto"
     """What executes the cell: `reference` (readable), `torch` (PyTorch's fused kernels), `native` (ours, CPU), or `auto`."""
-    nonlinearity: Annotated[Literal["tanh", "relu"], Field(json_schema_extra=FIXED)] = "tanh"
+    nonlinearity: Annotated[str, _option("nonlinearity"), Field(json_schema_extra=FIXED)] = "tanh"
     """Of `cell: rnn` only."""
     reset_after: Annotated[bool, Field(json_schema_extra=FIXED)] = True
     """Of `cell: gru` only: apply the reset gate after the recurrent product (PyTorch, cuDNN) or before it (Cho et al. 2014)."""
@@ -228,14 +249,20 @@ class ModelSection(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelSection:
-        if self.engine == "torch" and self.cell == "gru" and not self.reset_after:
-            raise ValueError("engine: torch has no GRU with reset_after: false; use engine: auto or reference")
+        for key in cells.option_keys():
+            owners, is_default = cells.cells_with(key), getattr(self, key) == cells.option_default(key)
+            # Recipes and checkpoints of other cells have always been allowed to contain reset_after: false.
+            if not is_default and self.cell not in owners and key != "reset_after":
+                raise ValueError(f"{key} belongs to cell: {' or '.join(owners)}, not to cell: {self.cell}")
+        entry = cells.entry_of(self)
+        if self.engine not in ("auto", "reference", *entry.kernels):
+            raise ValueError(f"engine: {self.engine} has no {entry.title}; use engine: auto or reference")
+        if self.weight_drop and "weight_hh" not in entry.parameters:
+            raise ValueError(f"weight_drop drops weights of weight_hh, which the {entry.title} does not have; remove it")
         if self.input == "one-hot" and (self.tied or self.embedding or self.input_dropout):
             raise ValueError("tied, embedding and input_dropout need an embedding; remove input: one-hot")
         if self.tied and self.embedding not in (None, self.hidden):
             raise ValueError(f"tied: true needs embedding = hidden, found {self.embedding} and {self.hidden}")
-        if self.nonlinearity != "tanh" and self.cell != "rnn":
-            raise ValueError(f"nonlinearity belongs to cell: rnn, not to cell: {self.cell}")
         return self
 
 

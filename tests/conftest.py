@@ -218,12 +218,12 @@ def naive_layer(
     """One recurrent layer in NumPy, gate by gate and step by step, independent of charlm's code.
 
     Args:
-        cell: ``rnn_tanh``, ``rnn_relu``, ``gru``, ``gru_reset_before`` or ``lstm``.
-        weights: ``weight_ih``, ``weight_hh``, ``bias_ih``, ``bias_hh`` in PyTorch's gate order.
+        cell: the name of a form, such as ``rnn_tanh`` or ``gru_reset_before``.
+        weights: ``weight_ih``, ``weight_hh``, ``bias_ih``, ``bias_hh`` in PyTorch's gate order, and what else the form has.
         inputs: ``(T, B, D)``.
         state: ``(h,)`` or ``(h, c)``, each ``(B, H)``.
     """
-    gates = {"lstm": 4, "gru": 3, "gru_reset_before": 3}.get(cell, 1)
+    gates = {"lstm": 4, "lstm_peephole": 4, "lstm_coupled": 3, "gru": 3, "gru_reset_before": 3}.get(cell, 1)
     W, U = np.split(weights["weight_ih"], gates), np.split(weights["weight_hh"], gates)
     b, d = np.split(weights["bias_ih"], gates), np.split(weights["bias_hh"], gates)
     h = state[0]
@@ -234,6 +234,17 @@ def naive_layer(
             a = [x @ W[k].T + b[k] + h @ U[k].T + d[k] for k in range(4)]
             i, f, g, o = _sigmoid(a[0]), _sigmoid(a[1]), np.tanh(a[2]), _sigmoid(a[3])
             c = f * c + i * g
+            h = o * np.tanh(c)
+        elif cell == "lstm_peephole":
+            a = [x @ W[k].T + b[k] + h @ U[k].T + d[k] for k in range(4)]
+            p = weights["weight_peephole"].reshape(3, -1)
+            i, f, g = _sigmoid(a[0] + p[0] * c), _sigmoid(a[1] + p[1] * c), np.tanh(a[2])
+            c = f * c + i * g
+            h = _sigmoid(a[3] + p[2] * c) * np.tanh(c)
+        elif cell == "lstm_coupled":
+            a = [x @ W[k].T + b[k] + h @ U[k].T + d[k] for k in range(3)]
+            f, g, o = _sigmoid(a[0]), np.tanh(a[1]), _sigmoid(a[2])
+            c = f * c + (1 - f) * g
             h = o * np.tanh(c)
         elif cell.startswith("gru"):
             r = _sigmoid(x @ W[0].T + b[0] + h @ U[0].T + d[0])
@@ -247,7 +258,7 @@ def naive_layer(
             a0 = x @ W[0].T + b[0] + h @ U[0].T + d[0]
             h = np.tanh(a0) if cell == "rnn_tanh" else np.maximum(a0, 0)
         outputs.append(h)
-    return np.stack(outputs), (h, c) if cell == "lstm" else (h,)
+    return np.stack(outputs), (h, c) if cell.startswith("lstm") else (h,)
 
 
 def naive_model(model: Any, ids: np.ndarray) -> np.ndarray:
@@ -264,12 +275,14 @@ def naive_model(model: Any, ids: np.ndarray) -> np.ndarray:
         cell = f"rnn_{section.nonlinearity}"
     elif cell == "gru" and not section.reset_after:
         cell = "gru_reset_before"
+    elif section.variant != "vanilla":
+        cell = f"{cell}_{section.variant}"
     rows = weights["embedding"] if "embedding" in weights else np.eye(model.vocabulary_size)
     values = rows[ids]
     for number in range(section.layers):
         own = {name.rpartition(".")[2]: weight for name, weight in weights.items() if name.startswith(f"layers.{number}.")}
         zero = np.zeros((ids.shape[1], section.hidden))
-        values, _ = naive_layer(cell, own, values, (zero, zero) if cell == "lstm" else (zero,))
+        values, _ = naive_layer(cell, own, values, (zero, zero) if cell.startswith("lstm") else (zero,))
     output = weights["embedding"] if section.tied else weights["output_weight"]
     return values @ output.T + weights["output_bias"]
 

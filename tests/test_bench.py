@@ -5,11 +5,12 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
-from charlm import bench
+from charlm import bench, cells
 from charlm.bench import Configuration, Shape, Sweep
 from charlm.evaluation import perplexity
 from charlm.model.engines import ENGINES
@@ -160,6 +161,19 @@ def test_an_engine_that_cannot_run_is_named_once(monkeypatch: pytest.MonkeyPatch
     planned, left_out = bench.plan(Sweep(shape=TINY, cells=["gru"], engines=["torch"], precisions=["fp32"]), CPU)
     assert {about.engine for about in planned} == {bench.TORCH_NN}
     assert left_out == [bench.NotRun("gru", "torch", "fp32", "no gru today")]
+
+
+def test_a_cell_that_pytorch_does_not_have_is_timed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failing would mean that a cell without kernels cannot be timed, or is compared with another cell of torch.nn."""
+    monkeypatch.setattr(cells, "CELLS", tuple(replace(entry, kernels={}) for entry in cells.CELLS))
+    sweep = Sweep(shape=TINY, kinds=["train"], cells=["lstm"], precisions=["fp32"], repetitions=1, seconds=0.0)
+    monkeypatch.setattr(bench, "_product_sizes", lambda device: [(8, 8, 8)])
+    report = bench.bench(sweep, CPU)
+    assert [(row.engine, row.ratio_to_torch_nn) for row in report.rows] == [("reference", None)]
+    assert {about.engine: about.reason for about in report.not_run} == {
+        "native": "the native engine has no kernel for the LSTM", "torch": "PyTorch has no LSTM",
+        bench.TORCH_NN: "PyTorch has no LSTM",
+    }  # fmt: skip
 
 
 def test_ceilings_are_measured_once_and_shares_refer_to_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,6 +77,16 @@ def test_another_cell_leaves_the_options_of_the_first_behind(tmp_path: Path, how
     ]
 
 
+def test_a_variant_is_left_behind_too(tmp_path: Path) -> None:
+    """Failing would mean that a recipe with `variant: peephole` cannot be compared with a GRU."""
+    path = tmp_path / "peephole.yaml"
+    path.write_text("corpus: t.txt\nmodel: {variant: peephole}\n", encoding="utf-8")
+    models = [candidate.load().recipe.model for candidate in candidates([str(path)], cells=["lstm", "gru"])]
+    assert [(model.cell, model.variant) for model in models] == [("lstm", "peephole"), ("gru", "vanilla")]
+    names = [candidate.name for candidate in candidates(["shakespeare"], vary=["model.variant=vanilla,peephole"])]
+    assert names == ["shakespeare-variant=vanilla", "shakespeare-variant=peephole"]
+
+
 def test_varied_values_are_yaml() -> None:
     """Failing would mean that a split, null or a number cannot be varied."""
     assert variations("data.split=[0.9, 0.1, 0],[10,5,0]") == ["data.split=[0.9, 0.1, 0]", "data.split=[10, 5, 0]"]

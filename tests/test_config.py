@@ -120,6 +120,8 @@ def test_wrong_types_and_ranges_are_refused(raw: dict[str, Any]) -> None:
         ({"model": {"tied": True, "input": "one-hot"}}, "need an embedding"),
         ({"model": {"tied": True, "hidden": 8, "embedding": 4}}, "embedding = hidden, found 4 and 8"),
         ({"model": {"cell": "lstm", "nonlinearity": "relu"}}, "nonlinearity belongs to cell: rnn"),
+        ({"model": {"cell": "gru", "variant": "peephole"}}, "variant belongs to cell: lstm, not to cell: gru"),
+        ({"model": {"variant": "peephole", "engine": "native"}}, "engine: native has no LSTM with variant: peephole"),
         ({"train": {"epochs": 1, "total_steps": 5}}, "epochs and total_steps"),
         ({"train": {"batching": "windows", "drop_last": True}}, "belong to batching: streams"),
     ],

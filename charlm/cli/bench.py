@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from charlm.cells import cell_names
 from charlm.cli.console import json_line, out, size, still_bar, table, wrapped
 from charlm.errors import UsageError
 
@@ -24,7 +25,9 @@ def bench(
     only: Annotated[
         list[str] | None, typer.Option(metavar="KIND", help="train, evaluate or sample.", show_default="all")
     ] = None,
-    cells: Annotated[list[str] | None, typer.Option(metavar="CELLS", help="rnn, gru or lstm.", show_default="all")] = None,
+    cells: Annotated[
+        list[str] | None, typer.Option(metavar="CELLS", help=f"From {', '.join(cell_names())}.", show_default="all")
+    ] = None,
     engines: Annotated[list[str] | None, typer.Option(metavar="ENGINES", help="Beside torch.nn.", show_default="all")] = None,
     precisions: Annotated[
         list[str] | None,
@@ -114,7 +117,7 @@ def _print_kind(kind: str, rows: Sequence[Row], memory: bool) -> None:
     headers = ["cell", "engine", "precision", "characters/s", "spread", "÷ torch.nn fp32"]
     cells = [
         [row.cell, row.engine, row.precision, f"{row.characters_per_second:,.0f}", f"{row.low:,.0f}–{row.high:,.0f}",
-         f"{row.ratio_to_torch_nn:.2f}"]
+         "" if row.ratio_to_torch_nn is None else f"{row.ratio_to_torch_nn:.2f}"]
         for row in rows
     ]  # fmt: skip
     if kind == "train":

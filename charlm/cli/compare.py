@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from charlm.cells import cell_names
 from charlm.cli.console import (
     Live,
     columns,
@@ -52,7 +53,8 @@ class Equal(StrEnum):
 def compare(
     recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Shipped recipes, YAML files, or texts.")],
     cells: Annotated[
-        str | None, typer.Option(metavar="CELLS", help="rnn,gru,lstm or some of them.", show_default="each recipe's own")
+        str | None,
+        typer.Option(metavar="CELLS", help=f"{','.join(cell_names())} or some of them.", show_default="each recipe's own"),
     ] = None,
     vary: Annotated[
         list[str] | None,

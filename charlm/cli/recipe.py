@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from charlm.cells import entry_of
 from charlm.cli.console import out, table
 
 recipe_app = typer.Typer(help="List, show and describe recipes.", no_args_is_help=True)
@@ -24,7 +25,7 @@ def list_() -> None:
         recipe = load_recipe(name).recipe
         model, reported = recipe.model, recipe.reported
         result = f"{reported.metric.replace('_', ' ')} {reported.value:g}" if reported else ""
-        rows.append((name, recipe.corpus, f"{model.layers} × {model.cell} {model.hidden}", result))
+        rows.append((name, recipe.corpus, f"{model.layers} × {entry_of(model).label} {model.hidden}", result))
     table(None, ["recipe", "corpus", "model", "reached"], rows)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from charlm.cells import entry_of
 from charlm.cli.console import (
     Live,
     duration,
@@ -164,7 +165,8 @@ def _introduce(loaded: LoadedRecipe, begun: Started) -> None:
         ("vocabulary", f"{len(dataset.vocabulary)} {symbols}"
                        + "".join(f"; {number:,} unknown in {name}" for name, number in unknown.items())),
         ("split", ", ".join(splits)),
-        ("model", f"{model.layers} × {model.cell} of {model.hidden}, dropout {model.dropout:g}: {parameters:,} parameters"),
+        ("model", f"{model.layers} × {entry_of(model).label} of {model.hidden}, dropout {model.dropout:g}: "
+                  f"{parameters:,} parameters"),
         ("engine", f"{resolved.engine} ({resolved.engine_reason})"),
         ("precision", f"{resolved.precision} ({resolved.precision_reason})"),
         ("device", device_name(resolved.device)),

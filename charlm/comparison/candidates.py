@@ -8,13 +8,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from charlm.cells import cells_with, option_default, option_keys, option_text
 from charlm.config import LoadedRecipe, check_key, load_recipe
 from charlm.errors import RecipeError, UsageError
 from charlm.yaml_text import parse_yaml
 
 CELL = "model.cell"
-_OF_ONE_CELL = {"rnn": "model.nonlinearity=tanh", "gru": "model.reset_after=true"}
-"""Cell → its own option at its default: what the other cells get instead of what the recipe says for that cell."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def candidates(
 
     Args:
         recipes: names or paths.
-        cells: ``rnn``, ``gru``, ``lstm``; none: each recipe's own.
+        cells: from :func:`charlm.cells.cell_names`; none: each recipe's own.
         vary: ``KEY=V1,V2,…``; each multiplies the candidates.
         overrides: ``KEY=VALUE``, of all candidates.
 
@@ -86,7 +85,11 @@ def variations(text: str) -> list[str]:
 
 def _candidate(source: str, chosen: Sequence[str], overrides: Sequence[str]) -> Candidate:
     cell = next((override.partition("=")[2].strip('"') for override in chosen if override.startswith(f"{CELL}=")), None)
-    foreign = [default for owner, default in _OF_ONE_CELL.items() if cell not in (None, owner)]
+    foreign = [
+        f"model.{key}={option_text(option_default(key))}"
+        for key in option_keys()
+        if cell is not None and cell not in cells_with(key)
+    ]  # what a recipe says for its own cell holds for no other
     candidate = Candidate("", source, (*overrides, *foreign, *chosen))
     name = "-".join([candidate.load().name, *map(_label, chosen)])
     return Candidate(name, source, candidate.overrides)

@@ -33,7 +33,7 @@ def hidden_states(model: LanguageModel, text: Text, which: str = "h") -> HiddenS
         UsageError: the cell has no such state.
         DivergedError: the states are NaN or infinite.
     """
-    names = model.layers[0].cell.state_names
+    names = model.layers[0].entry.state
     if which not in names:
         raise UsageError(f"{which!r}: a {model.section.cell} has the state {' and '.join(names)}", parameter="which")
     result = np.empty((len(text), model.section.layers, model.section.hidden), dtype=np.float32)

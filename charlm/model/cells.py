@@ -1,11 +1,13 @@
 """The recurrent cells, each written once as its equations: one time step, for B streams at once.
 
 This is the truth that every faster engine is tested against. Read a function beside its textbook: the names are the
-textbook's, the order of the gates is PyTorch's, so that weights move to ``torch.nn`` unchanged.
+textbook's, the order of the gates is PyTorch's, so that weights move to ``torch.nn`` unchanged. Gates and parameters are
+declared in the cell's entry in :mod:`charlm.cells`.
 
     B streams    H hidden units    G gates (RNN 1, GRU 3, LSTM 4)
 
-    x   (B, G·H)   what the input contributes to each gate, W_ih·input + b_ih; computed for all steps beforehand
+    x   (B, G·H)   what the input contributes to each gate, W_ih·input + b_ih; computed for all steps beforehand.
+                   A cell whose entry has no weight_ih receives the input itself, (B, D)
     h   (B, H)     hidden state, the cell's output
     c   (B, H)     the LSTM's cell state
     W   (G·H, H)   recurrent weights W_hh, the gates' blocks on top of each other;   b  (G·H,)  their bias b_hh
@@ -14,7 +16,6 @@ textbook's, the order of the gates is PyTorch's, so that weights move to ``torch
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +24,8 @@ from torch import Tensor
 State = tuple[Tensor, ...]
 """What a cell carries from one step to the next: ``(h,)``, or ``(h, c)`` for the LSTM."""
 
-Step = Callable[[Tensor, State, Tensor, Tensor], State]
-"""One time step: (x, state, W, b) → next state; its first element is the output."""
+Step = Callable[..., State]
+"""One time step: (x, state, then the entry's other parameters in order) → next state; its first part is the output."""
 
 
 def rnn_tanh(x: Tensor, state: State, W: Tensor, b: Tensor) -> State:
@@ -53,6 +54,37 @@ def lstm(x: Tensor, state: State, W: Tensor, b: Tensor) -> State:
     h, c = state
     i, f, g, o = (x + _product(h, W, b)).chunk(4, dim=-1)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    h = torch.sigmoid(o) * torch.tanh(c)
+    return h, c
+
+
+def lstm_peephole(x: Tensor, state: State, W: Tensor, b: Tensor, p: Tensor) -> State:
+    """The LSTM whose gates also see the cell state (Gers & Schmidhuber 2000, "Recurrent nets that time and count").
+
+    i = σ(· + p_i∘c)   f = σ(· + p_f∘c)   g = tanh(·)   o = σ(· + p_o∘c′)      c′ = f∘c + i∘g      h′ = o∘tanh(c′)
+
+    Each peephole is one weight per unit, p (3·H,) in the order i, f, o; the output gate sees the new cell state. The gradient
+    is exact; the original paper truncates it at the peepholes.
+    """
+    h, c = state
+    i, f, g, o = (x + _product(h, W, b)).chunk(4, dim=-1)
+    p_i, p_f, p_o = p.chunk(3)
+    c_next = torch.sigmoid(f + p_f * c) * c + torch.sigmoid(i + p_i * c) * torch.tanh(g)
+    h = torch.sigmoid(o + p_o * c_next) * torch.tanh(c_next)
+    return h, c_next
+
+
+def lstm_coupled(x: Tensor, state: State, W: Tensor, b: Tensor) -> State:
+    """The LSTM whose input gate is 1 − forget gate: it forgets exactly as much as it writes ("CIFG", Greff et al. 2017).
+
+    f = σ(·)   g = tanh(·)   o = σ(·)      c′ = f∘c + (1 − f)∘g      h′ = o∘tanh(c′)
+
+    Gates f, g, o: three quarters of the LSTM's weights. c′ is a mean of c and g, so |c| never grows beyond 1.
+    """
+    h, c = state
+    f, g, o = (x + _product(h, W, b)).chunk(3, dim=-1)
+    f = torch.sigmoid(f)
+    c = f * c + (1 - f) * torch.tanh(g)
     h = torch.sigmoid(o) * torch.tanh(c)
     return h, c
 
@@ -95,32 +127,7 @@ def _product(h: Tensor, W: Tensor, b: Tensor) -> Tensor:
     return F.linear(h, W, b).to(h.dtype)
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A recurrence, as the rest of charlm needs to know it.
-
-    Attributes:
-        name: as in a recipe.
-        gates: G, the number of H-high blocks in each weight matrix.
-        step: its equations.
-        state_names: what it carries: ``("h",)`` or ``("h", "c")``.
-    """
-
-    name: str
-    gates: int
-    step: Step
-    state_names: tuple[str, ...] = ("h",)
-
-
-def cell_of(name: str, nonlinearity: str = "tanh", reset_after: bool = True) -> Cell:
-    """Look a cell up. To add one: write its step above and name it here.
-
-    Raises:
-        KeyError: no such cell.
-    """
-    cells = {
-        "rnn": Cell("rnn", 1, rnn_relu if nonlinearity == "relu" else rnn_tanh),
-        "gru": Cell("gru", 3, gru if reset_after else gru_reset_before),
-        "lstm": Cell("lstm", 4, lstm, ("h", "c")),
-    }
-    return cells[name]
+EQUATIONS: dict[str, Step] = {
+    step.__name__: step for step in (rnn_tanh, rnn_relu, lstm, lstm_peephole, lstm_coupled, gru, gru_reset_before)
+}
+"""Name of a cell's entry → its equations."""

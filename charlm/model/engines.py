@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from charlm.cells import entry_of
 from charlm.data.streams import IGNORED
 from charlm.errors import UsageError
-from charlm.model.cells import State
+from charlm.model.cells import EQUATIONS, State
 from charlm.model.native.engine import NativeEngine
 
 if TYPE_CHECKING:
@@ -98,11 +99,14 @@ class ReferenceEngine:
         self, layer: RecurrentLayer, inputs: Tensor, state: State, embedding: Tensor | None, weight_hh: Tensor | None = None
     ) -> tuple[Tensor, State]:
         """See :class:`Engine`."""
-        x = self._input_gates(layer, inputs, embedding).to(state[0].dtype)
-        weight_hh = layer.weight_hh if weight_hh is None else weight_hh
+        step = EQUATIONS[layer.entry.name]
+        x = self._input_gates if "weight_ih" in layer.entry.parameters else self._vectors
+        parameters = {name: getattr(layer, name) for name in layer.entry.step_parameters}
+        if weight_hh is not None:
+            parameters["weight_hh"] = weight_hh
         outputs = []
-        for x_t in x.unbind(0):
-            state = layer.cell.step(x_t, state, weight_hh, layer.bias_hh)
+        for x_t in x(layer, inputs, embedding).to(state[0].dtype).unbind(0):
+            state = step(x_t, state, *parameters.values())
             outputs.append(state[0])
         return torch.stack(outputs), state
 
@@ -121,17 +125,25 @@ class ReferenceEngine:
 
     @staticmethod
     def _input_gates(layer: RecurrentLayer, inputs: Tensor, embedding: Tensor | None) -> Tensor:
-        """W_ih·input + b_ih for all steps at once, ``(T, B, G·H)``.
+        """W_ih·input + b_ih for all steps at once, ``(T, B, G·H)``; a cell may have no b_ih.
 
         For ids it is a lookup: a one-hot vector times a matrix is one of its columns, so the products of all V symbols
         make a table of V rows, from which T·B rows are gathered. (Unless these are fewer: then only they are multiplied.)
         """
         if embedding is not None and not inputs.is_floating_point() and inputs.numel() < len(embedding):
             inputs = F.embedding(inputs, embedding)
+        bias = layer.bias_ih if "bias_ih" in layer.entry.parameters else None
         if inputs.is_floating_point():
-            return F.linear(inputs, layer.weight_ih, layer.bias_ih)
+            return F.linear(inputs, layer.weight_ih, bias)
         columns = layer.weight_ih.t() if embedding is None else F.linear(embedding, layer.weight_ih)
-        return F.embedding(inputs, columns + layer.bias_ih)
+        return F.embedding(inputs, columns if bias is None else columns + bias)
+
+    @staticmethod
+    def _vectors(layer: RecurrentLayer, inputs: Tensor, embedding: Tensor | None) -> Tensor:
+        """The inputs themselves, ``(T, B, D)``, for a cell that has no weight_ih."""
+        if inputs.is_floating_point():
+            return inputs
+        return F.one_hot(inputs, layer.width) if embedding is None else F.embedding(inputs, embedding)
 
 
 class TorchEngine(ReferenceEngine):
@@ -140,10 +152,9 @@ class TorchEngine(ReferenceEngine):
     name = "torch"
 
     def why_not(self, model: ModelSection, device: torch.device) -> str | None:
-        """PyTorch has one form of the GRU."""
-        if model.cell == "gru" and not model.reset_after:
-            return "PyTorch has no GRU with reset_after: false"
-        return None
+        """PyTorch has one form of each cell."""
+        entry = entry_of(model)
+        return None if self.name in entry.kernels else f"PyTorch has no {entry.title}"
 
     def run(
         self, layer: RecurrentLayer, inputs: Tensor, state: State, embedding: Tensor | None, weight_hh: Tensor | None = None
@@ -170,11 +181,8 @@ class TorchEngine(ReferenceEngine):
         """One call of PyTorch's: the outputs, and the state with PyTorch's dimension of layers in front."""
         # In PyTorch's order: has biases, layers, dropout, training, bidirectional, batch first.
         options = (True, 1, 0.0, torch.is_grad_enabled(), False, False)
-        if layer.cell.name == "lstm":
-            outputs, *carried_on = torch.lstm(inputs, carried, weights, *options)
-        else:
-            kernel = {"gru": torch.gru, "rnn_tanh": torch.rnn_tanh, "rnn_relu": torch.rnn_relu}[layer.kernel]
-            outputs, *carried_on = kernel(inputs, carried[0], weights, *options)
+        kernel = getattr(torch, layer.entry.kernels["torch"])
+        outputs, *carried_on = kernel(inputs, carried if len(carried) > 1 else carried[0], weights, *options)
         return outputs, carried_on
 
     @staticmethod

@@ -21,9 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from charlm.cells import entry_of
 from charlm.config import ModelSection
 from charlm.model.attention import Attention
-from charlm.model.cells import Cell, State, cell_of
+from charlm.model.cells import State
 from charlm.model.dropout import Dropout
 from charlm.model.engines import ENGINES, Engine
 from charlm.model.native.layer import bytes_kept as native_bytes
@@ -31,20 +32,25 @@ from charlm.runtime import generator
 
 
 class RecurrentLayer(nn.Module):
-    """One layer's weights, in PyTorch's names, shapes and gate order.
+    """One layer's parameters: those that the cell's entry declares, in PyTorch's layout where PyTorch has them.
 
-    ``weight_ih (G·H, D)``, ``weight_hh (G·H, H)``, ``bias_ih (G·H,)``, ``bias_hh (G·H,)``.
+    Args:
+        model: the recipe's section, which chooses the cell.
+        width: D.
     """
+
+    # Cells that have other parameters than these have no kernel that needs them.
+    weight_ih: Tensor
+    weight_hh: Tensor
+    bias_ih: Tensor
+    bias_hh: Tensor
 
     def __init__(self, model: ModelSection, width: int) -> None:
         super().__init__()
-        self.cell: Cell = cell_of(model.cell, model.nonlinearity, model.reset_after)
-        self.kernel = kernel_of(model)
-        rows = self.cell.gates * model.hidden
-        self.weight_ih = nn.Parameter(torch.empty(rows, width))
-        self.weight_hh = nn.Parameter(torch.empty(rows, model.hidden))
-        self.bias_ih = nn.Parameter(torch.empty(rows))
-        self.bias_hh = nn.Parameter(torch.empty(rows))
+        self.entry = entry_of(model)
+        self.width = width
+        for name, shape in self.entry.shapes(model.hidden, width).items():
+            self.register_parameter(name, nn.Parameter(torch.empty(shape)))
 
 
 class LanguageModel(nn.Module):
@@ -87,10 +93,11 @@ class LanguageModel(nn.Module):
                     weight.normal_(generator=rng)
                 else:
                     weight.uniform_(-bound, bound, generator=rng)
-            if self.section.cell == "lstm" and self.section.forget_bias is not None:
-                for layer in self.layers:
-                    layer.bias_ih[H : 2 * H] = self.section.forget_bias  # gates i, f, g, o: the second block
-                    layer.bias_hh[H : 2 * H] = 0
+            for layer in self.layers:
+                if "f" in layer.entry.gates and self.section.forget_bias is not None:
+                    biases = [bias for name, bias in layer.named_parameters() if name.startswith("bias")]
+                    for number, bias in enumerate(biases):  # a cell adds its biases up
+                        bias[layer.entry.rows("f", H)] = 0 if number else self.section.forget_bias
 
     def zero_state(self, streams: int) -> State:
         """The state before the first character: zeros, each ``(L, B, H)``; and an empty memory ``(W, B, H)``."""
@@ -148,8 +155,9 @@ class LanguageModel(nn.Module):
             embedding = dropout.embedding(embedding)
         after: list[State] = []
         for number, layer in enumerate(self.layers):
-            before = tuple(part[number] for part in state[: len(layer.cell.state_names)])
-            weight_hh = dropout.recurrent(layer.weight_hh, number) if dropout is not None else None
+            before = tuple(part[number] for part in state[: len(layer.entry.state)])
+            has_recurrent = "weight_hh" in layer.entry.parameters
+            weight_hh = dropout.recurrent(layer.weight_hh, number) if dropout is not None and has_recurrent else None
             outputs, layer_after = self.engine.run(layer, values, before, embedding if number == 0 else None, weight_hh)
             after.append(layer_after)
             if each is not None:
@@ -201,11 +209,11 @@ class LanguageModel(nn.Module):
     def flatten_for_cudnn(self) -> None:
         """Lay each layer's weights into one block of GPU memory, as cuDNN wants them; elsewhere nothing happens."""
         for layer in self.layers:
-            kind = {"lstm": nn.LSTM, "gru": nn.GRU}.get(self.section.cell, nn.RNN)
-            holder = kind(layer.weight_ih.shape[1], self.section.hidden, device="meta")
-            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
-                setattr(holder, f"{name}_l0", getattr(layer, name))
-            holder.flatten_parameters()
+            if "torch" in layer.entry.kernels:
+                holder = getattr(nn, layer.entry.cell.upper())(layer.width, self.section.hidden, device="meta")
+                for name, weight in layer.named_parameters():
+                    setattr(holder, f"{name}_l0", weight)
+                holder.flatten_parameters()
 
     def with_engine(self, name: str) -> LanguageModel:
         """The same weights (not copies) executed by another engine."""
@@ -223,17 +231,6 @@ class LanguageModel(nn.Module):
         return sum(weight.numel() for weight in self.parameters())
 
 
-def kernel_of(model: ModelSection) -> str:
-    """Which recurrence it is: ``rnn_tanh``, ``rnn_relu``, ``lstm``, ``gru`` or ``gru_reset_before``."""
-    match model.cell:
-        case "rnn":
-            return f"rnn_{model.nonlinearity}"
-        case "gru":
-            return "gru" if model.reset_after else "gru_reset_before"
-        case "lstm":
-            return "lstm"
-
-
 def embedding_width(model: ModelSection) -> int | None:
     """D of the embedding, or ``None`` for one-hot input."""
     return None if model.input == "one-hot" else model.embedding or model.hidden
@@ -247,11 +244,9 @@ def count_parameters(model: ModelSection, vocabulary_size: int) -> int:
 def parameter_shapes(model: ModelSection, vocabulary_size: int) -> dict[str, tuple[int, ...]]:
     """The name and the shape of each parameter of such a model, without building it."""
     H, V, width = model.hidden, vocabulary_size, embedding_width(model)
-    rows = cell_of(model.cell).gates * H
     shapes: dict[str, tuple[int, ...]] = {"embedding": (V, width)} if width else {}
     for number in range(model.layers):
-        D = H if number else width or V
-        layer = {"weight_ih": (rows, D), "weight_hh": (rows, H), "bias_ih": (rows,), "bias_hh": (rows,)}
+        layer = entry_of(model).shapes(H, H if number else width or V)
         shapes |= {f"layers.{number}.{name}": shape for name, shape in layer.items()}
     if model.attention:
         shapes |= {"attention.query": (H, H), "attention.output": (H, H)}
@@ -262,7 +257,7 @@ def parameter_shapes(model: ModelSection, vocabulary_size: int) -> dict[str, tup
 
 def state_shapes(model: ModelSection, streams: int) -> list[tuple[int, int, int]]:
     """The shape of each part of a model's state: see :meth:`LanguageModel.zero_state`."""
-    shapes = [(model.layers, streams, model.hidden)] * len(cell_of(model.cell).state_names)
+    shapes = [(model.layers, streams, model.hidden)] * len(entry_of(model).state)
     return [*shapes, (model.attention, streams, model.hidden)] if model.attention else shapes
 
 
@@ -277,9 +272,9 @@ def activation_bytes(model: ModelSection, vocabulary_size: int, streams: int, st
     size = 4 if precision == "fp32" else 2
     looking = (model.attention + steps) * (4 + 4 + size) + 6 * model.hidden * size if model.attention else 0
     if engine == "native":
-        per_character = native_bytes(kernel_of(model), model.hidden, model.layers, vocabulary_size, size)
+        per_character = native_bytes(entry_of(model).kernels[engine], model.hidden, model.layers, vocabulary_size, size)
         per_character += model.layers * 3 * model.hidden * size if model.dropout else 0  # masks, and what they leave
     else:
-        G = cell_of(model.cell).gates
+        G = len(entry_of(model).gates)
         per_character = model.layers * (2 * G + 4) * model.hidden * size + 3 * vocabulary_size * 4
     return streams * steps * (per_character + looking)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from charlm import checkpoint
+from charlm.cells import option_keys
 from charlm.checkpoint import Checkpoint
 from charlm.config import LoadedRecipe, Recipe, SplitFiles, is_path, path_of, reconcile
 from charlm.data.dataset import Dataset, open_dataset
@@ -300,7 +301,7 @@ def transplant(model: LanguageModel, vocabulary: Vocabulary, initial: Checkpoint
     here, there = model.section, initial.recipe.model
     differing = [
         f"model.{key}: {getattr(there, key)} there, {getattr(here, key)} here"
-        for key in ("cell", "hidden", "layers", "tied", "nonlinearity", "reset_after", "residual", "attention")
+        for key in ("cell", "hidden", "layers", "tied", *option_keys(), "residual", "attention")
         if getattr(here, key) != getattr(there, key)
     ]
     widths = [embedding_width(section) or "one-hot" for section in (there, here)]
@@ -315,13 +316,11 @@ def transplant(model: LanguageModel, vocabulary: Vocabulary, initial: Checkpoint
     if vocabulary.unknown_id is not None:
         pairs.append((vocabulary.unknown_id, initial.vocabulary.unknown_id))
     to, come_from = (torch.tensor(ids) for ids in zip(*pairs, strict=True))
-    of_characters = {
-        "embedding": 0,
-        "output_weight": 0,
-        "output_bias": 0,
-    }  # name → the dimension that counts characters
+    # Name → the dimension that counts characters; with one-hot input they are the first layer's D.
+    of_characters = {"embedding": 0, "output_weight": 0, "output_bias": 0}
     if model.embedding is None:
-        of_characters["layers.0.weight_ih"] = 1
+        parameters = model.layers[0].entry.parameters
+        of_characters |= {f"layers.0.{name}": shape.index("D") for name, shape in parameters.items() if "D" in shape}
     with torch.no_grad():
         for name, weight in own.items():
             stored = initial.weights[name]

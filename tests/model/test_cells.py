@@ -10,33 +10,42 @@ import numpy as np
 import pytest
 import torch
 
-from charlm.model.cells import Cell, cell_of
+from charlm import cells
+from charlm.cells import CellEntry
+from charlm.config import ModelSection
+from charlm.model.cells import EQUATIONS
 from charlm.model.engines import ReferenceEngine
+from charlm.model.language_model import LanguageModel, parameter_shapes
 
-CELLS = ["rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm"]
+CELLS = [entry.name for entry in cells.CELLS]
 T, B, D, H = 6, 3, 4, 5
 
 
-def _cell(name: str) -> Cell:
-    if name.startswith("rnn"):
-        return cell_of("rnn", name.removeprefix("rnn_"))
-    return cell_of("gru", reset_after=False) if name == "gru_reset_before" else cell_of(name)
+def _cell(name: str) -> CellEntry:
+    return next(entry for entry in cells.CELLS if entry.name == name)
 
 
-def _weights(cell: Cell, width: int = D, hidden: int = H, seed: int = 1) -> dict[str, torch.Tensor]:
+def _weights(cell: CellEntry, width: int = D, hidden: int = H, seed: int = 1) -> dict[str, torch.Tensor]:
     rng = torch.Generator().manual_seed(seed)
-    rows = cell.gates * hidden
-    shapes = {"weight_ih": (rows, width), "weight_hh": (rows, hidden), "bias_ih": (rows,), "bias_hh": (rows,)}
+    shapes = cell.shapes(hidden, width)
     return {name: torch.randn(shape, dtype=torch.float64, generator=rng) for name, shape in shapes.items()}
 
 
-def _state(cell: Cell, streams: int = B, hidden: int = H) -> tuple[torch.Tensor, ...]:
+def _state(cell: CellEntry, streams: int = B, hidden: int = H) -> tuple[torch.Tensor, ...]:
     rng = torch.Generator().manual_seed(2)
-    return tuple(torch.randn(streams, hidden, dtype=torch.float64, generator=rng) for _ in cell.state_names)
+    return tuple(torch.randn(streams, hidden, dtype=torch.float64, generator=rng) for _ in cell.state)
 
 
-def _layer(cell: Cell, weights: dict[str, torch.Tensor]) -> Any:
-    return SimpleNamespace(cell=cell, **weights)
+def _layer(cell: CellEntry, weights: dict[str, torch.Tensor], width: int = D) -> Any:
+    return SimpleNamespace(entry=cell, width=width, **weights)
+
+
+def _step(cell: CellEntry, x: torch.Tensor, state: tuple[torch.Tensor, ...], weights: dict[str, torch.Tensor]) -> Any:
+    return EQUATIONS[cell.name](x, state, *(weights[name] for name in cell.step_parameters))
+
+
+def _zeros(cell: CellEntry) -> dict[str, torch.Tensor]:
+    return {name: torch.zeros_like(weight) for name, weight in _weights(cell).items()}
 
 
 def _numpy(weights: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
@@ -50,9 +59,9 @@ def test_one_step_is_its_equations(name: str, numpy_layer: Callable[..., Any]) -
     weights, state = _weights(cell), _state(cell)
     x = torch.randn(B, D, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     from_input = x @ weights["weight_ih"].T + weights["bias_ih"]
-    found = cell.step(from_input, state, weights["weight_hh"], weights["bias_hh"])
+    found = _step(cell, from_input, state, weights)
     _, expected = numpy_layer(name, _numpy(weights), x.numpy()[None], tuple(part.numpy() for part in state))
-    assert len(found) == len(cell.state_names) == len(expected)
+    assert len(found) == len(cell.state) == len(expected)
     for mine, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(mine.numpy(), theirs, rtol=0, atol=1e-12)
 
@@ -98,7 +107,7 @@ def test_gradients_are_those_of_finite_differences(name: str, by_ids: bool) -> N
 
     def run(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         layer = _layer(cell, dict(zip(weights, tensors, strict=False)))
-        given_, rest = tensors[4], tensors[5:]
+        given_, rest = tensors[len(weights)], tensors[len(weights) + 1 :]
         inputs, table = (ids, given_) if by_ids else (given_, None)
         outputs, last = ReferenceEngine().run(layer, inputs, rest, table)
         return outputs, *last
@@ -112,7 +121,7 @@ def test_the_two_grus_differ() -> None:
     one, other = _cell("gru"), _cell("gru_reset_before")
     weights, state = _weights(one), _state(one)
     x = torch.zeros(B, 3 * H, dtype=torch.float64)
-    (a,), (b,) = (cell.step(x, state, weights["weight_hh"], weights["bias_hh"]) for cell in (one, other))
+    (a,), (b,) = (_step(cell, x, state, weights) for cell in (one, other))
     assert not torch.allclose(a, b)
 
 
@@ -123,7 +132,7 @@ def test_the_update_gate_keeps_the_old_state_at_1(name: str, z: float) -> None:
     (h,) = _state(cell)
     x = torch.zeros(B, 3 * H, dtype=torch.float64)
     x[:, H : 2 * H] = 100.0
-    (kept,) = cell.step(x, (h,), torch.zeros(3 * H, H, dtype=torch.float64), torch.zeros(3 * H, dtype=torch.float64))
+    (kept,) = _step(cell, x, (h,), _zeros(cell))
     assert torch.equal(kept, h)
 
 
@@ -135,14 +144,97 @@ def test_an_open_forget_gate_passes_the_gradient_unshrunk() -> None:
     start = torch.randn(1, H, dtype=torch.float64, requires_grad=True)
     state = (torch.zeros(1, H, dtype=torch.float64), start)
     for _ in range(200):
-        state = cell.step(x, state, torch.zeros(4 * H, H, dtype=torch.float64), torch.zeros(4 * H, dtype=torch.float64))
+        state = _step(cell, x, state, _zeros(cell))
     state[1].sum().backward()
     assert start.grad is not None
     torch.testing.assert_close(start.grad, torch.ones_like(start))
 
 
-def test_there_is_no_other_cell() -> None:
-    """If this fails, a misspelt cell is taken for another one."""
-    with pytest.raises(KeyError):
-        cell_of("qrnn")
-    assert [cell_of(name).gates for name in ("rnn", "gru", "lstm")] == [1, 3, 4]
+def test_without_peepholes_it_is_the_lstm() -> None:
+    """If this fails, `variant: peephole` differs from the LSTM in more than its peepholes."""
+    cell, plain = _cell("lstm_peephole"), _cell("lstm")
+    weights, state = _weights(cell), _state(cell)
+    x = torch.randn(B, 4 * H, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    seen = _step(cell, x, state, weights)
+    weights["weight_peephole"].zero_()
+    unseen, expected = _step(cell, x, state, weights), _step(plain, x, state, weights)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(unseen, expected, strict=True))
+    assert not any(torch.allclose(mine, theirs) for mine, theirs in zip(seen, expected, strict=True))
+
+
+def test_coupled_gates_are_those_of_an_lstm_whose_input_gate_is_1_minus_f() -> None:
+    """If this fails, `variant: coupled` is not the LSTM with i = 1 − f = σ(−f's argument)."""
+    cell, plain = _cell("lstm_coupled"), _cell("lstm")
+    state = _state(cell)
+    x = torch.randn(B, 3 * H, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    found = _step(cell, x, state, _zeros(cell))
+    expected = _step(plain, torch.cat([-x[:, :H], x], dim=-1), state, _zeros(plain))
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-14)
+
+
+# -- cells with other parameters ----------------------------------------------------------------------------------------
+
+
+def _leaky(x: torch.Tensor, state: tuple[torch.Tensor, ...], U: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """A cell for tests: h′ = a∘h + tanh(U·input). It has no biases and no recurrent matrix, and uses its raw input."""
+    (h,) = state
+    return (a * h + torch.tanh(x @ U.T),)
+
+
+LEAKY = CellEntry("leaky", "lstm", {}, "for tests", ("h",), parameters={"matrix": ("H", "D"), "decay": ("H",)})
+"""In place of the LSTM, since a recipe only knows the cells of :mod:`charlm.cells`."""
+
+
+@pytest.fixture
+def only_leaky(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The leaky cell is the only one."""
+    monkeypatch.setattr(cells, "CELLS", (LEAKY,))
+    monkeypatch.setitem(EQUATIONS, "leaky", _leaky)
+
+
+@pytest.mark.parametrize("section", [{"input": "one-hot"}, {"embedding": D}], ids=str)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_cell_may_have_other_parameters_and_its_raw_input(only_leaky: None, section: dict[str, Any], seed: int) -> None:
+    """If this fails, a cell must have weight_ih and the rest, or does not see its input (against NumPy, 1e-12)."""
+    V, L = 7, 2
+    model = LanguageModel(ModelSection(hidden=H, layers=L, **section), V, "reference").double()
+    model.initialise(seed)
+    assert {name: tuple(weight.shape) for name, weight in model.named_parameters()} == parameter_shapes(model.section, V)
+    assert {name for name, _ in model.layers[0].named_parameters()} == {"matrix", "decay"}
+    ids = torch.randint(V, (T, B), generator=torch.Generator().manual_seed(seed))
+    values = np.eye(V)[ids.numpy()] if model.embedding is None else model.embedding.detach().numpy()[ids.numpy()]
+    for layer in model.layers:
+        matrix, decay = (weight.detach().numpy() for weight in layer.parameters())
+        h, outputs = np.zeros((B, H)), []
+        for vectors in values:
+            h = decay * h + np.tanh(vectors @ matrix.T)
+            outputs.append(h)
+        values = np.stack(outputs)
+    found, _ = model.features(ids, model.zero_state(B))
+    np.testing.assert_allclose(found.detach().numpy(), values, rtol=0, atol=1e-12)
+    found.sum().backward()
+    assert all(weight.grad is not None for weight in model.layers.parameters())
+    model.flatten_for_cudnn()  # PyTorch has no such cell: nothing to do
+
+
+def test_every_entry_has_equations_and_they_take_its_parameters() -> None:
+    """If this fails, a cell that a recipe may choose cannot be computed."""
+    assert sorted(EQUATIONS) == sorted(CELLS)
+    for entry in cells.CELLS:
+        found = _step(entry, torch.zeros(B, len(entry.gates) * H, dtype=torch.float64), _state(entry), _weights(entry))
+        assert [tuple(part.shape) for part in found] == [(B, H)] * len(entry.state), entry.name
+
+
+@pytest.mark.parametrize("entry", [entry for entry in cells.CELLS if "f" in entry.gates], ids=lambda entry: entry.name)
+def test_the_forget_bias_is_in_the_rows_of_the_forget_gate(entry: CellEntry) -> None:
+    """If this fails, another gate begins open, and the forget gate begins as it happens to be drawn."""
+    for init in ("pytorch", "normal", "orthogonal"):
+        model = LanguageModel(
+            ModelSection(cell=entry.cell, hidden=H, forget_bias=7.0, init=init, **entry.options), 5, "reference"
+        )  # type: ignore[arg-type]
+        model.initialise(1)
+        layer = model.layers[0]
+        total = (layer.bias_ih + layer.bias_hh).detach().view(len(entry.gates), H)
+        is_forget = torch.tensor([gate == "f" for gate in entry.gates])
+        assert bool((total[is_forget] == 7).all()) and bool((total[~is_forget].abs() < 2).all()), init

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from charlm import cells
 from charlm.config import ModelSection
 from charlm.errors import UsageError
 from charlm.model.engines import ENGINES, for_cudnn, one_block, resolve_engine
@@ -152,6 +153,29 @@ def test_auto_takes_an_engine_that_runs_and_says_why(monkeypatch: pytest.MonkeyP
         assert name == ("reference" if section is GRU_BEFORE else "torch")
         assert ("reset_after: false" in why) == (section is GRU_BEFORE)
     assert resolve_engine(ModelSection(engine="reference"), CPU) == ("reference", "as the recipe says")
+
+
+@pytest.mark.parametrize("entry", [entry for entry in cells.CELLS if not entry.kernels], ids=lambda entry: entry.name)
+def test_a_cell_without_kernels_runs_with_the_reference_engine(
+    entry: cells.CellEntry, network: Callable[..., Any], numpy_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If this fails, a cell without a kernel crashes in a fast engine, or nobody learns why it is slow."""
+    monkeypatch.setattr(library, "reason", lambda: None)
+    keys = {"cell": entry.cell, **entry.options}
+    section = ModelSection.model_validate(keys)
+    no_native, no_torch = f"the native engine has no kernel for the {entry.title}", f"PyTorch has no {entry.title}"
+    assert resolve_engine(section, CPU) == ("reference", f"{no_native}; {no_torch}")
+    assert resolve_engine(section, torch.device("cuda", 0))[0] == "reference"
+    for engine, reason in (("native", no_native), ("torch", no_torch)):
+        with pytest.raises(UsageError, match=f"engine: {engine} cannot run this recipe: {reason}; use engine: auto"):
+            resolve_engine(section.model_copy(update={"engine": engine}), CPU)
+    model = network(V, hidden=H, layers=2, **keys)
+    model.flatten_for_cudnn()
+    logits, _ = model(_ids(), model.zero_state(B))
+    torch.testing.assert_close(logits.double(), torch.from_numpy(numpy_model(model, _ids().numpy())), rtol=0, atol=1e-5)
+    for name, gradient in _results(network(V, hidden=32, **keys), "bf16").items():
+        exact = _results(network(V, hidden=32, **keys))[name]
+        assert gradient.dtype == torch.float32 and (gradient - exact).norm() < 0.03 * exact.norm(), name
 
 
 def test_the_native_engine_is_refused_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,8 @@ CASES: dict[str, tuple[str, ...]] = {
     "gru-reset-before": ("model.cell=gru", "model.reset_after=false"),
     "lstm": ("model.cell=lstm",),
     "lstm-reference": ("model.cell=lstm", "model.engine=reference"),
+    "lstm-peephole": ("model.variant=peephole", "model.weight_drop=0.2"),
+    "lstm-coupled": ("model.variant=coupled", "model.init=orthogonal"),
     "lstm-bf16": ("model.cell=lstm", "train.precision=bf16", "model.hidden=32"),
     # Few and short steps: where other work keeps a core busy, two threads that wait for each other take very long.
     "lstm-two-threads": ("model.hidden=64", "train.threads=2", "model.layers=1", "train.seq_length=4", "evaluate.every=16",

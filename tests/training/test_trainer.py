@@ -585,6 +585,7 @@ def test_initial_weights_of_another_network_are_refused(
     """If this fails, --init squeezes one network's weights into another; the folder must stay untouched."""
     old = tiny_run(english_file, tmp_path / "old", max_steps=1)
     for key, message in (("model.hidden=9", r"model\.hidden: 16 there, 9 here"), ("model.cell=gru", r"model\.cell"),
+                         ("model.variant=peephole", r"model\.variant: vanilla there, peephole here"),
                          ("model.embedding=9", "model.input: 16 there, 9 here"),
                          ("model.input=one-hot", "one-hot")):  # fmt: skip
         with pytest.raises(CheckpointError, match=message):

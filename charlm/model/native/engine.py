@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from charlm.cells import entry_of
 from charlm.model.cells import State
 from charlm.model.native import library, loss
 from charlm.model.native.layer import Recurrence
@@ -35,8 +36,11 @@ class NativeEngine:
     name = "native"
 
     def why_not(self, model: ModelSection, device: torch.device) -> str | None:
-        """It needs a CPU and a library built for it."""
-        return library.reason() if device.type == "cpu" else "the native engine is for CPUs"
+        """It needs a CPU, a kernel for the cell, and a library built for the CPU."""
+        if device.type != "cpu":
+            return "the native engine is for CPUs"
+        entry = entry_of(model)
+        return library.reason() if self.name in entry.kernels else f"the native engine has no kernel for the {entry.title}"
 
     def is_thread_invariant(self, model: ModelSection) -> bool:
         """See :class:`charlm.model.engines.Engine`: all sums except those of attention have a fixed order."""
@@ -59,7 +63,7 @@ class NativeEngine:
         h, c = (F.pad(part.float(), (0, missing)) if missing else part.float() for part in (state[0], state[-1]))
         outputs, *carried = Recurrence.apply(  # type: ignore[no-untyped-call]
             x.contiguous(), ids, weights.weight_hh, weights.b_n, h, c if len(state) == 2 else None,
-            layer.kernel, dtype, weights.packed, training, inputs.shape[:2],
+            layer.entry.kernels[self.name], dtype, weights.packed, training, inputs.shape[:2],
         )  # fmt: skip
         if missing:
             outputs = outputs[..., :H]
@@ -114,7 +118,7 @@ def weights_of(layer: RecurrentLayer, dtype: torch.dtype, training: bool, recurr
     """
 
     def prepare() -> Weights:
-        G, H = layer.cell.gates, layer.weight_hh.shape[1]
+        G, H = len(layer.entry.gates), layer.weight_hh.shape[1]
         weight_ih: Tensor = layer.weight_ih
         weight_hh: Tensor = layer.weight_hh if recurrent is None else recurrent
         bias_ih: Tensor = layer.bias_ih
@@ -124,7 +128,7 @@ def weights_of(layer: RecurrentLayer, dtype: torch.dtype, training: bool, recurr
             weight_hh = F.pad(_with_zero_units(weight_hh, G, missing), (0, missing))
             H += missing
         b_n = None
-        if layer.kernel == "gru":
+        if layer.entry.kernels["native"] == "gru":
             b_n = bias_hh[2 * H :].contiguous()
             bias_hh = torch.cat([bias_hh[: 2 * H], torch.zeros_like(b_n)])
         packed = None if training else pack(weight_hh, dtype, gates=G, backward=False)

@@ -21,14 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from charlm.cells import CELLS
 from charlm.model.native import library
 from charlm.model.native.interface import KINDS, Layer, SumById, address, is_bf16
 from charlm.model.native.linear import Packed, pack, rounded_up, weight_gradient
 from charlm.model.native.memory import POOL
 from charlm.threads import kernel_threads
 
-GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3, "gru_reset_before": 3}
-SLOTS = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 4, "gru_reset_before": 3}
+GATES = {entry.kernels["native"]: len(entry.gates) for entry in CELLS if "native" in entry.kernels}
+SLOTS = GATES | {"gru": 4}  # what a step keeps of the gates: the GRU also W_n·h
 _INPUT_SLOTS = {"gru": (0, 1, 3)}  # in other cells the input and hidden side share their gradients
 
 

@@ -58,11 +58,12 @@ class Writer:
         N, V = logits.shape
         missing = rounded_up(model.section.hidden) - model.section.hidden
         H, padded = model.section.hidden + missing, rounded_up(V)
-        which = layers[0].kernel
+        entry = layers[0].entry
+        which = entry.kernels["native"]
         with torch.no_grad():
             weights = [weights_of(layer, dtype, training=False) for layer in layers]
             inputs = [
-                pack(F.pad(w.weight_ih, (0, missing)), dtype, gates=layers[0].cell.gates, backward=False) for w in weights[1:]
+                pack(F.pad(w.weight_ih, (0, missing)), dtype, gates=len(entry.gates), backward=False) for w in weights[1:]
             ]
             output = pack(F.pad(model.output_matrix(), (0, missing)), dtype, backward=False)
             self._logits = F.pad(logits.float(), (0, padded - V)).contiguous()
