@@ -12,9 +12,15 @@ import gzip
 import lzma
 from collections.abc import Callable, Iterator
 from itertools import count, islice
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from charlm.data.dataset import Dataset
+from charlm.data.encoding import utf8
+from charlm.evaluation.perplexity import Progress
+from charlm.evaluation.texts import EvaluationText
 
 ORDERS = 20
 """The longest n-gram that is tried: a character and the 19 before it."""
@@ -29,6 +35,31 @@ _HELD_BACK = 20  # the order is chosen on the last 1/20 of the training text
 
 _Ids = npt.NDArray[np.int64]
 _Floats = npt.NDArray[np.float64]
+
+
+def measure_baselines(corpus: Dataset, evaluated: EvaluationText, progress: Progress) -> dict[str, Any]:
+    """What every method here needs for a text after the corpus's training part.
+
+    Args:
+        progress: is told how many of the methods are done.
+
+    Returns:
+        ``ngram``, ``gzip``, ``bz2`` and ``xz`` in bits per scored character; ``ngram_order``, ``training_characters``.
+    """
+    unit, text = corpus.vocabulary.unit, evaluated.text
+    scored, methods = len(text) - 1, 1 + len(COMPRESSORS)
+    start, stop = corpus.splits["train"]
+    used = min(stop - start, TRAINING_CHARACTERS)
+    train = corpus.text("train")
+    progress(0, methods)
+    bits, order = ngram_bits(train.ids(len(train) - used, len(train)), text.ids(0, len(text)), len(corpus.vocabulary))
+    found: dict[str, Any] = {"ngram": bits / scored, "ngram_order": order}
+    before, after = utf8(corpus.encoded, stop - used, stop, unit), evaluated.utf8(0, len(text), unit)
+    for done, name in enumerate(COMPRESSORS, 1):
+        progress(done, methods)
+        found[name] = compressor_bits(name, before, after) / scored
+    return {**found, "training_characters": used}
+
 
 # --------------------------------------------------------------------------------------------------------------------
 # n-gram
