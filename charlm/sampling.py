@@ -6,7 +6,7 @@ give the same text on every engine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -19,6 +19,7 @@ from charlm.data.vocabulary import Vocabulary
 from charlm.errors import DivergedError, UsageError
 from charlm.model.cells import State
 from charlm.model.language_model import LanguageModel
+from charlm.progress import Progress
 from charlm.runtime import derived_seed
 from charlm.threads import Tuner
 
@@ -221,7 +222,7 @@ def sample(
     params: SamplingParams,
     seed: int,
     number: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> str:
     """``length`` new characters after ``prompt``; unknown characters of the prompt are read as ``<unk>``.
 

@@ -14,7 +14,7 @@ import charlm
 PACKAGE = Path(charlm.__file__).parent
 
 STAGES = [
-    {"errors", "cells"},
+    {"errors", "cells", "progress"},
     {"files", "optimizers", "resources", "schedules", "yaml_text", "config", "threads", "runtime"},
     {"data"},
     {"model"},

@@ -24,6 +24,8 @@ from charlm.files import to_json
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from charlm.progress import Progress
+
 _COLUMNS = 160  # of a table in a file or pipe
 
 
@@ -200,21 +202,17 @@ def columns() -> int:
     return console.width if console.is_terminal else _COLUMNS
 
 
-Advance = Callable[[int, int | None], None]
-"""(done, in all or None)."""
-
-
 @contextmanager
-def progress_bar(label: str, unit: str = "bytes") -> Iterator[Advance]:
-    """A bar on stderr, drawn only on a terminal; yields a function to be told (done, in all or ``None``)."""
+def progress_bar(label: str, unit: str = "bytes") -> Iterator[Progress]:
+    """A bar on stderr, drawn only on a terminal; yields the callback that advances it."""
     if not is_terminal():
         yield lambda done, total: None
         return
-    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich import progress as rich
 
-    amount = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
-    columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
-    with Progress(*columns, console=_console(True), transient=True) as progress:
+    amount = rich.DownloadColumn() if unit == "bytes" else rich.MofNCompleteColumn()
+    columns = (rich.TextColumn("{task.description}"), rich.BarColumn(), amount, rich.TimeRemainingColumn())
+    with rich.Progress(*columns, console=_console(True), transient=True) as progress:
         task = None
 
         def advance(done: int, total: int | None) -> None:
@@ -249,7 +247,7 @@ def still_bar() -> Iterator[Callable[[str, int, int, float | None], None]]:
 
 
 @contextmanager
-def download_progress() -> Iterator[Advance]:
+def download_progress() -> Iterator[Progress]:
     """A bar for a download."""
     with progress_bar("downloading") as advance:
         yield advance

@@ -70,13 +70,13 @@ class Watch:
             case _:
                 pass
 
-    def exact_evaluation(self, done: int, total: int) -> None:
+    def exact_evaluation(self, done: int, total: int | None) -> None:
         """Draw how far the exact evaluation at a run's end is, in characters."""
         now = time.monotonic()
         if done == 0:
             self._exact_began = self._said_at = now
-        left = f"{duration((now - self._exact_began) * (total - done) / done)} left" if done else ""
-        status = f"exact validation  {done:,}/{total:,} characters"
+        left = f"{duration((now - self._exact_began) * (total - done) / done)} left" if done and total else ""
+        status = f"exact validation  {done:,}" + (f"/{total:,} characters" if total else " characters")
         if self._live.is_drawn:
             self._live.update(done, status, f"{left} (Ctrl-C skips)" if left else "", total)
         elif now - self._said_at > 10:

@@ -30,11 +30,9 @@ from charlm.data.folders import data_folder as data_folder
 from charlm.data.normalisation import normalisation
 from charlm.errors import CorpusError, RecipeError, UsageError
 from charlm.files import make_private_folder, whole_file
+from charlm.progress import Progress
 from charlm.resources import shipped_files
 from charlm.yaml_text import dump_yaml, parse_yaml
-
-Progress = Callable[[int, int | None], None]
-"""Is told the bytes done so far, and the bytes there are in all (None: unknown)."""
 
 _BLOCK = 1 << 18  # bytes
 _TIMEOUT = 30  # seconds without a byte

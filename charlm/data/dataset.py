@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import sys
 import tempfile
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +22,10 @@ from charlm.data.splits import DEFAULT_SPLIT, split_offsets
 from charlm.data.vocabulary import Vocabulary, describe_characters, utf8
 from charlm.errors import CorpusError, UsageError
 from charlm.files import whole_file
+from charlm.progress import Progress
 
 _BLOCK = 1 << 22  # characters counted at a time
 _REMEMBER_COUNTS_FROM = 1 << 24  # counting less than this is quicker than a file
-
-Progress = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ def open_dataset(
     verify: bool = False,
     recorded: Recorded | None = None,
     fetch_progress: Progress | None = None,
-    encode_progress: Callable[[int, int], None] | None = None,
+    encode_progress: Progress | None = None,
 ) -> Dataset:
     """Find the recipe's corpus, encode it (or find it encoded), and cut it.
 
@@ -186,7 +184,7 @@ def _encode(
     section: DataSection,
     normalise: str,
     verify: bool,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
     recorded: Recorded | None = None,
 ) -> Encoded:
     return encode(

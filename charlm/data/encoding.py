@@ -14,7 +14,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from io import BufferedReader
@@ -33,9 +33,7 @@ from charlm.data.normalisation import normalisation
 from charlm.data.reading import NotTextError, TextReader, canonical_encoding
 from charlm.errors import CorpusError, RecipeError
 from charlm.files import flush_folder, make_private_folder, temporary_sibling, whole_file
-
-Progress = Callable[[int, int], None]
-"""Is told the bytes done so far, and the bytes there are in all."""
+from charlm.progress import Progress
 
 _META, _STAMP, _IDS = "meta.json", "stamp.json", "ids.bin"
 _FORMAT = 2  # of the cache; count it up whenever the same bytes and settings would give another result

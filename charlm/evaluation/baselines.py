@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from charlm.data.dataset import Dataset
 from charlm.data.encoding import utf8
-from charlm.evaluation.perplexity import Progress
 from charlm.evaluation.texts import EvaluationText
+from charlm.progress import Progress
 
 ORDERS = 20
 """The longest n-gram that is tried: a character and the 19 before it."""

@@ -15,8 +15,9 @@ import torch
 
 from charlm.data.dataset import Text
 from charlm.errors import DivergedError
-from charlm.evaluation.perplexity import Progress, Score
+from charlm.evaluation.perplexity import Score
 from charlm.model.language_model import LanguageModel
+from charlm.progress import Progress
 from charlm.threads import Tuner
 
 SEGMENT = 32

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,7 @@ from charlm.data.dataset import Text
 from charlm.data.streams import side_by_side
 from charlm.errors import DivergedError
 from charlm.model.language_model import LanguageModel
+from charlm.progress import Progress
 from charlm.threads import Tuner
 
 CHUNK = 1024
@@ -33,9 +34,6 @@ CHUNK = 1024
 
 _LOGITS_AT_ONCE = 1 << 22
 _WINDOWS_AT_ONCE = 64
-
-Progress = Callable[[int, int], None]
-"""(characters done, characters in all)."""
 
 
 @dataclass(frozen=True)

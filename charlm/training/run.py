@@ -20,7 +20,7 @@ from typing import Any
 from charlm.checkpoint import RUNS
 from charlm.config import LoadedRecipe, apply_overrides, load_recipe, recipe_name, time_limit, validate_recipe
 from charlm.errors import UsageError
-from charlm.evaluation.perplexity import Progress
+from charlm.progress import Progress
 from charlm.training.events import Event, Finished
 from charlm.training.plan import Limits
 from charlm.training.start import Options, Resume, start

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +21,7 @@ from charlm.errors import CheckpointError, RecipeError, UsageError
 from charlm.files import is_utf8
 from charlm.model.engines import ENGINES, resolve_engine
 from charlm.model.language_model import LanguageModel, embedding_width
+from charlm.progress import Progress
 from charlm.runtime import prepare, resolve_device, resolve_precision
 from charlm.schedules import SCHEDULES
 from charlm.training import defaults
@@ -52,8 +52,8 @@ class Options:
     init: str | None = None
     device: str = "auto"
     verify: bool = False
-    fetch_progress: Callable[[int, int | None], None] | None = None
-    encode_progress: Callable[[int, int], None] | None = None
+    fetch_progress: Progress | None = None
+    encode_progress: Progress | None = None
 
 
 @dataclass

@@ -32,6 +32,7 @@ from charlm.evaluation import perplexity
 from charlm.model.cells import State
 from charlm.model.dropout import Dropout
 from charlm.model.language_model import LanguageModel
+from charlm.progress import Progress
 from charlm.schedules import learning_rate
 from charlm.threads import Tuner
 from charlm.training.events import Evaluated, Event, Finished, Sampled, Saved, StepDone, ThreadsChanged
@@ -126,7 +127,7 @@ class Trainer:
         """Stop after the current step: save, evaluate, and finish."""
         self._stop = reason
 
-    def run(self, exact_progress: perplexity.Progress | None = None) -> Iterator[Event]:
+    def run(self, exact_progress: Progress | None = None) -> Iterator[Event]:
         """Train to the end, or until something stops the run.
 
         Args:
@@ -218,9 +219,9 @@ class Trainer:
     def _pauses_long(self) -> bool:
         return self.step % self.plan.sample_every == 0 or self._is_regular()
 
-    def _check_stop(self, done: int = 0, total: int = 1) -> None:
+    def _check_stop(self, done: int = 0, total: int | None = None) -> None:
         """Progress of a sample or an evaluation: end it if a stop was requested and it is not done."""
-        if self._stop is not None and done < total:
+        if self._stop is not None and (total is None or done < total):
             raise _StopAskedError
 
     def _between_steps(self) -> Iterator[Event]:
@@ -352,7 +353,7 @@ class Trainer:
         self._exact_limit = min(len(self.validation) - 1, self._exact_limit, affordable)
         return _CLOSING_SECONDS + 1.4 * per_character * self._exact_limit + samples
 
-    def _finish(self, reason: str, exact_progress: perplexity.Progress | None) -> Iterator[Event]:
+    def _finish(self, reason: str, exact_progress: Progress | None) -> Iterator[Event]:
         if self._last_saved != self.step:
             self._save()
             yield Saved(self.step)
@@ -384,9 +385,7 @@ class Trainer:
         stored = checkpoint.load(self.folder.path / BEST)
         return stored.model(self.resolved.device, self.resolved.engine)
 
-    def _exact_score(
-        self, best: LanguageModel, progress: perplexity.Progress | None
-    ) -> tuple[perplexity.Score | None, float | None]:
+    def _exact_score(self, best: LanguageModel, progress: Progress | None) -> tuple[perplexity.Score | None, float | None]:
         """The exact result of the model that is reported; ``None`` without validation, or if a stop was requested.
 
         It covers the beginning of the text alone where there is no time for all of it.
@@ -400,12 +399,12 @@ class Trainer:
         scored = 0
         deadline = self.limits.started_at + (self.limits.max_seconds or math.inf) - _CLOSING_SECONDS
 
-        def check(done: int, total: int) -> None:
+        def check(done: int, total: int | None) -> None:
             nonlocal scored
             scored = done
             if self._stop is not None:
                 raise _StopAskedError
-            if time.monotonic() > deadline and 0 < done < total:
+            if time.monotonic() > deadline and 0 < done < len(each):
                 raise _TimeOverError
             if progress is not None:
                 progress(done, total)
