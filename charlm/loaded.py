@@ -20,7 +20,7 @@ from charlm import checkpoint as checkpoints
 from charlm.checkpoint import Checkpoint
 from charlm.config import Recipe
 from charlm.data.dataset import Text, text_in_memory
-from charlm.data.encoding import as_corpus
+from charlm.data.encoding import preprocess
 from charlm.data.vocabulary import Vocabulary
 from charlm.errors import CorpusError, UsageError
 from charlm.evaluation import perplexity
@@ -165,7 +165,7 @@ class Model:
         """
         data = self.recipe.data
         form = self.checkpoint.corpus["normalise"] if normalise else "none"
-        return as_corpus(text, unit=data.unit, newlines=data.newlines, normalise=form)
+        return preprocess(text, unit=data.unit, newlines=data.newlines, normalise=form)
 
     def _text(self, text: str) -> Text:
         return text_in_memory(self.as_read(text), self.vocabulary)

@@ -1,4 +1,4 @@
-"""``charlm corpus``: what texts there are, what is in them, and bringing them here."""
+"""``charlm corpus``: list texts, show statistics, download, add your own."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ import typer
 from charlm.cli.console import download_progress, json_line, notice, out, table, visible_word
 
 if TYPE_CHECKING:
-    from charlm.data.corpora import Card, Sources
-    from charlm.data.encoding import Encoded
+    from charlm.data.cards import Card
+    from charlm.data.encoded import Encoded
+    from charlm.data.sources import Sources
 
-corpus_app = typer.Typer(no_args_is_help=True, help="Texts to learn from: list, look at, download, add your own.")
+corpus_app = typer.Typer(no_args_is_help=True, help="Training texts: list, show, download, add your own.")
 
-_RARE = 10  # a character seen less often is spelled out, since it may be a mistake in the text
-_SPELLED = 60  # most characters that are spelled out on the terminal
+_RARE = 10  # occurrences; a rarer character is shown by name, since it may be a mistake in the text
+_NAMED = 60  # maximum number of characters shown by name
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
 @corpus_app.command("list")
 def list_corpora(as_json: Json = False) -> None:
-    """List the texts that a recipe can name by one word."""
-    from charlm.data.corpora import cards
+    """List the texts that a recipe can use by name."""
+    from charlm.data.cards import cards
 
     known = cards()
     if as_json:
@@ -33,13 +34,13 @@ def list_corpora(as_json: Json = False) -> None:
                 "description": card.description,
                 "licence": card.licence,
                 "bytes": card.bytes,
-                "found": _whereabouts(name, card),
+                "found": _location(name, card),
             }
             for name, card in known.items()
         }
         json_line(found)
         return
-    rows = [[name, _size(card), _whereabouts(name, card), card.licence, card.description] for name, card in known.items()]
+    rows = [[name, _size(card), _location(name, card), card.licence, card.description] for name, card in known.items()]
     table(None, ["name", "bytes", "found", "licence", "description"], rows)
 
 
@@ -49,12 +50,13 @@ def show(
     unit: Annotated[str, typer.Option(help="char or byte, as data.unit of a recipe.")] = "char",
     encoding: Annotated[str, typer.Option(help="As data.encoding of a recipe.")] = "utf-8",
     newlines: Annotated[str, typer.Option(help="unix or keep, as data.newlines of a recipe.")] = "unix",
-    normalise: Annotated[str | None, typer.Option(help="As data.normalise of a recipe. Unset: what the card says.")] = None,
+    normalise: Annotated[str | None, typer.Option(help="As data.normalise of a recipe. Default: from the card.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Hash the files even if they look unchanged.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Say what is in a text: its size, characters, splits, and how far compressors get."""
-    from charlm.data.corpora import cards, locate
+    """Show statistics of a text: size, characters, splits, compressed size."""
+    from charlm.data.cards import cards
+    from charlm.data.corpora import locate
     from charlm.data.encoding import encode
     from charlm.errors import UsageError
 
@@ -78,7 +80,7 @@ def show(
 def fetch(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A card's name.")],
 ) -> None:
-    """Download a text into the cache, verify it, and print where it lies."""
+    """Download a text into the cache, verify it, and print its path."""
     from charlm.data.corpora import locate
     from charlm.errors import UsageError
 
@@ -88,29 +90,33 @@ def fetch(
         sources = locate(name, Path.cwd(), verify=True, progress=progress)
     path = sources.files[0].path
     if path is None:
-        notice(f"the text of {name} is part of charlm; there is nothing to download")
+        notice(f"the text of {name} is part of charlm; no download is needed")
     elif sources.is_collection:
-        notice(f"{name} is the {sources.identity} on this machine; there is nothing to download")
+        notice(f"{name} is the {sources.identity} on this machine; no download is needed")
     else:
         out(str(path))
 
 
 @corpus_app.command()
 def add(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What recipes will call it: small letters, digits, -.")],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The text; it stays where it is.")],
-    description: Annotated[str, typer.Option(help="What the text is, in one line.")] = "",
-    licence: Annotated[str, typer.Option(help="Under which terms it may be used.")] = "unknown",
-    force: Annotated[bool, typer.Option("--force", help="Replace your card of that name.")] = False,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name for recipes: lower-case letters, digits, -.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The text; it is not copied.")],
+    description: Annotated[str, typer.Option(help="One line about the text.")] = "",
+    licence: Annotated[str, typer.Option(help="Terms of use.")] = "unknown",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite your card with this name.")] = False,
 ) -> None:
-    """Give a text of your own a name that recipes can use."""
+    """Give your own text a name that recipes can use."""
     from charlm.config import path_of
-    from charlm.data.corpora import add_card
+    from charlm.data.cards import CardExistsError, add_card
+    from charlm.errors import UsageError
     from charlm.yaml_text import dump_yaml
 
-    card = add_card(name, path_of(str(file)), description=description, licence=licence, overwrite=force)
-    out(f"{name} is now a corpus: a recipe can say `{dump_yaml({'corpus': name}).strip()}`")
-    notice(f"its card is {card}")
+    try:
+        card = add_card(name, path_of(str(file)), description=description, licence=licence, overwrite=force)
+    except CardExistsError as error:
+        raise UsageError(f"{error} (--force)") from None
+    out(f"added the corpus {name}; use it in a recipe: `{dump_yaml({'corpus': name}).strip()}`")
+    notice(f"card: {card}")
 
 
 def _is_name(corpus: str) -> bool:
@@ -124,9 +130,10 @@ def _size(card: Card) -> str:
     return "" if size is None else f"{size:,}"
 
 
-def _whereabouts(name: str, card: Card) -> str:
-    """Where a card's text is, by looking only: nothing is read or verified."""
-    from charlm.data.corpora import cache_folder, find
+def _location(name: str, card: Card) -> str:
+    """Where the text of a card is; nothing is read or verified."""
+    from charlm.data.card_files import find
+    from charlm.data.folders import cache_folder
     from charlm.errors import CorpusError
 
     if card.text is not None:
@@ -143,11 +150,12 @@ def _whereabouts(name: str, card: Card) -> str:
 
 
 def _facts(sources: Sources, card: Card | None, encoded: Encoded, settings: dict[str, str]) -> dict[str, Any]:
-    from charlm.data.facts import compressed, name_of, symbol_counts
+    from charlm.data.counts import count_symbols
+    from charlm.data.facts import compressed, name_of
     from charlm.data.splits import DEFAULT_SPLIT, split_offsets
 
     unit = settings["unit"]
-    counts = symbol_counts(encoded)
+    counts = count_symbols(encoded, 0, encoded.characters)
     order = sorted(range(len(counts)), key=lambda index: (-counts[index], encoded.alphabet[index]))
     symbols = [(int(encoded.alphabet[index]), int(counts[index])) for index in order]
     packed = compressed(encoded, unit)
@@ -164,8 +172,8 @@ def _facts(sources: Sources, card: Card | None, encoded: Encoded, settings: dict
         **settings,
         "files": len(sources.files) - len(encoded.skipped),
         "skipped": list(encoded.skipped),
-        "crlf_read_as_lf": encoded.crlf,
-        "byte_order_marks": encoded.marks,
+        "crlf_read_as_lf": encoded.converted_line_ends,
+        "byte_order_marks": encoded.byte_order_marks,
         "vocabulary_size": len(symbols),
         "vocabulary": [{"symbol": symbol, "name": name_of(symbol, unit), "count": count} for symbol, count in symbols],
         "split": split,
@@ -190,31 +198,31 @@ def _print(facts: dict[str, Any]) -> None:
         if facts[key]:
             out(f"{key + ':':<13}{visible_word(facts[key])}")
     out(f"{'size:':<13}{facts['bytes']:,} bytes, {facts['characters']:,} {unit}, sha256 {facts['sha256']}")
-    for line in _reading(facts):
+    for line in _how_read(facts):
         out(f"{'':<13}{line}")
     _print_vocabulary(facts)
     parts = [f"{part} {start:,}–{stop:,}" for part, (start, stop) in facts["splits"].items()]
     out(f"{'split:':<13}{', '.join(parts)}  ({', '.join(f'{part:g}' for part in facts['split'])})")
     packed = [f"{name} -9 {bits:.3f}" for name, bits in facts["bits_per_character"].items()]
     of = facts["compressed_characters"]
-    only = "" if of == facts["characters"] else f"  (of the first {of:,} {unit})"
+    only = "" if of == facts["characters"] else f"  (first {of:,} {unit})"
     out(f"{'compressed:':<13}{', '.join(packed)} bits per {unit[:-1]}{only}")
 
 
-def _reading(facts: dict[str, Any]) -> list[str]:
-    """How the bytes became text, where that is not self-evident."""
-    lines = ["bytes as they are"] if facts["unit"] == "byte" else [f"read as {facts['encoding']}"]
+def _how_read(facts: dict[str, Any]) -> list[str]:
+    """How the bytes became text: the settings, and every change."""
+    lines = ["read as bytes"] if facts["unit"] == "byte" else [f"read as {facts['encoding']}"]
     if facts["normalise"] != "none":
         lines.append(f"normalised: {facts['normalise']}")
     if facts["crlf_read_as_lf"]:
-        lines.append(f"{facts['crlf_read_as_lf']:,} line ends CRLF or CR, read as LF")
+        lines.append(f"{facts['crlf_read_as_lf']:,} CRLF or CR line ends converted to LF")
     if facts["byte_order_marks"]:
-        lines.append(f"a byte-order mark at the start of {_files(facts['byte_order_marks'])}, not part of the text")
+        lines.append(f"byte-order mark removed from {_files(facts['byte_order_marks'])}")
     if facts["files"] > 1 or facts["skipped"]:
         lines.append(f"from {_files(facts['files'])}")
     if skipped := facts["skipped"]:
         names = ", ".join(visible_word(name) for name in skipped[:5]) + (", …" if len(skipped) > 5 else "")
-        lines.append(f"{_files(len(skipped))} skipped, empty or not text: {names}")
+        lines.append(f"{_files(len(skipped))} skipped (empty or not text): {names}")
     return lines
 
 
@@ -223,20 +231,20 @@ def _files(count: int) -> str:
 
 
 def _print_vocabulary(facts: dict[str, Any]) -> None:
-    """Frequent characters that show what they are on one line; rare and invisible ones each by its name."""
-    from charlm.data.facts import is_plain
+    """Frequent, visible characters on one line; then the rare and invisible ones by name."""
+    from charlm.data.facts import is_visible
 
-    symbols, what = facts["vocabulary"], "bytes" if facts["unit"] == "byte" else "characters"
+    symbols, unit = facts["vocabulary"], "bytes" if facts["unit"] == "byte" else "characters"
     plain: list[dict[str, Any]] = []
-    spelled: list[dict[str, Any]] = []
+    named: list[dict[str, Any]] = []
     for each in symbols:
-        shows_itself = facts["unit"] == "char" and each["count"] >= _RARE and is_plain(each["symbol"])
-        (plain if shows_itself else spelled).append(each)
-    out(f"{'vocabulary:':<13}{len(symbols):,} different {what}")
+        by_itself = facts["unit"] == "char" and each["count"] >= _RARE and is_visible(each["symbol"])
+        (plain if by_itself else named).append(each)
+    out(f"{'vocabulary:':<13}{len(symbols):,} distinct {unit}")
     if plain:
         shown = [f"{chr(each['symbol'])} {each['count']:,}" for each in plain]
         out(f"{'':<13}{'  '.join(shown)}")
-    for each in spelled[:_SPELLED]:
+    for each in named[:_NAMED]:
         out(f"{'':<13}{each['name']} ({each['count']:,})")
-    if len(spelled) > _SPELLED:
-        out(f"{'':<13}and {len(spelled) - _SPELLED:,} more rare or invisible ones (--json lists all)")
+    if len(named) > _NAMED:
+        out(f"{'':<13}and {len(named) - _NAMED:,} more rare or invisible {unit} (all with --json)")

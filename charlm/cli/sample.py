@@ -58,9 +58,9 @@ def sample(
 ) -> None:
     """Write text. Only new characters go to stdout, exactly as drawn; on a terminal the prompt is shown before them."""
     text = read_text(prompt)
-    from charlm.data.vocabulary import utf8
+    from charlm.data.vocabulary import utf8_bytes
 
-    end = utf8(stop, "--stop")
+    end = utf8_bytes(stop, "--stop")
     if length == 0 and not stop and (as_json or num > 1) and not probabilities:
         raise UsageError("--length 0 without --stop writes without end; it goes with one sample and without --json")
     if as_json and num * length > _JSON_CHARACTERS and not probabilities:

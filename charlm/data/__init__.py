@@ -1,4 +1,4 @@
-"""Texts: where they are found, how they become numbers on disk, and how those are cut into splits and streams.
+"""Texts: finding them, encoding them as integers on disk, splitting them, and cutting them into batches.
 
-Nothing here knows of models or of the terminal.
+This package knows nothing about models or the terminal.
 """

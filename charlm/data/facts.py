@@ -1,4 +1,4 @@
-"""What can be said about a text without a model: how often each symbol occurs, and what compressors make of it."""
+"""Statistics of a text for ``corpus show``: compressed sizes and names of its symbols."""
 
 from __future__ import annotations
 
@@ -8,15 +8,11 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
+from charlm.data.encoded import Encoded, utf8
 
-from charlm.data.dataset import count
-from charlm.data.encoding import Encoded, utf8
+COMPRESSED_BYTES = 50_000_000  # compressed at most: xz -9 takes minutes for more
 
-COMPRESSED_BYTES = 50_000_000  # a compressor sees at most so much; xz -9 needs minutes for more
-
-_BLOCK = 1 << 20  # characters that are looked at at a time
+_BLOCK = 1 << 20  # characters compressed at a time
 
 # Unicode gives control characters no names.
 _CONTROL_NAMES = {
@@ -36,63 +32,58 @@ _CONTROL_NAMES = {
 
 @dataclass(frozen=True)
 class Compressed:
-    """What compressors need for a text.
+    """Compressed size of a text.
 
     Attributes:
-        bits_per_character: ``gzip`` and ``xz``, both at their strongest (-9).
-        characters: how many were compressed: all, or those of the first :data:`COMPRESSED_BYTES`.
+        bits_per_character: of ``gzip -9`` and ``xz -9``.
+        characters: number of compressed characters: all, or those in the first :data:`COMPRESSED_BYTES`.
     """
 
     bits_per_character: dict[str, float]
     characters: int
 
 
-def symbol_counts(encoded: Encoded) -> npt.NDArray[np.int64]:
-    """How often each symbol of ``encoded.alphabet`` occurs, shape (symbols,)."""
-    return count(encoded, 0, encoded.characters)
-
-
 def compressed(encoded: Encoded, unit: str) -> Compressed:
-    """Compress the text as a model would read it (characters as UTF-8), in pieces.
+    """Compress the text as a model reads it (characters as UTF-8), block by block.
 
     Args:
         encoded: the text.
-        unit: ``char`` or ``byte``, as it was encoded.
+        unit: ``char`` or ``byte``.
     """
     size = min(encoded.characters * 4, COMPRESSED_BYTES)
-    # xz -9 has a dictionary of 64 MiB and needs ten times that in memory. One of the text's size finds all the same.
+    # xz -9 has a dictionary of 64 MiB, which takes ten times that in memory. One as large as the text compresses as well.
     dictionary = max(size, 1 << 12)
     xz = lzma.LZMACompressor(filters=[{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": dictionary}])
-    gzip = zlib.compressobj(9, zlib.DEFLATED, 31)  # 31: the largest window, and gzip's header
+    gzip = zlib.compressobj(9, zlib.DEFLATED, 31)  # 31: the largest window, with gzip's header
     lengths = {"gzip": 0, "xz": 0}
     characters = done = 0
-    for piece, held in _utf8(encoded, unit):
+    for piece, length in _utf8(encoded, unit):
         lengths["gzip"] += len(gzip.compress(piece))
         lengths["xz"] += len(xz.compress(piece))
-        characters += held
+        characters += length
         done += len(piece)
         if done >= COMPRESSED_BYTES:
             break
     lengths["gzip"] += len(gzip.flush())
     lengths["xz"] += len(xz.flush())
-    return Compressed({name: 8 * length / characters for name, length in lengths.items()}, characters)
+    return Compressed({name: 8 * size / characters for name, size in lengths.items()}, characters)
 
 
 def _utf8(encoded: Encoded, unit: str) -> Iterator[tuple[bytes, int]]:
-    """Yield the text's bytes in pieces, each with the number of its characters."""
+    """Yield the text's bytes block by block, each with its number of characters."""
     for start in range(0, encoded.characters, _BLOCK):
         stop = min(start + _BLOCK, encoded.characters)
         yield utf8(encoded, start, stop, unit), stop - start
 
 
 def name_of(symbol: int, unit: str) -> str:
-    """Name a symbol unmistakably: ``U+000A LINE FEED``, or ``0x0A`` for a byte."""
+    """The unambiguous name of a symbol: ``U+000A LINE FEED``, or ``0x0A`` for a byte."""
     if unit == "byte":
         return f"0x{symbol:02X}"
-    name = unicodedata.name(chr(symbol), None) or _CONTROL_NAMES.get(symbol, "without a name")
+    name = unicodedata.name(chr(symbol), None) or _CONTROL_NAMES.get(symbol, "(unnamed)")
     return f"U+{symbol:04X} {name}"
 
 
-def is_plain(symbol: int) -> bool:
-    """Tell characters that show what they are from those that do not: spaces, controls, combining marks."""
+def is_visible(symbol: int) -> bool:
+    """Whether a character can be recognised when it is printed alone: not a space, control or combining mark."""
     return unicodedata.category(chr(symbol))[0] in "LNPS"

@@ -1,8 +1,8 @@
-"""Recognising files that have not changed, so that a second start on ten gigabytes does not hash ten gigabytes.
+"""Recognises unchanged files without reading them, so that only the first run on a large text hashes it.
 
-A file is taken for unchanged while its path, size, time of modification (in nanoseconds) and inode are what they were
-when its content was last hashed. The memory of that is a small JSON file in the cache per file, or per sequence of
-files that is read as one text; losing it costs time only.
+A file counts as unchanged while its path, size, mtime (in nanoseconds) and inode are the same as when it was last hashed.
+The cache has a small JSON record for each file, or for each sequence of files that is one text. A lost record costs only
+time.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from charlm.files import make_private_folder, whole_file
 
 _BLOCK = 1 << 20  # bytes
 
-# A file written again within one tick of the file system's clock keeps its time of modification. A file that was
-# written this recently (in nanoseconds) when reading began is therefore not remembered.
+# A file written twice within one tick of the file system's clock keeps its mtime. A file modified less than this many
+# nanoseconds before reading began is therefore not recorded.
 _TICK = 100_000_000
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """What a file looks like from outside. Two stamps that are equal mean: the same content."""
+    """Metadata of a file. Equal stamps mean equal content."""
 
     path: str
     size: int
@@ -38,10 +38,10 @@ class Stamp:
 
 
 def stamps(paths: Sequence[Path]) -> list[Stamp]:
-    """Look at each file, without reading it.
+    """The stamp of each file; the files are not read.
 
     Raises:
-        CorpusError: a file is gone or out of reach.
+        CorpusError: a file does not exist or is not accessible.
     """
     result = []
     for path in paths:
@@ -54,19 +54,19 @@ def stamps(paths: Sequence[Path]) -> list[Stamp]:
 
 
 def recall(files: Sequence[Stamp]) -> str | None:
-    """The sha256 of the files' bytes, one file after the other, if it is remembered and no file has changed since."""
+    """The recorded sha256 of the files' bytes, one file after the other; ``None`` if there is none or a file has changed."""
     try:
         record = json.loads(_record(files).read_text(encoding="utf-8"))
         return str(record["sha256"]) if record["stamps"] == _digest(files) else None
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # never hashed, or a damaged record
+        return None  # no record, or a damaged one
 
 
 def remember(files: Sequence[Stamp], sha256: str, *, began_ns: int) -> None:
-    """Keep the sha256 of the files' bytes. A cache that cannot be written is no error: it only means hashing again.
+    """Record the sha256 of the files' bytes. A read-only cache is no error: the files are hashed again next time.
 
     Args:
-        files: as looked at before the bytes were read.
+        files: stamps from before the files were read.
         sha256: of all their bytes, one file after the other.
         began_ns: when reading began (``time.time_ns()``).
     """
@@ -84,7 +84,7 @@ def sha256_of(path: Path, *, verify: bool = False) -> str:
 
     Args:
         path: the file.
-        verify: read it even if it looks unchanged.
+        verify: hash it even if it looks unchanged.
 
     Raises:
         CorpusError: it cannot be read.

@@ -1,4 +1,4 @@
-"""Where charlm keeps what it can make again (the cache) and what the user told it (the data)."""
+"""The user's folders: the cache, which charlm can rebuild, and the data folder, which holds the user's own cards."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from charlm.errors import UsageError
 
 def cache_folder() -> Path:
     """The folder of downloads and encodings: ``CHARLM_CACHE``, else the user's cache folder. It need not exist yet."""
-    return _named_by("CHARLM_CACHE") or platformdirs.user_cache_path("charlm", appauthor=False)
+    return _from_variable("CHARLM_CACHE") or platformdirs.user_cache_path("charlm", appauthor=False)
 
 
 def cache_part(name: str) -> Path:
     """One folder of the cache: ``corpora``, ``encodings`` or ``fingerprints``. It need not exist yet.
 
-    An existing one is closed to other users if it is this user's, since it holds copies of texts. One that its owner has
-    made read-only is left alone: so a cache is shared on purpose.
+    It holds copies of texts, so an existing one that belongs to this user is made inaccessible to others. A read-only one
+    is not changed: its owner shares it on purpose.
     """
     folder = cache_folder() / name
     with suppress(OSError):
@@ -34,10 +34,10 @@ def cache_part(name: str) -> Path:
 
 def data_folder() -> Path:
     """The folder of the user's own cards: ``CHARLM_DATA``, else the user's data folder. It need not exist yet."""
-    return _named_by("CHARLM_DATA") or platformdirs.user_data_path("charlm", appauthor=False)
+    return _from_variable("CHARLM_DATA") or platformdirs.user_data_path("charlm", appauthor=False)
 
 
-def _named_by(variable: str) -> Path | None:
+def _from_variable(variable: str) -> Path | None:
     value = os.environ.get(variable)
     try:
         return path_of(value).absolute() if value else None

@@ -1,7 +1,7 @@
-"""Writing symbols to disk as small integers: the index of each in the order of first appearance.
+"""Writes symbols to disk as small integers, numbered in order of first appearance.
 
-The file has one byte per symbol while there are at most 256 different ones, then two, then four. It grows into the next
-width by being copied in pieces, so memory stays flat.
+The file has one byte per symbol up to 256 distinct symbols, then two, then four. To widen it, it is copied block by block,
+so memory use is constant.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import numpy.typing as npt
 from charlm.files import temporary_sibling
 
 _CODE_POINTS = 0x110000
-_COPY = 1 << 20  # symbols that are widened at a time
+_COPY = 1 << 20  # symbols widened at a time
 
 Ids = npt.NDArray[np.unsignedinteger[Any]]
 
 
 def width_for(symbols: int) -> int:
-    """Bytes that one id needs if there are so many different symbols: 1, 2 or 4."""
+    """Bytes per id for this number of distinct symbols: 1, 2 or 4."""
     return 1 if symbols <= 1 << 8 else 2 if symbols <= 1 << 16 else 4
 
 
 def dtype_of(width: int) -> np.dtype[np.unsignedinteger[Any]]:
-    """The type of ids on disk: little-endian, so that a cache means the same everywhere."""
+    """The type of ids on disk: little-endian on every machine."""
     return np.dtype(f"<u{width}")
 
 
@@ -36,7 +36,7 @@ class IdsWriter:
     """Appends symbols to a new file. Use it in a ``with`` block.
 
     Attributes:
-        alphabet: the different symbols (code points or byte values), in the order of first appearance.
+        alphabet: the distinct symbols (code points or byte values), in order of first appearance.
         characters: symbols written so far.
     """
 
@@ -47,8 +47,8 @@ class IdsWriter:
         self._path = path
         self._file = path.open("w+b", buffering=0)
         self._width = 1
-        self._index = np.full(_CODE_POINTS, -1, dtype=np.int32)  # of each code point, its id
-        self._translation = bytes(256)  # of each byte, its id: the same as a table for bytes.translate
+        self._index = np.full(_CODE_POINTS, -1, dtype=np.int32)  # code point → id; -1: unknown
+        self._translation = bytes(256)  # byte → id, a table for bytes.translate
         self._known_bytes = b""
 
     def __enter__(self) -> IdsWriter:
@@ -60,67 +60,67 @@ class IdsWriter:
     def append(self, piece: bytes | str) -> None:
         """Write symbols: bytes (of any value, or ASCII characters), or characters."""
         if isinstance(piece, bytes):
-            # Both translations run at the speed of memory; they are what makes plain English fast.
+            # bytes.translate runs at memory speed, which makes ASCII text fast.
             if new := piece.translate(None, self._known_bytes):
-                self._learn(list(dict.fromkeys(new)))
+                self._add(list(dict.fromkeys(new)))
             if self._width == 1:
                 self._write(piece.translate(self._translation))
             else:
                 self._write(self._index[np.frombuffer(piece, np.uint8)].astype(dtype_of(self._width)))
         else:
-            # surrogatepass: exotic encodings can hold lone surrogates, which are code points like others here.
+            # surrogatepass: rare encodings can contain lone surrogates, which are ordinary code points here.
             points = np.frombuffer(piece.encode("utf-32-le", "surrogatepass"), "<u4")
             ids = self._index[points]
             if ids.size and ids.min() < 0:
                 new_points = points[ids < 0]
                 symbols, first = np.unique(new_points, return_index=True)
-                self._learn([int(symbol) for symbol in symbols[np.argsort(first)]])
+                self._add([int(symbol) for symbol in symbols[np.argsort(first)]])
                 ids = self._index[points]
             self._write(ids.astype(dtype_of(self._width)))
         self.characters += len(piece)
 
     def mark(self) -> tuple[int, int]:
-        """Where the writer is now, for :meth:`rewind`."""
+        """The current position, for :meth:`rewind`."""
         return self.characters, len(self.alphabet)
 
     def rewind(self, mark: tuple[int, int]) -> None:
-        """Forget everything that was written since ``mark``."""
+        """Remove everything written since ``mark``."""
         self.characters, known = mark
         self._index[self.alphabet[known:]] = -1
         del self.alphabet[known:]
-        self._refresh()
+        self._update_tables()
         self._file.truncate(self._file.seek(self.characters * self._width))
 
     def finish(self) -> int:
-        """Bring the file to the smallest width and return that, in bytes; nothing can be written after it."""
-        # Narrower than now only if what made it wide was rewound.
+        """Change the file to the smallest width and return it, in bytes. Nothing can be written afterwards."""
+        # It can become narrower only if symbols were rewound.
         self._change_width(width_for(len(self.alphabet)))
         return self._width
 
     def digest(self) -> str:
-        """The sha256 of the whole file, read back."""
+        """The sha256 of the file, read from disk."""
         self._file.seek(0)
         return hashlib.file_digest(self._file, "sha256").hexdigest()
 
     def fileno(self) -> int:
-        """The open file's descriptor, to flush it to disk."""
+        """The descriptor of the open file."""
         return self._file.fileno()
 
-    def _learn(self, symbols: list[int]) -> None:
+    def _add(self, symbols: list[int]) -> None:
         start = len(self.alphabet)
         self.alphabet += symbols
         self._index[symbols] = np.arange(start, len(self.alphabet), dtype=np.int32)
         self._change_width(max(self._width, width_for(len(self.alphabet))))
-        self._refresh()
+        self._update_tables()
 
-    def _refresh(self) -> None:
+    def _update_tables(self) -> None:
         self._known_bytes = bytes(np.flatnonzero(self._index[:256] >= 0).tolist())
         if self._width == 1:
-            self._translation = self._index[:256].astype(np.uint8).tobytes()  # unknown ones are never looked up
+            self._translation = self._index[:256].astype(np.uint8).tobytes()  # entries of unknown bytes are never used
 
     def _write(self, data: bytes | Ids) -> None:
         rest = memoryview(data if isinstance(data, bytes) else data.view(np.uint8).data)
-        while rest:  # an unbuffered file may take less than it is given
+        while rest:  # an unbuffered write can be partial
             rest = rest[self._file.write(rest) :]
 
     def _change_width(self, width: int) -> None:
@@ -132,7 +132,7 @@ class IdsWriter:
         with old:
             old.seek(0)
             while block := old.read(_COPY * self._width):
-                # A short read may cut an id in two; the rest of it is fetched.
+                # A short read can cut an id; read the rest of it.
                 while len(block) % self._width:
                     block += old.read(self._width - len(block) % self._width)
                 self._write(np.frombuffer(block, dtype_of(self._width)).astype(dtype_of(width)))

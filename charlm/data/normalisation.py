@@ -1,7 +1,7 @@
-"""Named normalisations: what is done to a text's characters before a model sees them.
+"""Named normalisations: changes to the characters of a text before training.
 
-Each takes a text in pieces and yields it in pieces; how the text is cut into pieces does not change the result, and
-only one piece is in memory at a time (a text may be one line of ten gigabytes).
+Each takes and yields a text in pieces. The boundaries of the pieces do not affect the result, and only one piece is in
+memory at a time: a text can be one line of ten gigabytes.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ _SPACES = re.compile(b"  +")
 
 
 def unchanged(pieces: Iterable[str]) -> Iterator[str]:
-    """The text as it is."""
+    """The unchanged text."""
     yield from pieces
 
 
 def d2l_lines(pieces: Iterable[str]) -> Iterator[str]:
-    """Lower-case letters and single spaces, line by line; lines are joined with nothing between them.
+    """Lower-case letters and single spaces, line by line; lines are joined without a separator.
 
-    Per line, ``re.sub('[^A-Za-z]+', ' ', line).strip().lower()``: so the last word of a line and the first of the next
-    run together. A line ends at LF; other line ends have become LF by the newline policy. From *Dive into Deep
+    Per line, ``re.sub('[^A-Za-z]+', ' ', line).strip().lower()``. The last word of a line and the first of the next are
+    therefore joined. A line ends at LF; ``data.newlines`` has converted other line ends. From *Dive into Deep
     Learning*, editions 0.x, section 8.2 "Text Preprocessing".
     """
-    held = b"\n"  # a line end or space that was read but has no effect yet; the text begins like a line
+    held = b"\n"  # a line end or space whose effect depends on the next piece; initially the start of a line
     for piece in pieces:
         words = _SPACES.sub(b" ", held + _translated(piece, _LETTERS_AND_LINES))
         words = words.replace(b" \n", b"\n").replace(b"\n ", b"\n")
@@ -43,7 +43,7 @@ def d2l_whole(pieces: Iterable[str]) -> Iterator[str]:
 
     From *Dive into Deep Learning*, editions 1.x, section 9.2 "Converting Raw Text into Sequence Data".
     """
-    held = b""  # a space that has been yielded: with more of them it is still one
+    held = b""  # the last space, already yielded: further spaces are dropped
     for piece in pieces:
         words = _SPACES.sub(b" ", held + _translated(piece, _LETTERS))
         yield words[len(held) :].decode("ascii")
@@ -51,7 +51,7 @@ def d2l_whole(pieces: Iterable[str]) -> Iterator[str]:
 
 
 def _translated(piece: str, table: bytes) -> bytes:
-    """Translate each character by a table of bytes, at the speed of memory; all beyond ASCII are alike, no letters."""
+    """Translate each character by a table of bytes, at memory speed. All non-ASCII characters count as non-letters."""
     return piece.encode("ascii", "replace").translate(table)
 
 
@@ -59,11 +59,11 @@ NORMALISATIONS: dict[str, Normalisation] = {"none": unchanged, "d2l-lines": d2l_
 
 
 def normalisation(name: str) -> Normalisation:
-    """Look a normalisation up by its name.
+    """Return a normalisation by name.
 
     Raises:
-        RecipeError: there is none of that name.
+        RecipeError: the name is unknown.
     """
     if name not in NORMALISATIONS:
-        raise RecipeError(f"no normalisation is called {name!r}; data.normalise is one of: {', '.join(NORMALISATIONS)}")
+        raise RecipeError(f"unknown normalisation {name!r}; data.normalise is one of: {', '.join(NORMALISATIONS)}")
     return NORMALISATIONS[name]

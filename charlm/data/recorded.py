@@ -1,7 +1,7 @@
-"""The text that a checkpoint was trained on, found again.
+"""Reopens the text that a checkpoint was trained on.
 
-A checkpoint and the folder around it may come from anybody. So what they name is used only if it is the recorded text:
-ordinary files of the recorded size and sha256, which are compared before anything is written or said of their content.
+A checkpoint and its folder can come from anybody. A text that they name is used only if it consists of regular files with
+the recorded size and sha256. These are compared before anything is written, or reported about the content.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from charlm.config import LoadedRecipe, Recipe, SplitFiles, is_path, load_recipe
 from charlm.data.dataset import Dataset, open_dataset
-from charlm.data.encoding import Recorded
+from charlm.data.encoded import TextDigest
 from charlm.data.vocabulary import Vocabulary
 from charlm.errors import CheckpointError, UsageError
 
@@ -21,26 +21,26 @@ from charlm.errors import CheckpointError, UsageError
 def open_recorded(recipe: Recipe, corpus: Mapping[str, Any], vocabulary: Vocabulary, checkpoint: Path) -> Dataset:
     """Open the text that a model was trained on.
 
-    A text is named by its card, or by the run's ``config.yaml`` beside the checkpoint, which has its full path; the checkpoint
-    itself has only a name, which is looked for in its folder and in the current one.
+    The text is identified by its card, or by ``config.yaml`` beside the checkpoint, which has its full path. The checkpoint
+    itself stores only a name, which is looked up in its folder and in the current folder.
 
     Args:
-        recipe: in the checkpoint.
-        corpus: in the checkpoint: what identifies the text (:meth:`charlm.data.dataset.Dataset.fingerprint`).
+        recipe: from the checkpoint.
+        corpus: from the checkpoint: the description of the text (:meth:`charlm.data.dataset.Dataset.fingerprint`).
         vocabulary: of the model.
-        checkpoint: its file.
+        checkpoint: path of the checkpoint.
 
     Raises:
-        UsageError: the text is not found, or is named in a way that charlm does not follow.
-        OtherTextError: what is found is another text.
-        CheckpointError: the checkpoint does not say which text it was.
+        UsageError: the text is not found, or its name leads out of the folder.
+        TextMismatchError: a different text is found.
+        CheckpointError: the checkpoint does not record size and sha256.
     """
     recorded = recorded_text(corpus, checkpoint)
     config = checkpoint.parent / "config.yaml"
     if not any(_is_path(name) for name in _names(recipe)):
         named = recipe
     elif config.is_symlink():
-        raise UsageError(f"{config} is a symbolic link, which is not followed")
+        raise UsageError(f"{config} is a symbolic link; expected a regular file")
     elif config.is_file():
         beside = load_recipe(str(config), stored=True).recipe
         split = beside.data.split if isinstance(recipe.data.split, SplitFiles) else recipe.data.split
@@ -55,27 +55,27 @@ def open_recorded(recipe: Recipe, corpus: Mapping[str, Any], vocabulary: Vocabul
     )
 
 
-def recorded_text(corpus: Mapping[str, Any], checkpoint: Path) -> Recorded:
-    """Bytes and sha256 of the text that a checkpoint names.
+def recorded_text(corpus: Mapping[str, Any], checkpoint: Path) -> TextDigest:
+    """Size and sha256 of the text that a checkpoint was trained on.
 
     Raises:
-        CheckpointError: it has none.
+        CheckpointError: they are missing.
     """
     size, sha256 = corpus.get("bytes"), corpus.get("sha256")
     if not isinstance(size, int) or not isinstance(sha256, str):
-        raise CheckpointError(f"{checkpoint} does not say which text it was trained on (size and sha256)")
-    return Recorded(size, sha256)
+        raise CheckpointError(f"{checkpoint} does not record the size and sha256 of its training text")
+    return TextDigest(size, sha256)
 
 
 def refuse_outside(name: str) -> None:
-    """Refuse a name in a checkpoint that leads out of its folder; charlm writes none.
+    """Refuse a corpus name that leads out of the checkpoint's folder; charlm never writes one.
 
     Raises:
         UsageError: an absolute path, ``~``, ``..`` or a pattern.
     """
     path = Path(name)
     if path.is_absolute() or name.startswith("~") or ".." in path.parts or has_magic(name):
-        raise UsageError(f"the checkpoint names it {name!r}; only the name of a file or folder is followed")
+        raise UsageError(f"the checkpoint names the corpus {name!r}; expected a plain file or folder name")
 
 
 def _names(recipe: Recipe) -> list[str]:

@@ -1,8 +1,8 @@
-"""Cuts a training text into batches. Any batch of any epoch can be asked for at once, which is what makes resuming exact.
+"""Cuts a training text into batches. Any batch of any epoch can be computed directly, which makes resuming exact.
 
-``streams``: the text of N characters has N − 1 targets. It is cut into B contiguous streams, read side by side; stream i
-starts at ⌊i(N−1)/B⌋, lengths differ by at most one, and missing last positions are masked, so that every target counts
-exactly once per epoch. State is carried from batch to batch and zeroed at each epoch's start::
+``streams``: a text of N characters has N − 1 targets. It is cut into B contiguous streams, which are read in parallel.
+Stream i starts at ⌊i(N−1)/B⌋. Lengths differ by at most one; missing last positions are masked, so every target counts
+exactly once per epoch. State is carried from batch to batch and zeroed at the start of each epoch::
 
     text  a b c d e f g h i j k l m     12 targets, B=3:  stream 0 reads a b c d, stream 1 e f g h, stream 2 i j k l
     T=2   batch 0  inputs ab/ef/ij  targets bc/fg/jk      batch 1  inputs cd/gh/kl  targets de/hi/lm   (after d comes e)
@@ -27,11 +27,11 @@ from charlm.data.dataset import Text
 from charlm.runtime import derived_seed
 
 IGNORED = -100
-"""The target of a masked position; what ``cross_entropy`` ignores by default."""
+"""Target of a masked position; the default ``ignore_index`` of ``cross_entropy``."""
 
 _RARE = 0.25
-"""Characters seen once are replaced by ``<unk>`` only while they are at most this share of the text. A text with more of them
-is so short that its rare characters are the text itself: replaced, they could not be learned."""
+"""Characters that occur once are replaced by ``<unk>`` only if they are at most this fraction of the text. In a shorter
+text, most characters occur once, and replacing them would leave nothing to learn."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Batch:
     Attributes:
         inputs: ``(T, B)`` ids.
         targets: ``(T, B)`` ids, or ``IGNORED``.
-        scored: how many targets count.
-        fresh: whether the state must be zeroed before it.
+        scored: number of targets that are not masked.
+        fresh: whether the state must be zeroed before this batch.
     """
 
     inputs: Tensor
@@ -53,7 +53,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Shape:
-    """How many streams and steps a text allows, and what was asked for."""
+    """The batch size B and sequence length T that a text allows; ``shrunk``: they are smaller than requested."""
 
     batch: int
     seq_length: int
@@ -61,7 +61,7 @@ class Shape:
 
 
 def fit(targets: int, batch: int, seq_length: int) -> Shape:
-    """Shrink B and T for a text too small for them: first T to the whole text, then B so that B·T characters are there."""
+    """Shrink B and T to a short text: T to at most ``targets``, then B so that B·T ≤ ``targets``."""
     fitted_length = min(seq_length, targets)
     fitted_batch = max(1, min(batch, targets // fitted_length))
     return Shape(fitted_batch, fitted_length, (fitted_batch, fitted_length) != (batch, seq_length))
@@ -70,12 +70,12 @@ def fit(targets: int, batch: int, seq_length: int) -> Shape:
 def side_by_side(
     read: Callable[[int, int], npt.NDArray[np.int64]], starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]
 ) -> tuple[Tensor, Tensor]:
-    """Put B stretches of a text into columns; those that end early are masked.
+    """Put B parts of a text into the columns of a batch; shorter ones are masked at the end.
 
     Args:
         read: (start, stop) → ids.
-        starts: ``(B,)`` first input of each stretch.
-        lengths: ``(B,)`` how many characters each one scores.
+        starts: ``(B,)`` first input of each part.
+        lengths: ``(B,)`` number of targets of each part.
 
     Returns:
         Inputs and targets, each ``(longest, B)``; a target is the character after its input, or ``IGNORED``.
@@ -97,8 +97,8 @@ class Batches:
     Args:
         text: the training text, N characters.
         section: batch, seq_length, batching, random_offset, drop_last and seed of the recipe.
-        unknown_rate: probability that a character seen once is read as ``<unk>`` in an epoch; 0 where more than a quarter of
-            the text are such characters.
+        unknown_rate: probability, per epoch, that a character that occurs once is read as ``<unk>``. It has no effect if
+            more than a quarter of the text are such characters.
     """
 
     def __init__(self, text: Text, section: TrainSection, unknown_rate: float) -> None:
@@ -109,7 +109,7 @@ class Batches:
         self._unknown_rate = unknown_rate if 0 < once <= _RARE * len(text) else 0.0
 
     def epoch_length(self, epoch: int) -> int:
-        """How many batches this epoch has."""
+        """Number of batches in this epoch."""
         B, T = self.shape.batch, self.shape.seq_length
         targets = len(self.text) - 1 - self._offset(epoch)
         if self._section.batching == "windows":
@@ -118,13 +118,13 @@ class Batches:
         return max(1, targets // B // T) if self._section.drop_last else -(-longest // T)
 
     def steps_in(self, epochs: int) -> int:
-        """How many batches the first so many epochs have."""
+        """Number of batches in the first ``epochs`` epochs."""
         if not self._section.random_offset:
             return epochs * self.epoch_length(0)
         return sum(map(self.epoch_length, range(epochs)))
 
     def skipped(self, epoch: int) -> int:
-        """How many targets this epoch leaves out, by ``random_offset`` and ``drop_last``; windows do not count."""
+        """Number of targets that ``random_offset`` and ``drop_last`` skip in this epoch; 0 for windows."""
         if self._section.batching == "windows":
             return 0
         offset = self._offset(epoch)
@@ -133,14 +133,14 @@ class Batches:
         return len(self.text) - 1 - self.shape.batch * self.shape.seq_length * self.epoch_length(epoch)
 
     def batch(self, epoch: int, index: int) -> Batch:
-        """Batch number ``index`` of epoch number ``epoch``, both from 0."""
+        """Batch ``index`` of epoch ``epoch``, both counted from 0."""
         starts, lengths = self._windows(epoch, index) if self._section.batching == "windows" else self._pieces(epoch, index)
         inputs, targets = side_by_side(lambda start, stop: self._ids(start, stop, epoch), starts, lengths)
         fresh = index == 0 or self._section.batching == "windows"
         return Batch(inputs, targets, int(lengths.sum()), fresh)
 
     def _pieces(self, epoch: int, index: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Where each stream reads batch ``index``, and for how many characters."""
+        """Start and number of targets of each stream in batch ``index``."""
         B, T = self.shape.batch, self.shape.seq_length
         offset = self._offset(epoch)
         bounds = offset + np.arange(B + 1, dtype=np.int64) * (len(self.text) - 1 - offset) // B
@@ -153,7 +153,7 @@ class Batches:
         return random.integers(0, len(self.text) - T, size=B), np.full(B, T, dtype=np.int64)
 
     def _offset(self, epoch: int) -> int:
-        """Characters skipped at this epoch's start: below T, and never so many that less than B·T targets are left."""
+        """Characters skipped at the start of this epoch: fewer than T, and at least B·T targets are left."""
         if not self._section.random_offset:
             return 0
         spare = len(self.text) - 1 - self.shape.batch * self.shape.seq_length
@@ -162,7 +162,7 @@ class Batches:
     def _ids(self, start: int, stop: int, epoch: int) -> npt.NDArray[np.int64]:
         ids = self.text.ids(start, stop)
         if self._unknown_rate:
-            (rare,) = np.nonzero(self.text.once(start, stop))
+            (rare,) = np.nonzero(self.text.occurs_once(start, stop))
             for position in rare.tolist():  # at most one per symbol of the vocabulary in a whole epoch
                 draw = derived_seed(self._section.seed, "unknown", epoch, start + position) / 2**63
                 if draw < self._unknown_rate:

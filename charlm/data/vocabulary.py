@@ -1,7 +1,7 @@
-"""The symbols a model knows, and the way from text to ids and back.
+"""Vocabularies: conversion between text and ids 0 … V−1.
 
-Ids are small integers 0 … V−1. A vocabulary of characters always has ``<unk>``, as id 0, for everything it does not know.
-A vocabulary of bytes is simply 0 … 255: nothing is unknown to it.
+A vocabulary of characters has ``<unk>`` as id 0, for every character outside it. A vocabulary of bytes is 0 … 255 and has
+no ``<unk>``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from charlm.errors import CharlmError, UsageError
 
 UNKNOWN = "<unk>"
-UNICODE_CODE_POINTS = 0x110000 - 0x800  # all but the surrogates, which no text holds
+UNICODE_CODE_POINTS = 0x110000 - 0x800  # without the surrogates, which are not characters
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Vocabulary:
 
     Attributes:
         unit: ``char`` (symbols are code points) or ``byte``.
-        symbols: code points in ascending order, ``<unk>`` not among them; for ``byte``: 0 … 255.
+        symbols: code points in ascending order, without ``<unk>``; for ``byte``: 0 … 255.
     """
 
     unit: str
@@ -39,13 +39,13 @@ class Vocabulary:
         return cls("byte", tuple(range(256)))
 
     @classmethod
-    def of_counts(cls, alphabet: Sequence[int], counts: Sequence[int], min_count: int) -> Vocabulary:
+    def from_counts(cls, alphabet: Sequence[int], counts: Sequence[int], min_count: int) -> Vocabulary:
         """The characters of ``alphabet`` that occur at least ``min_count`` times (and at least once)."""
         kept = (int(c) for c, count in zip(alphabet, counts, strict=True) if count >= max(1, min_count))
         return cls("char", tuple(sorted(kept)))
 
-    def grown(self, other: Vocabulary) -> Vocabulary:
-        """This vocabulary and the symbols of ``other``."""
+    def union(self, other: Vocabulary) -> Vocabulary:
+        """The symbols of this vocabulary and of ``other``."""
         return Vocabulary(self.unit, tuple(sorted({*self.symbols, *other.symbols})))
 
     def __len__(self) -> int:
@@ -80,37 +80,38 @@ class Vocabulary:
 
     @property
     def unknown_nats(self) -> float:
-        """What naming one unknown character costs on top of ``<unk>``: uniform over all other code points, in nats."""
+        """Cost in nats of naming an unknown character, added to that of ``<unk>``: uniform over all other code points."""
         return math.log(UNICODE_CODE_POINTS - len(self.symbols)) if self.unit == "char" else 0.0
 
     def encode(self, text: str, unknown: str = "error") -> list[int]:
-        """Turn text into ids.
+        """Convert text to ids.
 
         Args:
-            unknown: ``error`` refuses characters outside the vocabulary, ``skip`` leaves them out, ``map`` reads
-                them as ``<unk>``.
+            text: the text.
+            unknown: characters outside the vocabulary: ``error`` refuses them, ``skip`` removes them, ``map`` maps them to
+                ``<unk>``.
 
         Raises:
-            UsageError: unknown characters with ``unknown="error"``; names them.
+            UsageError: there are unknown characters and ``unknown="error"``; the message names them.
         """
         if self.unit == "byte":
-            return list(utf8(text))
+            return list(utf8_bytes(text))
         ids = [self._ids.get(ord(character), 0) for character in text]
         if unknown == "map" or 0 not in ids:
             return ids
         if unknown == "skip":
             return [index for index in ids if index != 0]
-        strangers = "".join(dict.fromkeys(c for c, index in zip(text, ids, strict=True) if index == 0))
-        raise UsageError(f"characters outside the model's vocabulary: {describe_characters(strangers)}")
+        outside = "".join(dict.fromkeys(c for c, index in zip(text, ids, strict=True) if index == 0))
+        raise UsageError(f"characters outside the model's vocabulary: {describe_characters(outside)}")
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Turn ids into text; ``<unk>`` becomes U+FFFD. Bytes that are not UTF-8 become U+FFFD too."""
+        """Convert ids to text; ``<unk>`` and bytes that are not UTF-8 become U+FFFD."""
         if self.unit == "byte":
             return bytes(ids).decode("utf-8", "replace")
         return "".join("\ufffd" if (symbol := self.symbol_of(i)) is None else chr(symbol) for i in ids)
 
     def shown(self, index: int) -> str:
-        """One id as people read it: the character, ``<unk>``, or the byte as ``\\xNN`` where it is no ASCII letter."""
+        """A readable form of an id: the character, ``<unk>``, or a byte (``\\xNN`` if it is not printable ASCII)."""
         symbol = self.symbol_of(index)
         if symbol is None:
             return UNKNOWN
@@ -119,15 +120,15 @@ class Vocabulary:
         return chr(symbol)
 
     def to_json(self) -> dict[str, object]:
-        """What a checkpoint stores."""
+        """The form that a checkpoint stores."""
         return {"unit": self.unit, "symbols": list(self.symbols) if self.unit == "char" else []}
 
     @classmethod
     def from_json(cls, stored: object) -> Vocabulary:
-        """Read what :meth:`to_json` wrote.
+        """Read the form that :meth:`to_json` writes.
 
         Raises:
-            CharlmError: something else was stored.
+            CharlmError: ``stored`` does not have this form.
         """
         match stored:
             case {"unit": "byte", "symbols": []}:
@@ -136,27 +137,33 @@ class Vocabulary:
                 type(symbol) is int and _is_code_point(symbol) for symbol in symbols
             ) and all(one < next_one for one, next_one in pairwise(symbols)):
                 return cls("char", tuple(symbols))
-        raise CharlmError("the vocabulary is neither all bytes nor a list of code points in ascending order")
+        raise CharlmError("invalid vocabulary: expected all bytes, or a list of code points in ascending order")
 
 
 def _is_code_point(number: int) -> bool:
     return 0 <= number < 0xD800 or 0xE000 <= number < 0x110000
 
 
-def utf8(text: str, option: str = "the text") -> bytes:
-    """The bytes of a text from the command line, where bytes that are not UTF-8 arrive as lone surrogates.
+def utf8_bytes(text: str, name: str = "the text") -> bytes:
+    """Encode a string as UTF-8. Command-line bytes that are not UTF-8, which Python passes as lone surrogates, are restored.
+
+    Args:
+        text: the string.
+        name: what it is, for the message.
 
     Raises:
-        UsageError: it contains another half of a surrogate pair.
+        UsageError: it contains any other lone surrogate.
     """
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
-        raise UsageError(f"{option} contains half of a surrogate pair (character {error.start + 1})") from None
+        raise UsageError(
+            f"{name} contains half of a surrogate pair (character {error.start + 1}); expected valid Unicode"
+        ) from None
 
 
 def describe_characters(characters: str, most: int = 8) -> str:
-    """Name characters unmistakably: ``'é' (U+00E9)``; at most ``most`` of them."""
+    """Unambiguous names of characters: ``'é' (U+00E9)``; of at most ``most`` of them."""
     names = [f"{c!r} (U+{ord(c):04X})" for c in characters[:most]]
     more = len(characters) - most
     return ", ".join(names) + (f" and {more} more" if more > 0 else "")

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from charlm.data.dataset import Dataset
-from charlm.data.encoding import utf8
+from charlm.data.encoded import utf8
 from charlm.evaluation.texts import EvaluationText
 from charlm.progress import Progress
 

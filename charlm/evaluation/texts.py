@@ -8,8 +8,9 @@ from typing import Any
 
 from charlm.checkpoint import Checkpoint
 from charlm.data.dataset import Dataset, Text, open_text
-from charlm.data.encoding import Encoded, OtherTextError, utf8
+from charlm.data.encoded import Encoded, utf8
 from charlm.data.recorded import open_recorded
+from charlm.data.verification import TextMismatchError
 from charlm.errors import CharlmError, CorpusError, UsageError
 
 
@@ -106,5 +107,5 @@ def _corpus(checkpoint: Checkpoint, path: Path, advice: str) -> Dataset:
         return open_recorded(checkpoint.recipe, checkpoint.corpus, checkpoint.vocabulary, path)
     except UsageError as error:
         raise UsageError(f"the text this model was trained on is not at hand ({error}); {advice}") from None
-    except OtherTextError as error:
+    except TextMismatchError as error:
         raise CorpusError(f"{error}; {advice}") from None

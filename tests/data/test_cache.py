@@ -3,19 +3,15 @@
 import os
 import time
 from pathlib import Path
-
-import pytest
+from typing import Any
 
 from charlm.data.cache import MAX_AGE, MAX_BYTES, prune
-from charlm.data.corpora import cache_folder, locate
-from charlm.data.encoding import Encoded, encode
+from charlm.data.corpora import locate
+from charlm.data.encoded import Encoded
+from charlm.data.encoding import encode
+from charlm.data.folders import cache_folder
 
 DAY = 24 * 3600
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CHARLM_CACHE", str(tmp_path / "cache"))
 
 
 def encoded(path: Path) -> Encoded:
@@ -72,3 +68,15 @@ def test_a_use_is_recorded(tmp_path: Path) -> None:
     entry, _ = entry_used(50, tmp_path, "text")
     encoded(tmp_path / "t.txt")
     assert entry.stat().st_mtime > time.time() - DAY
+
+
+def test_entries_of_killed_processes_are_removed(tmp_path: Path, texts: Any) -> None:
+    """If this fails, each killed encoder leaves a copy of its text in the cache for ever."""
+    encodings = cache_folder() / "encodings"
+    for name in (".new-old", ".new-young"):
+        (encodings / name).mkdir(parents=True)
+        (encodings / name / "ids.bin").write_bytes(b"x")
+    for path in (encodings / ".new-old" / "ids.bin", encodings / ".new-old"):
+        texts.age(path)
+    texts.encode(texts.write(tmp_path, b"text"))
+    assert [entry.name for entry in texts.entries() if entry.name.startswith(".new")] == [".new-young"]

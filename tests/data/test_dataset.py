@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from charlm.data import dataset as module
-from charlm.data.dataset import Dataset, Text, count, open_dataset, open_text
+from charlm.data.dataset import Dataset, Text, open_dataset, open_text
 from charlm.data.vocabulary import Vocabulary
 from charlm.errors import CharlmError, CorpusError, UsageError
 
@@ -61,8 +59,10 @@ def test_splits_by_fraction_and_count(
     for name, (start, stop) in found.splits.items():
         if stop > start:
             assert _read(found.text(name), found.vocabulary) == TEXT[start:stop]
-    unused = [notice for notice in found.notices if "in no part of the split" in notice]
-    assert unused == ([f"the last {1000 - test} characters are in no part of the split"] if test < 1000 else [])
+    unused = [notice for notice in found.notices if "are not used" in notice]
+    assert unused == (
+        [f"the last {1000 - test} characters are not used: data.split does not cover them"] if test < 1000 else []
+    )
 
 
 def test_splits_by_files(tmp_path: Path, corpus: Path, opened: Callable[..., Dataset]) -> None:
@@ -138,7 +138,7 @@ def test_characters_seen_once_are_marked(tmp_path: Path, opened: Callable[..., D
     path = tmp_path / "t.txt"
     path.write_text("ab" * 39 + "cd" + "ccddabababababababab", encoding="utf-8")
     train = opened(path).text("train")
-    assert np.flatnonzero(train.once(0, len(train))).tolist() == [78, 79]
+    assert np.flatnonzero(train.occurs_once(0, len(train))).tolist() == [78, 79]
 
 
 def test_bytes_have_no_unknowns(tmp_path: Path, opened: Callable[..., Dataset]) -> None:
@@ -159,7 +159,7 @@ def test_what_was_read_otherwise_is_said(tmp_path: Path, opened: Callable[..., D
     path = tmp_path / "t.txt"
     path.write_bytes(b"ab\r\ncd\r\n" * 20 + b"ab\ncd\r" * 5)
     found = opened(path)
-    assert any("45 line ends CRLF or CR were read as LF" in notice for notice in found.notices)
+    assert any("converted 45 CRLF or CR line ends to LF" in notice for notice in found.notices)
     assert ord("\r") not in found.vocabulary.symbols
     kept = opened(path, "data.newlines=keep")
     assert kept.notices == ()
@@ -187,28 +187,6 @@ def test_a_given_vocabulary_is_kept_or_grown(corpus: Path, opened: Callable[...,
     assert set(grown.vocabulary.symbols) == {ord(c) for c in TEXT[:800]} | {8364}
 
 
-@pytest.mark.parametrize("block", [7, 1 << 22])
-def test_counting_in_blocks(corpus: Path, opened: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch, block: int) -> None:
-    """If this fails, the vocabulary of a text larger than one block is wrong."""
-    monkeypatch.setattr(module, "_BLOCK", block)
-    encoded = opened(corpus).encoded
-    found = dict(zip(encoded.alphabet.tolist(), count(encoded, 100, 350).tolist(), strict=True))
-    assert found == {ord(c): TEXT[100:350].count(c) for c in set(TEXT)}
-
-
-def test_counts_of_a_large_text_are_remembered(
-    corpus: Path, opened: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """If this fails, each start on a large text counts it anew, or takes the counts of another part."""
-    encoded = opened(corpus).encoded
-    plain = [count(encoded, 0, 800).tolist(), count(encoded, 10, 700).tolist()]
-    monkeypatch.setattr(module, "_REMEMBER_COUNTS_FROM", 1)
-    first = [count(encoded, 0, 800).tolist(), count(encoded, 10, 700).tolist()]
-    with monkeypatch.context() as patch:
-        patch.setattr(np, "bincount", None)  # now it cannot count
-        assert [count(encoded, 0, 800).tolist(), count(encoded, 10, 700).tolist()] == first == plain
-
-
 def test_a_file_is_read_as_its_model_would_have_read_it(tmp_path: Path, recipe_for: Callable[..., Any]) -> None:
     """If this fails, a file is scored with other characters than the model was trained on."""
     path = tmp_path / "new.txt"
@@ -217,8 +195,8 @@ def test_a_file_is_read_as_its_model_would_have_read_it(tmp_path: Path, recipe_f
     section = recipe_for(path).recipe.data
     text, encoded = open_text(str(path), section, "none", vocabulary)
     assert text.ids(0, len(text)).tolist() == [2, 3, 0, 1, 2]
-    assert encoded.crlf == 1
-    assert not text.once(0, len(text)).any()
+    assert encoded.converted_line_ends == 1
+    assert not text.occurs_once(0, len(text)).any()
     with pytest.raises(UsageError, match=r"nowhere\.txt does not exist"):
         open_text(str(tmp_path / "nowhere.txt"), section, "none", vocabulary)
     path.write_text("a", encoding="utf-8")
@@ -230,54 +208,3 @@ def test_a_vocabulary_without_characters_is_refused(corpus: Path, opened: Callab
     """If this fails, `min_count` beyond every count ends in a traceback."""
     with pytest.raises(UsageError, match="min_count"):
         opened(corpus, "data.min_count=5000")
-
-
-@pytest.mark.parametrize("damage", ["empty", "truncated", "no header", "other type", "other shape", "negative", "other sum"])
-def test_damaged_counts_are_counted_again(
-    corpus: Path, opened: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch, damage: str
-) -> None:
-    """If this fails, a damaged file beside a large text stops charlm, or gives it another vocabulary."""
-    monkeypatch.setattr(module, "_REMEMBER_COUNTS_FROM", 1)
-    encoded = opened(corpus).encoded
-    right = count(encoded, 0, 800)
-    path = Path(str(encoded.ids.filename)).with_name("counts-0-800.npy")  # type: ignore[attr-defined]
-    whole = path.read_bytes()
-    if damage in ("empty", "truncated", "no header"):
-        path.write_bytes({"empty": b"", "truncated": whole[:-3], "no header": b"x" * len(whole)}[damage])
-    else:
-        changed = {
-            "other type": right.astype(np.float64),
-            "other shape": right.reshape(1, -1),
-            "negative": right + (np.arange(len(right)) == 0) * 900 - (np.arange(len(right)) == 1) * 900,
-            "other sum": right + 1,
-        }[damage]
-        np.save(path, changed)
-    assert count(encoded, 0, 800).tolist() == right.tolist()
-    assert path.read_bytes() == whole
-
-
-def test_counts_need_no_cache_that_can_be_written(
-    corpus: Path, opened: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """If this fails, a large text in a read-only cache cannot be used; or a removed entry comes back without its text."""
-    encoded = opened(corpus).encoded
-    monkeypatch.setattr(module, "_REMEMBER_COUNTS_FROM", 1)
-    entry = Path(str(encoded.ids.filename)).parent  # type: ignore[attr-defined]
-
-    def refuse(*arguments: object, **options: object) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "whole_file", refuse)
-        assert count(encoded, 0, 800).sum() == 800
-    entry.rename(entry.with_name("elsewhere"))
-    assert count(encoded, 0, 700).sum() == 700
-    assert not entry.exists()
-    entry.with_name("elsewhere").rename(entry)
-
-
-def test_ids_outside_the_alphabet_are_an_error_that_says_so(corpus: Path, opened: Callable[..., Dataset]) -> None:
-    """If this fails, a damaged cache is a traceback."""
-    encoded = replace(opened(corpus).encoded, ids=np.array([0, 250], dtype=np.uint8))
-    with pytest.raises(CorpusError, match="--verify"):
-        count(encoded, 0, 2)

@@ -46,7 +46,7 @@ def test_fractions_that_sum_to_one_cover_the_text(characters: int, percents: tup
 @pytest.mark.parametrize(
     ("split", "message"),
     [
-        ([10, 5, 0], "counts 15 characters, but the text has 14"),
+        ([10, 5, 0], "needs 15 characters, but the text has 14"),
         ([0.9, 0.2, 0.1], "sum to at most 1"),
         ([0.9, 0.1], "three parts"),
         ([0, 1, 0], "training first and not empty"),

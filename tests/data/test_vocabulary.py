@@ -18,7 +18,7 @@ ABC = Vocabulary("char", (97, 98, 99))
 @given(st.text(min_size=1))
 def test_what_is_known_comes_back(text: str) -> None:
     """If this fails, a model's text is not the text that it learnt."""
-    vocabulary = Vocabulary.of_counts([ord(c) for c in sorted(set(text))], [1] * len(set(text)), 1)
+    vocabulary = Vocabulary.from_counts([ord(c) for c in sorted(set(text))], [1] * len(set(text)), 1)
     ids = vocabulary.encode(text)
     assert vocabulary.decode(ids) == text
     assert len(vocabulary) == len(set(text)) + 1
@@ -46,9 +46,9 @@ def test_the_unknown_symbol_is_always_there_as_id_0() -> None:
 
 def test_counts_decide_what_is_known() -> None:
     """If this fails, min_count keeps rare characters, or characters that only the validation text has are known."""
-    assert Vocabulary.of_counts([99, 97, 98, 100], [5, 2, 1, 0], 1).symbols == (97, 98, 99)
-    assert Vocabulary.of_counts([99, 97, 98, 100], [5, 2, 1, 0], 2).symbols == (97, 99)
-    assert Vocabulary.of_counts([99], [5], 6).symbols == ()
+    assert Vocabulary.from_counts([99, 97, 98, 100], [5, 2, 1, 0], 1).symbols == (97, 98, 99)
+    assert Vocabulary.from_counts([99, 97, 98, 100], [5, 2, 1, 0], 2).symbols == (97, 99)
+    assert Vocabulary.from_counts([99], [5], 6).symbols == ()
 
 
 def test_unknown_characters_of_a_prompt() -> None:
@@ -66,7 +66,7 @@ def test_the_price_of_an_unknown_character() -> None:
 
 def test_growing_keeps_what_was_known() -> None:
     """If this fails, --init loses characters of the first model or does not learn those of the second."""
-    assert ABC.grown(Vocabulary("char", (98, 122))).symbols == (97, 98, 99, 122)
+    assert ABC.union(Vocabulary("char", (98, 122))).symbols == (97, 98, 99, 122)
 
 
 @pytest.mark.parametrize("vocabulary", [ABC, Vocabulary.of_bytes(), Vocabulary("char", ())])

@@ -1,0 +1,98 @@
+"""An encoded text: integers on disk, independent of any vocabulary, and the settings that determine them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from charlm.data.ids import Ids
+from charlm.data.normalisation import normalisation
+from charlm.data.reading import canonical_encoding
+from charlm.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class EncodingSettings:
+    """The settings that, with the bytes of the files, determine an encoded text.
+
+    Attributes:
+        unit: ``char`` or ``byte``.
+        encoding: of the files, by Python's canonical name.
+        newlines: ``unix`` (CRLF and CR become LF) or ``keep``.
+        normalise: a name of :data:`charlm.data.normalisation.NORMALISATIONS`.
+    """
+
+    unit: str
+    encoding: str
+    newlines: str
+    normalise: str
+
+    @classmethod
+    def validated(cls, unit: str, encoding: str, newlines: str, normalise: str) -> EncodingSettings:
+        """Check the values and bring them to one canonical form.
+
+        Raises:
+            RecipeError: an unknown encoding or normalisation, or a normalisation of bytes.
+        """
+        normalisation(normalise)
+        if unit == "char":
+            return cls(unit, canonical_encoding(encoding), newlines, normalise)
+        if normalise != "none":
+            raise RecipeError(
+                f"data.unit: byte excludes data.normalise: {normalise}, which changes characters; "
+                "use unit: char, or normalise: none"
+            )
+        return cls(unit, "utf-8", "keep", "none")  # irrelevant for bytes: all values share one cache entry
+
+
+@dataclass(frozen=True)
+class TextDigest:
+    """Size and sha256 of a text: of the bytes of all files that were not skipped, one after the other."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A corpus as integers.
+
+    Attributes:
+        ids: shape (characters,), a read-only memory map: indices into ``alphabet``, as uint8, uint16 or uint32.
+        alphabet: code points (``unit: char``) or byte values (``unit: byte``), as uint32, in order of first appearance.
+        file_lengths: number of characters from each file of the corpus, in order; 0 if it was skipped.
+        sha256: of the bytes of the files that were not skipped, one after the other.
+        bytes: the number of these bytes.
+        converted_line_ends: CRLF and CR that became LF.
+        byte_order_marks: files that began with a byte-order mark. The mark is not part of the text.
+        skipped: labels of files in a collection that are empty or not text.
+    """
+
+    ids: Ids
+    alphabet: npt.NDArray[np.uint32]
+    file_lengths: tuple[int, ...]
+    sha256: str
+    bytes: int
+    converted_line_ends: int
+    byte_order_marks: int
+    skipped: tuple[str, ...]
+
+    @property
+    def characters(self) -> int:
+        """N: the length of the text."""
+        return len(self.ids)
+
+    @property
+    def digest(self) -> TextDigest:
+        """Size and sha256 of the text."""
+        return TextDigest(self.bytes, self.sha256)
+
+
+def utf8(encoded: Encoded, start: int, stop: int, unit: str) -> bytes:
+    """The characters start … stop − 1 as UTF-8; with the unit ``byte``, the bytes themselves."""
+    symbols = encoded.alphabet[encoded.ids[start:stop]]
+    if unit == "byte":
+        return symbols.astype(np.uint8).tobytes()
+    return symbols.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass").encode("utf-8", "surrogatepass")
