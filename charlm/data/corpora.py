@@ -81,7 +81,7 @@ def _from_card(name: str, card: Card, *, download: bool, verify: bool, progress:
 def _from_folder(folder: Path) -> Sources:
     files = tuple(SourceFile(path.relative_to(folder).as_posix(), path) for path in files_under(folder))
     if not files:
-        raise CorpusError(f"the folder {folder} has no files, or only hidden ones; expected text files")
+        raise CorpusError(f"the folder {folder} contains no text files (hidden files are ignored)")
     files = tuple(sorted(files, key=lambda file: file.label))
     return Sources(folder.resolve().name, files, is_collection=True)
 

@@ -62,7 +62,7 @@ def test_a_name_with_special_characters_is_a_file_if_there_is_one(here: Path) ->
         ("missing.txt", UsageError, r"missing\.txt does not exist; looked for .*here"),
         ("*.text", UsageError, r"no file matches the corpus \*\.text"),
         ("texts*/**", UsageError, "no file matches"),
-        ("./empty", CorpusError, "empty has no files"),
+        ("./empty", CorpusError, "empty contains no text files"),
         ("./pipe", UsageError, "neither a file nor a folder"),
         ("shakespear", UsageError, "did you mean shakespeare?"),
         ("mine", UsageError, r"to use it, write \./mine"),
