@@ -1,4 +1,4 @@
-"""``charlm corpus``: what is there, what a text looks like, and a text of one's own under a name."""
+"""``charlm corpus``: the list of texts, their statistics, and your own text under a name."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def test_list_names_every_card(charlm: Callable[..., Any]) -> None:
     assert all(name in done.text for name in SHIPPED)
 
 
-def test_show_spells_out_what_cannot_be_seen(charlm: Callable[..., Any], tmp_path: Path) -> None:
-    """Failing would mean that an invisible character hides in a vocabulary, or that offsets are not those of training."""
+def test_show_names_invisible_characters(charlm: Callable[..., Any], tmp_path: Path) -> None:
+    """Failing would mean that invisible characters are not shown, or that offsets differ from those in training."""
     path = tmp_path / "odd.txt"
     path.write_text("abcd " * 200 + "\u200b\x1b", encoding="utf-8")
     done = charlm("corpus", "show", str(path), "--json")
@@ -35,7 +35,7 @@ def test_show_spells_out_what_cannot_be_seen(charlm: Callable[..., Any], tmp_pat
 def test_an_added_text_trains_under_its_name(
     charlm: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Failing would mean that `corpus add` writes a card that nothing finds, or does not notice that the file changed."""
+    """Failing would mean that the added card is not found, or that a change of the file is not noticed."""
     monkeypatch.setenv("CHARLM_DATA", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
     text = tmp_path / "mine.txt"
@@ -55,15 +55,28 @@ def test_an_added_text_trains_under_its_name(
 
 
 @pytest.mark.parametrize("name", ["My Text", "ümlaut", "a/b", "shakespeare"])
-def test_a_name_that_cannot_be_is_refused(charlm: Callable[..., Any], tmp_path: Path, name: str) -> None:
-    """Failing would mean a card that shadows a shipped one, or a name that no recipe can spell."""
+def test_an_invalid_name_is_refused(charlm: Callable[..., Any], tmp_path: Path, name: str) -> None:
+    """Failing would mean that a card replaces a shipped one, or has a name that a recipe cannot contain."""
     path = tmp_path / "x.txt"
     path.write_text("some text", encoding="utf-8")
     assert charlm("corpus", "add", name, str(path)).code == 2
 
 
+def test_a_card_is_overwritten_only_on_request(
+    charlm: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Failing would mean that `corpus add` replaces a card unasked, or does not name the flag that replaces it."""
+    monkeypatch.setenv("CHARLM_DATA", str(tmp_path / "data"))
+    path = tmp_path / "x.txt"
+    path.write_text("some text", encoding="utf-8")
+    assert charlm("corpus", "add", "my-text", str(path)).code == 0
+    refused = charlm("corpus", "add", "my-text", str(path))
+    assert refused.code == 2 and "--force" in refused.err
+    assert charlm("corpus", "add", "my-text", str(path), "--force").code == 0
+
+
 def test_an_unknown_corpus_names_the_closest(charlm: Callable[..., Any]) -> None:
-    """Failing would mean that a misspelt name leaves the user guessing."""
+    """Failing would mean that the error for a misspelt name has no suggestion."""
     done = charlm("corpus", "show", "shakspeare")
     assert done.code == 2
     assert "shakespeare" in done.err

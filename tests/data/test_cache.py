@@ -1,4 +1,4 @@
-"""The cache of encodings stays within a stated bound, and nothing in use is lost."""
+"""The cache stays within its size limit, and entries in use are kept."""
 
 import os
 import time
@@ -19,7 +19,7 @@ def encoded(path: Path) -> Encoded:
 
 
 def entry_used(days_ago: float, tmp_path: Path, text: str) -> tuple[Path, Encoded]:
-    """Encode a text; return its entry, last used so many days ago."""
+    """Encode a text; return its entry, with its last use ``days_ago`` days ago."""
     path = tmp_path / f"{text[0]}.txt"
     path.write_text(text, encoding="utf-8")
     result = encoded(path)
@@ -29,8 +29,8 @@ def entry_used(days_ago: float, tmp_path: Path, text: str) -> tuple[Path, Encode
     return entry, result
 
 
-def test_entries_that_were_not_used_for_long_are_removed(tmp_path: Path) -> None:
-    """If this fails, each text that was ever encoded takes its room for ever."""
+def test_old_entries_are_removed(tmp_path: Path) -> None:
+    """If this fails, encoded texts are never removed from the cache."""
     young, _ = entry_used(80, tmp_path, "young")
     old, in_use = entry_used(100, tmp_path, "old")
     fingerprint = cache_folder() / "fingerprints" / "old.json"
@@ -46,7 +46,7 @@ def test_entries_that_were_not_used_for_long_are_removed(tmp_path: Path) -> None
 
 
 def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
-    """If this fails, the bound is not kept, or the text in daily use is encoded again and again."""
+    """If this fails, the cache exceeds its limit, or a text in daily use is removed and encoded again."""
     entries = {days: entry_used(days, tmp_path, f"{days} days ago")[0] for days in (3, 1, 2)}
     size = sum(file.stat().st_size for file in entries[1].iterdir())
     prune(max_bytes=2 * size + size // 2)
@@ -56,7 +56,7 @@ def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
 
 
 def test_a_new_encoding_prunes(tmp_path: Path) -> None:
-    """If this fails, nothing ever removes anything."""
+    """If this fails, the cache is never pruned."""
     old, _ = entry_used(MAX_AGE / DAY + 1, tmp_path, "old")
     entry_used(0, tmp_path, "new")
     assert not old.exists()
@@ -64,14 +64,14 @@ def test_a_new_encoding_prunes(tmp_path: Path) -> None:
 
 
 def test_a_use_is_recorded(tmp_path: Path) -> None:
-    """If this fails, a text in daily use is taken for one that nobody needs."""
+    """If this fails, a text in daily use is removed as unused."""
     entry, _ = entry_used(50, tmp_path, "text")
     encoded(tmp_path / "t.txt")
     assert entry.stat().st_mtime > time.time() - DAY
 
 
 def test_entries_of_killed_processes_are_removed(tmp_path: Path, texts: Any) -> None:
-    """If this fails, each killed encoder leaves a copy of its text in the cache for ever."""
+    """If this fails, each killed encoder leaves a copy of its text in the cache forever."""
     encodings = cache_folder() / "encodings"
     for name in (".new-old", ".new-young"):
         (encodings / name).mkdir(parents=True)

@@ -22,7 +22,7 @@ from charlm.errors import CorpusError
 
 
 def change_ids(entry: Path) -> None:
-    """Give the entry another text of the same length, and the time of modification that it had."""
+    """Change the ids of an entry, but neither their number nor their mtime."""
     ids = entry / "ids.bin"
     status = ids.stat()
     ids.chmod(0o600)
@@ -37,7 +37,7 @@ def _encode(path: str) -> bytes:
 
 
 def test_an_unchanged_file_is_not_read_again(tmp_path: Path, texts: Any, reads: Callable[[], int]) -> None:
-    """If this fails, a second start on ten gigabytes reads ten gigabytes."""
+    """If this fails, every run on a ten-gigabyte text reads it again."""
     path = texts.write(tmp_path, b"a text")
     first = texts.encode(path)
     assert texts.text_of(texts.encode(path)) == texts.text_of(first)
@@ -48,7 +48,7 @@ def test_an_unchanged_file_is_not_read_again(tmp_path: Path, texts: Any, reads: 
 
 
 def test_other_settings_are_another_entry(tmp_path: Path, texts: Any) -> None:
-    """If this fails, a recipe is given the text of another recipe's settings."""
+    """If this fails, a recipe reads a text that was encoded with other settings."""
     path = texts.write(tmp_path, b"A\r\n")
     assert texts.text_of(texts.encode(path)) == "A\n"
     assert texts.text_of(texts.encode(path, newlines="keep")) == "A\r\n"
@@ -57,12 +57,12 @@ def test_other_settings_are_another_entry(tmp_path: Path, texts: Any) -> None:
 
 
 def test_a_changed_file_is_noticed(tmp_path: Path, texts: Any) -> None:
-    """If this fails, training goes on with a text that is no longer there."""
+    """If this fails, training uses an outdated copy of the text."""
     path = texts.write(tmp_path, b"before")
     assert texts.text_of(texts.encode(path)) == "before"
     path.write_bytes(b"behind")
     assert texts.text_of(texts.encode(path)) == "behind"
-    texts.age(path)  # now only --verify can tell
+    texts.age(path)  # now only verify can detect a change
     texts.write(tmp_path, b"before")
     path.write_bytes(b"beyond")
     texts.age(path)
@@ -70,7 +70,7 @@ def test_a_changed_file_is_noticed(tmp_path: Path, texts: Any) -> None:
     assert texts.text_of(texts.encode(path)) == "beyond"
 
 
-def test_a_file_written_this_moment_is_not_remembered(tmp_path: Path, texts: Any, reads: Callable[[], int]) -> None:
+def test_a_file_written_just_now_is_not_recorded(tmp_path: Path, texts: Any, reads: Callable[[], int]) -> None:
     """If this fails, a second write within one tick of the file system's clock goes unnoticed."""
     path = tmp_path / "text.txt"
     path.write_bytes(b"first")
@@ -82,7 +82,7 @@ def test_a_file_written_this_moment_is_not_remembered(tmp_path: Path, texts: Any
 
 
 def test_where_files_end_matters(tmp_path: Path, texts: Any) -> None:
-    """If this fails, two collections with the same bytes share one entry although their files end elsewhere."""
+    """If this fails, two collections with the same bytes but other file boundaries share one entry."""
     for name, first, second in (("one", b"a\r", b"\nb"), ("two", b"a\r\n", b"b")):
         texts.write(tmp_path / name, first, "1.txt")
         texts.write(tmp_path / name, second, "2.txt")
@@ -91,8 +91,8 @@ def test_where_files_end_matters(tmp_path: Path, texts: Any) -> None:
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "no json", "other json", "no meta"])
-def test_a_damaged_entry_is_made_anew(tmp_path: Path, texts: Any, damage: str) -> None:
-    """If this fails, a damaged cache stops charlm, or worse, is believed."""
+def test_a_damaged_entry_is_rebuilt(tmp_path: Path, texts: Any, damage: str) -> None:
+    """If this fails, a damaged cache entry stops charlm, or is used."""
     path = texts.write(tmp_path, b"some text")
     texts.encode(path)
     (entry,) = texts.entries()
@@ -117,7 +117,7 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, texts: Any, monkeypatch:
 
 
 def test_many_processes_at_once(tmp_path: Path, texts: Any) -> None:
-    """If this fails, runs that start together on one text harm each other."""
+    """If this fails, concurrent runs on one text damage each other's cache entry."""
     path = texts.write(tmp_path, "naïve text, again and again\n".encode() * 20000)
     with ProcessPoolExecutor(3, mp_context=get_context("fork")) as pool:
         results = set(pool.map(_encode, [str(path)] * 6))
@@ -134,7 +134,7 @@ def test_changed_ids_are_noticed(tmp_path: Path, texts: Any) -> None:
 
 
 def test_verify_hashes_ids_that_look_unchanged(tmp_path: Path, texts: Any) -> None:
-    """If this fails, damage that the file's dates do not show survives --verify."""
+    """If this fails, verify does not find damage that left the file's metadata unchanged."""
     path = texts.write(tmp_path, b"some text")
     entry = texts.entry_of(path)
     change_ids(entry)
@@ -144,7 +144,7 @@ def test_verify_hashes_ids_that_look_unchanged(tmp_path: Path, texts: Any) -> No
 
 
 def test_unchanged_ids_are_not_hashed_again(tmp_path: Path, texts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If this fails, a second start on ten gigabytes hashes ten gigabytes; or a copied cache does it at every start."""
+    """If this fails, every run on a ten-gigabyte text hashes it again, always or with a copied cache."""
     path = texts.write(tmp_path, b"some text")
     entry = texts.entry_of(path)
     hashed = 0
@@ -166,7 +166,7 @@ def test_unchanged_ids_are_not_hashed_again(tmp_path: Path, texts: Any, monkeypa
 
 @pytest.mark.parametrize("key", ["alphabet", "bytes", "sha256", "ids_sha256"])
 def test_a_changed_description_is_noticed(tmp_path: Path, texts: Any, key: str) -> None:
-    """If this fails, one changed number in the cache's JSON makes another text of the same ids."""
+    """If this fails, a changed number in the entry's JSON turns the same ids into another text."""
     path = texts.write(tmp_path, b"some text")
     entry = texts.entry_of(path)
     record = json.loads((entry / "meta.json").read_text())
@@ -177,8 +177,8 @@ def test_a_changed_description_is_noticed(tmp_path: Path, texts: Any, key: str) 
     assert result.sha256 == hashlib.sha256(b"some text").hexdigest()
 
 
-def test_an_entry_under_another_name_is_not_believed(tmp_path: Path, texts: Any) -> None:
-    """If this fails, an entry that was moved or copied is taken for another text of the same length."""
+def test_an_entry_under_another_name_is_not_used(tmp_path: Path, texts: Any) -> None:
+    """If this fails, a renamed entry is used for another text of the same length."""
     path = texts.write(tmp_path, b"some text")
     first = texts.entry_of(path)
     other = texts.write(tmp_path, b"text some", "other.txt")
@@ -203,8 +203,8 @@ def test_the_cache_is_private(tmp_path: Path, texts: Any, umask: int) -> None:
     assert modes["ids.bin"] == 0o400, "an accident can shorten a file that a run has mapped"
 
 
-def test_an_open_cache_of_this_user_is_closed_unless_it_is_read_only(tmp_path: Path, texts: Any) -> None:
-    """If this fails, texts encoded by an earlier charlm stay open to others; or a cache that is shared on purpose is closed."""
+def test_an_existing_cache_becomes_private_unless_it_is_read_only(tmp_path: Path, texts: Any) -> None:
+    """If this fails, others can read an old cache, or a cache that is shared on purpose becomes private."""
     path = texts.write(tmp_path, b"some text")
     texts.encode(path)
     encodings = cache_folder() / "encodings"
@@ -215,7 +215,7 @@ def test_an_open_cache_of_this_user_is_closed_unless_it_is_read_only(tmp_path: P
 
 
 def test_a_read_only_cache_is_used(tmp_path: Path, texts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If this fails, a cache that an administrator filled for all users serves none of them."""
+    """If this fails, a read-only cache for all users of a machine cannot be used."""
     path = texts.write(tmp_path, b"some text")
     entry = texts.entry_of(path)
     shutil.rmtree(cache_folder() / "fingerprints")

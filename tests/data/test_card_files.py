@@ -61,7 +61,7 @@ def leftovers() -> list[str]:
 
 
 def test_a_supplied_file_is_found_under_any_of_its_names(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If this fails, CHARLM_CORPORA does not work where there is no network."""
+    """If this fails, CHARLM_CORPORA does not work without a network."""
     use_card(monkeypatch, card_of())
     folders = [tmp_path / "first", tmp_path / "second"]
     monkeypatch.setenv("CHARLM_CORPORA", os.pathsep.join(map(str, folders)))
@@ -73,7 +73,7 @@ def test_a_supplied_file_is_found_under_any_of_its_names(here: Path, tmp_path: P
 
 @pytest.mark.parametrize("wrong", [CONTENT[:-1], CONTENT[:-1] + b"!"])
 def test_a_wrong_supplied_file_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch, wrong: bytes) -> None:
-    """If this fails, another text passes for the card's, and every figure for it is wrong."""
+    """If this fails, a wrong text is accepted, and all its results are wrong."""
     use_card(monkeypatch, card_of())
     monkeypatch.setenv("CHARLM_CORPORA", str(here))
     (here / "text.txt").write_bytes(wrong)
@@ -87,7 +87,7 @@ def test_a_wrong_supplied_file_is_refused(here: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_verified_file_is_not_hashed_again(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If this fails, each start hashes its corpus; or `verify` does not."""
+    """If this fails, every run hashes its corpus, or `verify` does not."""
     use_card(monkeypatch, card_of())
     monkeypatch.setenv("CHARLM_CORPORA", str(here))
     path = here / "text.txt"
@@ -102,7 +102,7 @@ def test_a_verified_file_is_not_hashed_again(here: Path, monkeypatch: pytest.Mon
 
 
 def test_a_download(here: Path, server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """If this fails, a text does not arrive, is downloaded twice, or the next address is not tried."""
+    """If this fails, a download fails, happens twice, or the next address is not tried."""
     address, folder = server
     (folder / "right.txt").write_bytes(CONTENT)
     (folder / "wrong.txt").write_bytes(CONTENT[::-1])
@@ -132,7 +132,7 @@ def test_a_wrong_download_leaves_nothing(here: Path, server: tuple[str, Path], s
 
 
 def test_a_damaged_cached_file_is_downloaded_again(server: tuple[str, Path]) -> None:
-    """If this fails, a damaged cache has to be found and deleted by hand."""
+    """If this fails, a damaged file in the cache must be deleted by hand."""
     address, folder = server
     (folder / "text.txt").write_bytes(CONTENT)
     target = cache_folder() / "corpora" / "text.txt"
@@ -141,8 +141,8 @@ def test_a_damaged_cached_file_is_downloaded_again(server: tuple[str, Path]) -> 
     assert fetch("fetched", card_of(urls=[f"{address}/text.txt"])).read_bytes() == CONTENT
 
 
-def test_without_a_network_the_ways_out_are_named(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If this fails, a user without a network does not learn which file to bring and where to put it."""
+def test_without_a_network_the_error_says_how_to_supply_the_file(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If this fails, a user without a network is not told which file is needed and where to put it."""
     card = card_of(urls=["http://127.0.0.1:1/text.txt", "file:///nowhere/text.txt"])
     use_card(monkeypatch, card)
     for fetch_it in (True, False):

@@ -24,7 +24,7 @@ CARD = {
 
 
 def test_the_shipped_cards() -> None:
-    """If this fails, a card that travels with charlm is wrong, missing, or shares a cached file with another."""
+    """If this fails, a shipped card is wrong, missing, or shares a cached file with another."""
     known = cards()
     assert set(known) == {"code", "hello", "latex", "shakespeare", "time-machine"}
     names = [name for card in known.values() for name in card.files]
@@ -59,14 +59,14 @@ def test_every_key_of_a_shipped_card_is_explained() -> None:
         {"colour": "blue"},
     ],
 )
-def test_impossible_cards(changes: dict[str, object]) -> None:
+def test_inconsistent_cards_are_refused(changes: dict[str, object]) -> None:
     """If this fails, a card that cannot work, or could write outside the cache, is accepted."""
     with pytest.raises(ValueError, match=r"\w"):
         Card.model_validate({**CARD, **changes})
 
 
 def test_a_damaged_card_is_named() -> None:
-    """If this fails, one bad card stops every command without saying which it is."""
+    """If this fails, a damaged card stops every command, and the error does not name it."""
     folder = data_folder() / "corpora"
     folder.mkdir(parents=True)
     for content in ("description: [", "description: no more", "just words", b"\xff"):
@@ -88,8 +88,8 @@ def test_adding_a_card(here: Path) -> None:
     assert found.name == "my-text"
 
 
-def test_a_changed_or_lost_text_of_a_card(here: Path) -> None:
-    """If this fails, a name silently stands for another text than when it was given."""
+def test_a_changed_or_missing_file_of_a_card(here: Path) -> None:
+    """If this fails, a name refers to a changed text without an error."""
     text = here / "text.txt"
     text.write_bytes(CONTENT)
     add_card("mine", text)
@@ -116,7 +116,7 @@ def test_a_changed_or_lost_text_of_a_card(here: Path) -> None:
         ("new", "empty.txt", CorpusError, "is empty"),
     ],
 )
-def test_cards_that_are_not_written(here: Path, name: str, file: str, error: type[Exception], message: str) -> None:
+def test_invalid_cards_are_not_written(here: Path, name: str, file: str, error: type[Exception], message: str) -> None:
     """If this fails, a card is written that shadows another, escapes its folder or names nothing."""
     (here / "text.txt").write_bytes(CONTENT)
     (here / "empty.txt").touch()

@@ -10,7 +10,7 @@ from charlm.errors import CorpusError, UsageError
 
 
 def test_a_file_beside_the_recipe_comes_first(here: Path, tmp_path: Path) -> None:
-    """If this fails, a recipe reads another file than the one that lies beside it."""
+    """If this fails, a recipe does not read the file in its own folder."""
     recipe_folder = tmp_path / "recipes"
     recipe_folder.mkdir()
     for folder in (recipe_folder, here):
@@ -23,7 +23,7 @@ def test_a_file_beside_the_recipe_comes_first(here: Path, tmp_path: Path) -> Non
 
 
 def test_no_name_holds_an_absolute_path(here: Path) -> None:
-    """If this fails, checkpoints could tell whose machine they come from."""
+    """If this fails, a checkpoint can reveal the folders of the machine it was trained on."""
     (here / "texts").mkdir()
     (here / "texts" / "a.txt").write_text("x")
     assert locate(str(here / "texts" / "a.txt"), here).name == "a.txt"
@@ -38,7 +38,7 @@ def test_no_name_holds_an_absolute_path(here: Path) -> None:
 
 
 def test_a_folder_is_read_in_one_order_without_hidden_files(here: Path) -> None:
-    """If this fails, the same folder is another text on another machine, or version control's files are learnt."""
+    """If this fails, a folder gives different texts on different machines, or .git is part of the text."""
     for name in ("b.txt", "a/z.txt", "a.txt", ".hidden", ".git/config", "a/b/c.md"):
         (here / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
         (here / "folder" / name).write_text("x")
@@ -68,8 +68,8 @@ def test_a_name_with_special_characters_is_a_file_if_there_is_one(here: Path) ->
         ("mine", UsageError, r"to use it, write \./mine"),
     ],
 )
-def test_what_cannot_be_found(here: Path, corpus: str, error: type[Exception], message: str) -> None:
-    """If this fails, a wrong `corpus:` is not explained with what to do."""
+def test_a_corpus_that_is_not_found(here: Path, corpus: str, error: type[Exception], message: str) -> None:
+    """If this fails, the error for a wrong `corpus:` does not say what to do."""
     (here / "empty").mkdir()
     (here / "mine").write_text("x")
     os.mkfifo(here / "pipe")

@@ -31,19 +31,19 @@ def test_counting_in_blocks(encoded: Encoded, monkeypatch: pytest.MonkeyPatch, b
     assert found == {ord(c): TEXT[100:350].count(c) for c in set(TEXT)}
 
 
-def test_counts_of_a_large_text_are_remembered(encoded: Encoded, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If this fails, each start on a large text counts it anew, or takes the counts of another part."""
+def test_counts_of_a_large_text_are_stored(encoded: Encoded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If this fails, every run counts a large text again, or uses the counts of another part."""
     plain = [count_symbols(encoded, 0, 800).tolist(), count_symbols(encoded, 10, 700).tolist()]
     monkeypatch.setattr(module, "_STORE_FROM", 1)
     first = [count_symbols(encoded, 0, 800).tolist(), count_symbols(encoded, 10, 700).tolist()]
     with monkeypatch.context() as patch:
-        patch.setattr(np, "bincount", None)  # now it cannot count
+        patch.setattr(np, "bincount", None)  # counting is now impossible
         assert [count_symbols(encoded, 0, 800).tolist(), count_symbols(encoded, 10, 700).tolist()] == first == plain
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "no header", "other type", "other shape", "negative", "other sum"])
 def test_damaged_counts_are_counted_again(encoded: Encoded, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
-    """If this fails, a damaged file beside a large text stops charlm, or gives it another vocabulary."""
+    """If this fails, a damaged counts file stops charlm, or changes the vocabulary."""
     monkeypatch.setattr(module, "_STORE_FROM", 1)
     right = count_symbols(encoded, 0, 800)
     path = Path(str(encoded.ids.filename)).with_name("counts-0-800.npy")  # type: ignore[attr-defined]
@@ -62,8 +62,8 @@ def test_damaged_counts_are_counted_again(encoded: Encoded, monkeypatch: pytest.
     assert path.read_bytes() == whole
 
 
-def test_counts_need_no_cache_that_can_be_written(encoded: Encoded, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If this fails, a large text in a read-only cache cannot be used; or a removed entry comes back without its text."""
+def test_counts_work_with_a_read_only_cache(encoded: Encoded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If this fails, a large text in a read-only cache cannot be used, or a pruned entry is recreated without its ids."""
     monkeypatch.setattr(module, "_STORE_FROM", 1)
     entry = Path(str(encoded.ids.filename)).parent  # type: ignore[attr-defined]
 
@@ -79,8 +79,8 @@ def test_counts_need_no_cache_that_can_be_written(encoded: Encoded, monkeypatch:
     entry.with_name("elsewhere").rename(entry)
 
 
-def test_ids_outside_the_alphabet_are_an_error_that_says_so(encoded: Encoded) -> None:
-    """If this fails, a damaged cache is a traceback."""
+def test_ids_outside_the_alphabet_are_reported_as_damage(encoded: Encoded) -> None:
+    """If this fails, a damaged cache causes a traceback."""
     damaged = replace(encoded, ids=np.array([0, 250], dtype=np.uint8))
     with pytest.raises(CorpusError, match=r"damaged.*verify"):
         count_symbols(damaged, 0, 2)

@@ -1,4 +1,4 @@
-"""A corpus, cut: which characters belong to which part, which of them are known, and what the user is told."""
+"""Datasets: boundaries of the parts, vocabulary, unknown characters, notices."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _read(text: Text, vocabulary: Vocabulary) -> str:
 def test_splits_by_fraction_and_count(
     corpus: Path, opened: Callable[..., Dataset], split: str, stops: tuple[int, int, int]
 ) -> None:
-    """If this fails, a model is validated on characters that it was trained on, or on others than the run says."""
+    """If this fails, a model is validated on characters that it was trained on, or on other characters than the run reports."""
     found = opened(corpus, f"data.split={split}")
     train, validation, test = stops
     assert found.splits == {"train": (0, train), "validation": (train, validation), "test": (validation, test)}
@@ -80,7 +80,7 @@ def test_splits_by_files(tmp_path: Path, corpus: Path, opened: Callable[..., Dat
 
 
 def test_a_part_that_is_empty_cannot_be_scored(corpus: Path, opened: Callable[..., Dataset]) -> None:
-    """If this fails, asking for an empty part ends in a division by zero."""
+    """If this fails, scoring an empty part divides by zero."""
     with pytest.raises(UsageError, match=r"the test part of letters\.txt has 0 characters.*data\.split"):
         opened(corpus, "data.split=[0.9, 0.1, 0]").text("test")
 
@@ -95,7 +95,7 @@ def test_impossible_splits(corpus: Path, opened: Callable[..., Dataset], split: 
 
 @pytest.mark.parametrize("content", ["", "x"])
 def test_a_text_needs_two_characters(tmp_path: Path, opened: Callable[..., Dataset], content: str) -> None:
-    """If this fails, a text with nothing to predict gets as far as training."""
+    """If this fails, training starts on a text with nothing to predict."""
     path = tmp_path / "short.txt"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(CharlmError, match=r"short\.txt"):
@@ -103,7 +103,7 @@ def test_a_text_needs_two_characters(tmp_path: Path, opened: Callable[..., Datas
 
 
 def test_the_vocabulary_comes_from_the_training_part(tmp_path: Path, opened: Callable[..., Dataset]) -> None:
-    """If this fails, the model knows characters of texts that it has not seen, and its perplexity flatters it."""
+    """If this fails, the vocabulary has characters of the validation text, and perplexity is too low."""
     path = tmp_path / "t.txt"
     path.write_text("ab" * 40 + "abXbYaXbab" + "abcZababab", encoding="utf-8")
     found = opened(path)
@@ -154,8 +154,8 @@ def test_bytes_have_no_unknowns(tmp_path: Path, opened: Callable[..., Dataset]) 
     assert not found.seen_once.any()
 
 
-def test_what_was_read_otherwise_is_said(tmp_path: Path, opened: Callable[..., Dataset]) -> None:
-    """If this fails, line ends are changed without a word."""
+def test_notices_say_how_reading_changed_the_text(tmp_path: Path, opened: Callable[..., Dataset]) -> None:
+    """If this fails, line ends are converted without a notice."""
     path = tmp_path / "t.txt"
     path.write_bytes(b"ab\r\ncd\r\n" * 20 + b"ab\ncd\r" * 5)
     found = opened(path)
@@ -167,7 +167,7 @@ def test_what_was_read_otherwise_is_said(tmp_path: Path, opened: Callable[..., D
 
 
 def test_the_fingerprint_identifies_the_text(corpus: Path, opened: Callable[..., Dataset], tmp_path: Path) -> None:
-    """If this fails, a checkpoint cannot tell its text from another one, or tells where it lay."""
+    """If this fails, a checkpoint cannot identify its text, or reveals its path."""
     found = opened(corpus).fingerprint()
     assert found["sha256"] == hashlib.sha256(TEXT.encode()).hexdigest()
     assert (found["name"], found["bytes"], found["characters"]) == ("letters.txt", 1000, 1000)
@@ -178,7 +178,7 @@ def test_the_fingerprint_identifies_the_text(corpus: Path, opened: Callable[...,
 
 
 def test_a_given_vocabulary_is_kept_or_grown(corpus: Path, opened: Callable[..., Dataset]) -> None:
-    """If this fails, a resumed model reads other ids than it learnt, or --init does not learn new characters."""
+    """If this fails, a resumed model reads other ids than before, or init adds no new characters."""
     old = Vocabulary("char", (97, 98, 8364))
     kept = opened(corpus, vocabulary=old)
     assert kept.vocabulary is old
@@ -187,8 +187,8 @@ def test_a_given_vocabulary_is_kept_or_grown(corpus: Path, opened: Callable[...,
     assert set(grown.vocabulary.symbols) == {ord(c) for c in TEXT[:800]} | {8364}
 
 
-def test_a_file_is_read_as_its_model_would_have_read_it(tmp_path: Path, recipe_for: Callable[..., Any]) -> None:
-    """If this fails, a file is scored with other characters than the model was trained on."""
+def test_a_file_is_read_with_the_settings_of_the_model(tmp_path: Path, recipe_for: Callable[..., Any]) -> None:
+    """If this fails, a file is read with other settings than the model's corpus."""
     path = tmp_path / "new.txt"
     path.write_bytes("abé\r\na".encode())
     vocabulary = Vocabulary("char", (10, 97, 98))
@@ -205,6 +205,6 @@ def test_a_file_is_read_as_its_model_would_have_read_it(tmp_path: Path, recipe_f
 
 
 def test_a_vocabulary_without_characters_is_refused(corpus: Path, opened: Callable[..., Dataset]) -> None:
-    """If this fails, `min_count` beyond every count ends in a traceback."""
+    """If this fails, a `min_count` above every count causes a traceback."""
     with pytest.raises(UsageError, match="min_count"):
         opened(corpus, "data.min_count=5000")

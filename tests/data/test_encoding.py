@@ -27,7 +27,7 @@ from charlm.errors import CorpusError, RecipeError
     ],
 )
 def test_the_text_comes_back(tmp_path: Path, texts: Any, block: int, content: bytes, text: str, crlf: int, marks: int) -> None:
-    """If this fails, models learn another text than the file holds, for some length of a block."""
+    """If this fails, the encoded text differs from the file at some block size."""
     result = texts.encode(texts.write(tmp_path, content))
     assert texts.text_of(result) == text
     assert (result.converted_line_ends, result.byte_order_marks, result.bytes) == (crlf, marks, len(content))
@@ -47,7 +47,7 @@ def test_the_text_comes_back(tmp_path: Path, texts: Any, block: int, content: by
 def test_any_text_with_any_blocks(
     tmp_path: Path, texts: Any, monkeypatch: pytest.MonkeyPatch, text: str, newlines: str, size: int
 ) -> None:
-    """If this fails, the border of two blocks changes a text."""
+    """If this fails, a block boundary changes the text."""
     monkeypatch.setattr(sources, "_BLOCK", size)
     expected = text.removeprefix("\ufeff")
     if newlines == "unix":
@@ -75,7 +75,7 @@ def test_bytes_stay_as_they_are(tmp_path: Path, texts: Any, block: int) -> None:
 def test_ids_have_the_smallest_width(
     tmp_path: Path, texts: Any, monkeypatch: pytest.MonkeyPatch, symbols: int, dtype: type
 ) -> None:
-    """If this fails, ids are wasteful, or wrong after growing into the next width."""
+    """If this fails, ids are too wide, or wrong after widening."""
     monkeypatch.setattr(sources, "_BLOCK", 1000)
     points = [point for point in range(32, 0x20000) if not 0xD800 <= point < 0xE000][:symbols]
     text = "".join(map(chr, points)) + "and then plain ASCII again"
@@ -93,7 +93,7 @@ def test_normalised(tmp_path: Path, texts: Any, block: int) -> None:
 
 
 def test_bytes_cannot_be_normalised(tmp_path: Path, texts: Any) -> None:
-    """If this fails, a contradiction in the recipe is passed over."""
+    """If this fails, a contradiction in the recipe is ignored."""
     with pytest.raises(RecipeError, match="unit: char, or normalise: none"):
         texts.encode(texts.write(tmp_path, b"text"), unit="byte", normalise="d2l-lines")
 
@@ -107,7 +107,7 @@ def test_an_empty_file(tmp_path: Path, texts: Any) -> None:
 
 
 def test_one_character_is_a_text(tmp_path: Path, texts: Any) -> None:
-    """If this fails, the encoder refuses what only the trainer has reason to refuse."""
+    """If this fails, the encoder refuses a text that only training must refuse."""
     assert texts.encode(texts.write(tmp_path, b"x")).characters == 1
 
 
@@ -136,7 +136,7 @@ def test_a_collection_without_any_text(tmp_path: Path, texts: Any) -> None:
 
 
 def test_the_text_of_a_card_needs_no_encoding(texts: Any) -> None:
-    """If this fails, a recipe's encoding garbles a text that was never in a file."""
+    """If this fails, a recipe's encoding is applied to the text inside a card."""
     sources = Sources("word", (SourceFile("word", None, "é\n"),))
     result = encode(sources, unit="char", encoding="utf-16", newlines="unix", normalise="none")
     assert texts.text_of(result) == "é\n"
@@ -151,7 +151,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, texts: Any) -> None:
 
 
 def test_a_file_that_grows_while_it_is_read(tmp_path: Path, texts: Any) -> None:
-    """If this fails, a text that is still being written is taken for complete."""
+    """If this fails, a file that is still being written is accepted as complete."""
     path = texts.write(tmp_path, b"text")
 
     def grow(done: int, in_all: int) -> None:
@@ -162,7 +162,7 @@ def test_a_file_that_grows_while_it_is_read(tmp_path: Path, texts: Any) -> None:
 
 
 def test_progress_reaches_the_end(tmp_path: Path, texts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If this fails, the progress bar stands still or never fills."""
+    """If this fails, the progress bar does not move or never fills."""
     monkeypatch.setattr(sources, "_BLOCK", 10)
     seen: list[tuple[int, int]] = []
     texts.encode(texts.write(tmp_path, b"x" * 25), progress=lambda done, in_all: seen.append((done, in_all)))

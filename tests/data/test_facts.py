@@ -1,4 +1,4 @@
-"""What is said about a text before there is a model."""
+"""Statistics of a text: compressed sizes, names of symbols."""
 
 import gzip
 import lzma
@@ -20,7 +20,7 @@ def encoded(text: str, unit: str = "char") -> Encoded:
 
 @pytest.mark.parametrize("unit", ["char", "byte"])
 def test_compressors_see_the_whole_text(monkeypatch: pytest.MonkeyPatch, unit: str) -> None:
-    """If this fails, a model is compared with compressors that were given another text."""
+    """If this fails, the compressed sizes are those of another text."""
     monkeypatch.setattr(facts, "_BLOCK", 13)
     result = facts.compressed(encoded(TEXT, unit), unit)
     content = TEXT.encode()
@@ -30,7 +30,7 @@ def test_compressors_see_the_whole_text(monkeypatch: pytest.MonkeyPatch, unit: s
     assert result.bits_per_character["xz"] == pytest.approx(8 * len(lzma.compress(content, preset=9)) / symbols, rel=0.01)
 
 
-def test_a_long_text_is_cut_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_text_is_truncated(monkeypatch: pytest.MonkeyPatch) -> None:
     """If this fails, a large text takes minutes, or bits are divided by characters that were not compressed."""
     monkeypatch.setattr(facts, "_BLOCK", 10)
     monkeypatch.setattr(facts, "COMPRESSED_BYTES", 100)
@@ -40,7 +40,7 @@ def test_a_long_text_is_cut_and_that_is_said(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_names() -> None:
-    """If this fails, a stray character cannot be told from its look-alikes."""
+    """If this fails, a stray character cannot be distinguished from similar ones."""
     assert facts.name_of(0x0A, "char") == "U+000A LINE FEED"
     assert facts.name_of(0xE9, "char") == "U+00E9 LATIN SMALL LETTER E WITH ACUTE"
     assert facts.name_of(0x81, "char") == "U+0081 (unnamed)"
@@ -48,12 +48,12 @@ def test_names() -> None:
 
 
 @pytest.mark.parametrize(("character", "plain"), [("a", True), ("漢", True), ("€", True), ("!", True), (" ", False)])
-def test_plain_ones(character: str, plain: bool) -> None:
-    """If this fails, visible characters are spelled out, or invisible ones printed."""
+def test_visible_characters(character: str, plain: bool) -> None:
+    """If this fails, visible characters are shown by name, or invisible ones are printed."""
     assert facts.is_visible(ord(character)) is plain
 
 
 @pytest.mark.parametrize("character", ["\n", "\x1b", "\u0301", "\u200b", "\u202e", "\xa0", "\ue000"])
-def test_hidden_ones(character: str) -> None:
+def test_invisible_characters(character: str) -> None:
     """If this fails, a control character reaches the terminal."""
     assert not facts.is_visible(ord(character))

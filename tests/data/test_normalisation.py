@@ -1,4 +1,4 @@
-"""The named normalisations against the formulas they stand for, however the text is cut into pieces."""
+"""The normalisations against their formulas, for any division of the text into pieces."""
 
 import re
 from itertools import pairwise
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from charlm.data.normalisation import NORMALISATIONS, normalisation
 from charlm.errors import RecipeError
 
-# Few different characters, so that runs of spaces and line ends, which are where it can go wrong, are common.
+# Few distinct characters: errors occur at runs of spaces and line ends, so these must be frequent.
 TEXTS = st.text(alphabet="aB \n\r,é\U0001f600", max_size=40)
 FORMULAS = {
     "none": lambda text: text,
@@ -19,15 +19,15 @@ FORMULAS = {
 }
 
 
-def test_every_normalisation_is_held_against_a_formula() -> None:
-    """If this fails, a normalisation was added that the property below does not test."""
+def test_every_normalisation_has_a_formula() -> None:
+    """If this fails, a normalisation was added without a formula to test it."""
     assert FORMULAS.keys() == NORMALISATIONS.keys()
 
 
 @pytest.mark.parametrize("name", FORMULAS)
 @given(text=TEXTS, cuts=st.lists(st.integers(0, 40), max_size=6))
-def test_any_cutting_gives_what_the_formula_gives(name: str, text: str, cuts: list[int]) -> None:
-    """If this fails, a text is normalised otherwise than d2l does, or otherwise at the border of two blocks."""
+def test_every_division_gives_the_formula(name: str, text: str, cuts: list[int]) -> None:
+    """If this fails, the result differs from d2l's, or depends on block boundaries."""
     places = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
     pieces = [text[start:stop] for start, stop in pairwise(places)]
     assert "".join(NORMALISATIONS[name](pieces)) == FORMULAS[name](text)
@@ -43,6 +43,6 @@ def test_pieces_come_out_as_they_go_in() -> None:
 
 
 def test_a_name_that_does_not_exist() -> None:
-    """If this fails, a misspelled normalisation is not refused with the names there are."""
+    """If this fails, the error for a misspelled normalisation does not list the valid names."""
     with pytest.raises(RecipeError, match="d2l-lines"):
         normalisation("d2l")

@@ -16,14 +16,14 @@ def test_other_encodings(tmp_path: Path, texts: Any, block: int, name: str) -> N
 
 
 def test_keeping_line_ends(tmp_path: Path, texts: Any) -> None:
-    """If this fails, `newlines: keep` changes the text or counts what it left alone."""
+    """If this fails, `newlines: keep` converts line ends, or counts them as converted."""
     result = texts.encode(texts.write(tmp_path, b"a\r\nb"), newlines="keep")
     assert (texts.text_of(result), result.converted_line_ends) == ("a\r\nb", 0)
 
 
 @pytest.mark.parametrize("name", ["klingon", "zlib", "hex", "", "utf\0"])
 def test_an_encoding_that_does_not_exist(tmp_path: Path, texts: Any, name: str) -> None:
-    """If this fails, a wrong `data.encoding` is not explained (or is a traceback)."""
+    """If this fails, a wrong `data.encoding` causes a traceback or an unclear error."""
     with pytest.raises(RecipeError, match="expected one such as utf-8"):
         texts.encode(texts.write(tmp_path, b"text"), encoding=name)
 
@@ -38,7 +38,7 @@ def test_an_encoding_that_does_not_exist(tmp_path: Path, texts: Any, name: str) 
     ],
 )
 def test_a_wrong_byte_is_found_exactly(tmp_path: Path, texts: Any, block: int, content: bytes, offset: int, byte: str) -> None:
-    """If this fails, the user is sent to another place than the wrong byte's."""
+    """If this fails, the error names the wrong offset or byte."""
     with pytest.raises(CorpusError) as raised:
         texts.encode(texts.write(tmp_path, content))
     message = str(raised.value)
@@ -56,14 +56,14 @@ def test_a_wrong_byte_is_found_exactly(tmp_path: Path, texts: Any, block: int, c
     ],
 )
 def test_a_nul_looks_binary(tmp_path: Path, texts: Any, content: bytes, offset: int, advice: str) -> None:
-    """If this fails, a binary file is learnt as if it were text, or UTF-16 is not recognised as such."""
+    """If this fails, a binary file is accepted as text, or UTF-16 is not recognised."""
     with pytest.raises(CorpusError, match=f"looks binary .NUL at offset {offset}.") as raised:
         texts.encode(texts.write(tmp_path, content))
     assert advice in str(raised.value)
 
 
 @pytest.mark.parametrize("name", ["utf-16", "utf-32"])
-def test_a_mark_gives_utf_16_away(tmp_path: Path, texts: Any, name: str) -> None:
-    """If this fails, the likeliest cause of a wrong first byte is not named."""
+def test_a_byte_order_mark_reveals_utf_16(tmp_path: Path, texts: Any, name: str) -> None:
+    """If this fails, the error does not suggest the encoding that the byte-order mark shows."""
     with pytest.raises(CorpusError, match=f"probably data.encoding: {name}"):
         texts.encode(texts.write(tmp_path, "text".encode(name)))

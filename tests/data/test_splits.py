@@ -1,4 +1,4 @@
-"""Splits: contiguous, where the arithmetic says, and nothing lost at the end."""
+"""Splits: exact boundaries, contiguous, no characters lost."""
 
 from fractions import Fraction
 
@@ -24,7 +24,7 @@ from charlm.errors import RecipeError
     ],
 )
 def test_where_the_parts_are(characters: int, split: list[float], stops: tuple[int, int, int]) -> None:
-    """If this fails, published figures for these texts are not comparable, or characters are lost."""
+    """If this fails, results are not comparable with published ones, or characters are lost."""
     train, validation, test = stops
     assert split_offsets(characters, split) == {
         "train": (0, train),
@@ -52,7 +52,7 @@ def test_fractions_that_sum_to_one_cover_the_text(characters: int, percents: tup
         ([0, 1, 0], "training first and not empty"),
     ],
 )
-def test_impossible_splits(split: list[float], message: str) -> None:
-    """If this fails, a wrong split is taken, or refused without saying why."""
+def test_invalid_splits(split: list[float], message: str) -> None:
+    """If this fails, an invalid split is accepted, or refused without a reason."""
     with pytest.raises(RecipeError, match=message):
         split_offsets(14, split)

@@ -8,7 +8,7 @@ from charlm.data.corpora import locate
 
 
 def test_the_standard_library(here: Path) -> None:
-    """If this fails, tests, tables or installed packages are learnt as source code, or real modules are left out."""
+    """If this fails, the corpus has tests, tables or installed packages, or lacks real modules."""
     found = locate("code", here)
     labels = {file.label for file in found.files}
     assert found.is_collection

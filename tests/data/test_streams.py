@@ -1,4 +1,4 @@
-"""Batches: every target once, in order, and any batch of any epoch at once."""
+"""Batches: every target once, in order; any batch of any epoch can be computed directly."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _pairs(batches: list[Any]) -> list[list[tuple[int, int]]]:
 
 
 def test_the_drawn_example(text_of: Callable[..., Any]) -> None:
-    """If this fails, the picture in streams.py (and in the documentation) is wrong."""
+    """If this fails, the diagram in streams.py is wrong."""
     letters = "abcdefghijklm"
     batches = _batches(text_of(range(13)), batch=3, seq_length=2)
     shown = [
@@ -52,7 +52,7 @@ def test_the_drawn_example(text_of: Callable[..., Any]) -> None:
 
 @given(**sizes)
 def test_every_target_counts_exactly_once(text_of: Callable[..., Any], N: int, B: int, T: int) -> None:
-    """If this fails, some characters are never learnt, or learnt twice an epoch. The inputs are shifted by one."""
+    """If this fails, some characters are targets never or twice in an epoch. Inputs and targets differ by one position."""
     epoch = _epoch(_batches(text_of(range(N)), batch=B, seq_length=T))
     pairs = [pair for stream in _pairs(epoch) for pair in stream]
     assert pairs == [(n, n + 1) for n in range(N - 1)], "streams, one after the other, are not the text"
@@ -73,7 +73,7 @@ def test_streams_start_where_the_design_says(text_of: Callable[..., Any], N: int
 
 @given(**sizes)
 def test_a_stream_goes_on_where_the_batch_before_stopped(text_of: Callable[..., Any], N: int, B: int, T: int) -> None:
-    """If this fails, the state that is carried from batch to batch belongs to another place in the text."""
+    """If this fails, the carried state belongs to another position in the text."""
     epoch = _epoch(_batches(text_of(range(N)), batch=B, seq_length=T))
     for before, after in itertools.pairwise(epoch):
         assert not after.fresh
@@ -96,7 +96,7 @@ def test_the_last_chunk_is_masked(text_of: Callable[..., Any]) -> None:
 def test_what_is_skipped_is_said(
     text_of: Callable[..., Any], seed: int, epoch: int, drop_last: bool, N: int, B: int, T: int
 ) -> None:
-    """If this fails, random_offset or drop_last skip more, less or other characters than the run reports."""
+    """If this fails, random_offset or drop_last skip other characters than the run reports."""
     batches = _batches(text_of(range(N)), batch=B, seq_length=T, random_offset=True, drop_last=drop_last, seed=seed)
     read = _epoch(batches, epoch)
     pairs = sorted(pair for stream in _pairs(read) for pair in stream)
@@ -111,7 +111,7 @@ def test_what_is_skipped_is_said(
 
 
 def test_the_offset_is_another_one_each_epoch(text_of: Callable[..., Any]) -> None:
-    """If this fails, random_offset is no help: every epoch cuts the text at the same places."""
+    """If this fails, random_offset has no effect: every epoch cuts the text at the same positions."""
     batches = _batches(text_of(range(500)), batch=4, seq_length=20, random_offset=True)
     starts = {int(batches.batch(epoch, 0).inputs[0, 0]) for epoch in range(40)}
     assert len(starts) > 10
@@ -122,7 +122,7 @@ def test_the_offset_is_another_one_each_epoch(text_of: Callable[..., Any]) -> No
 
 
 def test_drop_last_in_the_protocol_of_d2l(text_of: Callable[..., Any]) -> None:
-    """If this fails, published figures of that protocol cannot be compared: 10,000 characters, 32 × 35, are 8 batches."""
+    """If this fails, results are not comparable with published ones: 10,000 characters at 32 × 35 are 8 batches."""
     batches = _batches(text_of(range(10_000)), batch=32, seq_length=35, random_offset=True, drop_last=True)
     assert {batches.epoch_length(epoch) for epoch in range(10)} == {8}
     assert batches.skipped(0) == 9_999 - 8 * 32 * 35
@@ -138,7 +138,7 @@ def test_drop_last_in_the_protocol_of_d2l(text_of: Callable[..., Any]) -> None:
 def test_windows_are_stretches_of_the_text(
     text_of: Callable[..., Any], seed: int, at: tuple[int, int], N: int, B: int, T: int
 ) -> None:
-    """If this fails, a window runs over the text's end, or its targets are not the next characters."""
+    """If this fails, a window extends past the end of the text, or its targets are not the next characters."""
     batch = _batches(text_of(range(N)), batch=B, seq_length=T, batching="windows", seed=seed).batch(*at)
     assert batch.fresh
     assert (batch.targets == batch.inputs + 1).all()
@@ -175,7 +175,7 @@ def test_windows_reach_the_whole_text(text_of: Callable[..., Any]) -> None:
 
 @given(targets=st.integers(1, 400), batch=st.integers(1, 50), seq_length=st.integers(1, 80))
 def test_fit_shrinks_only_what_it_must(targets: int, batch: int, seq_length: int) -> None:
-    """If this fails, a tiny text has batches of nothing, or a large one is shrunk."""
+    """If this fails, a tiny text gives empty batches, or the batch of a long text is shrunk."""
     shape = fit(targets, batch, seq_length)
     assert 1 <= shape.seq_length == min(seq_length, targets)
     assert 1 <= shape.batch <= batch
@@ -186,7 +186,7 @@ def test_fit_shrinks_only_what_it_must(targets: int, batch: int, seq_length: int
 
 
 def test_two_characters_are_enough(text_of: Callable[..., Any]) -> None:
-    """If this fails, the smallest text that can be learnt cannot be."""
+    """If this fails, training on the shortest possible text fails."""
     batches = _batches(text_of([0, 1]), batch=32, seq_length=64, random_offset=True, drop_last=True)
     (batch,) = _epoch(batches)
     assert (batch.inputs.tolist(), batch.targets.tolist(), batch.scored) == ([[0]], [[1]], 1)
@@ -203,14 +203,14 @@ def _with_rare(text_of: Callable[..., Any]) -> Any:
 
 
 def test_a_text_of_rare_characters_is_read_as_it_is(text_of: Callable[..., Any]) -> None:
-    """If this fails, a tiny text cannot be learned: most of its characters occur once and are read as <unk> now and then."""
+    """If this fails, a tiny text cannot be learned: most of its characters occur once and would be replaced by <unk>."""
     for ids, replaced in (([1, 2, 3, 3, 4], False), ([1, 1, 1, 2], True), ([1, 1, 2], False)):
         batches = _batches(text_of(ids), 1.0, batch=1, seq_length=8)
         assert any(bool((batches.batch(epoch, 0).targets == 0).any()) for epoch in range(3)) is replaced
 
 
 def test_only_characters_seen_once_are_read_as_unknown(text_of: Callable[..., Any]) -> None:
-    """If this fails, frequent characters are lost to <unk>, or <unk> is never trained."""
+    """If this fails, frequent characters are replaced by <unk>, or <unk> is never trained."""
     text = _with_rare(text_of)
     original = text.ids(0, len(text))
     rate = 0.3
@@ -229,7 +229,7 @@ def test_only_characters_seen_once_are_read_as_unknown(text_of: Callable[..., An
 
 
 def test_what_is_unknown_is_the_same_when_asked_again(text_of: Callable[..., Any]) -> None:
-    """If this fails, a resumed run reads another text; a position as target and as the next input must agree too."""
+    """If this fails, a resumed run reads another text, or a target differs from the next input."""
     text = _with_rare(text_of)
     first = _batches(text, 0.5, batch=4, seq_length=25)
     straight = [first.batch(2, index) for index in range(first.epoch_length(2))]

@@ -22,8 +22,8 @@ def recorded_of(content: bytes) -> TextDigest:
 
 
 @pytest.mark.parametrize("content", [b"a secret!", b"secret", b"secret \xff text", b""])
-def test_another_text_leaves_nothing_and_is_not_described(tmp_path: Path, texts: Any, content: bytes) -> None:
-    """If this fails, a stranger's checkpoint makes charlm copy a private file into the cache, or show a piece of it."""
+def test_another_text_is_neither_stored_nor_described(tmp_path: Path, texts: Any, content: bytes) -> None:
+    """If this fails, a stranger's checkpoint makes charlm copy a private file into the cache, or reveals part of it."""
     with pytest.raises(TextMismatchError) as raised:
         texts.encode(texts.write(tmp_path, content), recorded=recorded_of(b"the text!"))
     assert kept() == []
@@ -33,7 +33,7 @@ def test_another_text_leaves_nothing_and_is_not_described(tmp_path: Path, texts:
 
 
 def test_another_size_is_refused_without_reading(tmp_path: Path, texts: Any, reads: Callable[[], int]) -> None:
-    """If this fails, a stranger's checkpoint decides which files are read."""
+    """If this fails, a stranger's checkpoint can make charlm read any file."""
     with pytest.raises(TextMismatchError):
         texts.encode(texts.write(tmp_path, b"a secret"), recorded=recorded_of(b"the text"[:-1]))
     assert reads() == 0
@@ -51,7 +51,7 @@ def test_the_recorded_text_is_used(tmp_path: Path, texts: Any) -> None:
 
 
 def test_a_folder_that_is_another_text_leaves_nothing(tmp_path: Path, texts: Any, reads: Callable[[], int]) -> None:
-    """If this fails, a folder that a stranger names is copied, or is read to its end although it is too much."""
+    """If this fails, a folder named by a stranger is copied, or is read completely although it is too large."""
     for number in range(9):
         texts.write(tmp_path / "folder", b"private text", f"{number}.txt")
     with pytest.raises(TextMismatchError):
@@ -60,8 +60,8 @@ def test_a_folder_that_is_another_text_leaves_nothing(tmp_path: Path, texts: Any
     assert reads() == 1
 
 
-def test_an_encoded_text_is_not_taken_for_a_recorded_one(tmp_path: Path, texts: Any) -> None:
-    """If this fails, a text that the user has trained on is scored for a checkpoint that records another."""
+def test_an_encoded_text_is_not_accepted_as_another(tmp_path: Path, texts: Any) -> None:
+    """If this fails, a text in the cache is accepted for a checkpoint that was trained on another."""
     path = texts.write(tmp_path, b"some text")
     texts.encode(path)
     with pytest.raises(TextMismatchError):
@@ -69,7 +69,7 @@ def test_an_encoded_text_is_not_taken_for_a_recorded_one(tmp_path: Path, texts: 
 
 
 def test_files_of_the_kernel_are_not_read(reads: Callable[[], int], texts: Any) -> None:
-    """If this fails, a stranger's checkpoint makes charlm wait for ever on a file of /proc."""
+    """If this fails, a stranger's checkpoint makes charlm wait forever on a file in /proc."""
     if not Path("/proc/version").exists():
         return
     with pytest.raises(TextMismatchError, match="not a regular file"):
