@@ -36,7 +36,7 @@ def final_record(folder: Path, loaded: LoadedRecipe) -> dict[str, Any] | None:
     except CheckpointError:  # absent, or damaged: there may be an older one to go on from
         return None
     stored = validate_recipe(described["recipe"], str(folder))
-    if defaults.is_open(loaded.recipe):
+    if defaults.needs_plan(loaded.recipe):
         start, stop = described["corpus"]["splits"]["train"]
         loaded = replace(loaded, recipe=defaults.as_planned(loaded.recipe, stored, max(1, stop - start)))
     try:

@@ -93,13 +93,13 @@ def _start(loaded: LoadedRecipe, options: Options, folder: RunFolder) -> Started
     replan = False
     if earlier is not None:
         time_given, time_before = loaded.recipe.train.time, earlier.recipe.train.time
-        replan = defaults.is_open(loaded.recipe) and time_given is not None and time_given != time_before
-        loaded = replace(loaded, recipe=defaults.as_before(loaded.recipe, earlier.recipe))
+        replan = defaults.needs_plan(loaded.recipe) and time_given is not None and time_given != time_before
+        loaded = replace(loaded, recipe=defaults.restore_choices(loaded.recipe, earlier.recipe))
         changes = reconcile(earlier.recipe, portable(loaded.recipe))
         notices += [f"changed since the run began: {change}" for change in changes]
     initial = checkpoint.load(checkpoint.find_checkpoint(options.init)) if options.init else None
     if initial is not None:
-        loaded = replace(loaded, recipe=defaults.like(loaded.recipe, initial.recipe.model))
+        loaded = replace(loaded, recipe=defaults.inherit_architecture(loaded.recipe, initial.recipe.model))
     source = earlier or initial
 
     device = resolve_device(options.device)
@@ -120,9 +120,9 @@ def _start(loaded: LoadedRecipe, options: Options, folder: RunFolder) -> Started
     check_memory(loaded.recipe, dataset, resolved)
     if replan and earlier is not None:
         loaded = replace(loaded, recipe=_replanned(loaded.recipe, earlier, dataset, resolved, options.limits))
-    if defaults.is_open(loaded.recipe):
-        planned = defaults.fill(loaded.recipe, _rule(loaded.recipe, dataset, resolved, options.limits))
-        notices.append("chosen for a text of this length: " + " ".join(defaults.chosen(loaded.recipe, planned)))
+    if defaults.needs_plan(loaded.recipe):
+        planned = defaults.with_defaults(loaded.recipe, _rule(loaded.recipe, dataset, resolved, options.limits))
+        notices.append("chosen for a text of this length: " + " ".join(defaults.chosen_overrides(loaded.recipe, planned)))
         loaded = replace(loaded, recipe=planned)
     recipe, stored_recipe = loaded.recipe, portable(loaded.recipe)
     if initial is not None and initial.vocabulary.unit != dataset.vocabulary.unit:

@@ -35,11 +35,13 @@ from charlm.model.language_model import LanguageModel
 from charlm.schedules import learning_rate
 from charlm.threads import Tuner
 from charlm.training.events import Evaluated, Event, Finished, Sampled, Saved, StepDone, ThreadsChanged
-from charlm.training.optimisation import LossScale, WeightAverage, optimizer_tensors, restore_optimizer
+from charlm.training.loss_scale import LossScale
+from charlm.training.optimizer import optimizer_tensors, restore_optimizer
 from charlm.training.own_files import BEST, LAST
 from charlm.training.plan import EXACT_CHARACTERS, Limits, Plan, Resolved, read_by_an_evaluation
 from charlm.training.run_folder import RunFolder
 from charlm.training.update import Updater
+from charlm.training.weight_average import WeightAverage
 
 RECENT_STEPS = 100
 """``train_nats`` is the mean over the last epoch or so many steps, whichever is shorter."""
