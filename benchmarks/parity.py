@@ -299,7 +299,7 @@ class _Run:
             stored = Checkpoint(self.recipe, _vocabulary(), _CORPUS, resolved, progress, weights, moments, self.state)
             checkpoint.save(path, stored)
             stored = checkpoint.load(path)
-        checkpoint.fill(resumed.model, stored.weights)
+        checkpoint.copy_weights(resumed.model, stored.weights)
         restore_optimizer(resumed.update.optimizer, resumed.model, resumed.recipe.train, stored.optimizer)
         resumed.state = tuple(part.to(device, copy=True) for part in stored.state)
         resumed.update.scale = self.update.scale

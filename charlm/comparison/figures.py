@@ -15,8 +15,8 @@ from charlm.comparison.candidates import Candidate
 from charlm.config import LoadedRecipe, reconcile, validate_recipe
 from charlm.errors import CheckpointError, RecipeError
 from charlm.evaluation.perplexity import perplexity
+from charlm.run_files import BEST, LAST, METRICS
 from charlm.training import defaults
-from charlm.training.own_files import BEST, LAST, METRICS
 from charlm.training.start import portable
 
 _POINTS = 200  # of a training curve, at most

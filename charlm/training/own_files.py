@@ -26,16 +26,12 @@ from pathlib import Path
 
 from charlm.config import Recipe, with_present_names
 from charlm.errors import CharlmError, UsageError
+from charlm.run_files import CONFIG, LOCK, METRICS, PICTURE, SAMPLES, is_checkpoint
 from charlm.yaml_text import dump_yaml, parse_yaml
-
-LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safetensors"
-SCHEDULE_BEST = "best-of-schedule.safetensors"
-METRICS, SAMPLES, CONFIG, PICTURE, LOCK = "metrics.jsonl", "samples.txt", "config.yaml", "learning-curve.png", ".lock"
 
 PICTURE_SOFTWARE = "charlm (with Matplotlib)"
 """The ``Software`` entry of a PNG that charlm drew."""
 
-_STEP = re.compile(r"step-([0-9]+)\.safetensors")
 _OLD_TEMPORARY = re.compile(r"\.(?:last|previous|best|step-[0-9]+)\.safetensors\.(?:[0-9]+\.)?tmp")
 _HEADING = re.compile(r"━━━ step [0-9]+, epoch ")
 _WRITTEN = re.compile(r"# Written by charlm\b.*\(sha256 ([0-9a-f]{16})\)")
@@ -51,17 +47,6 @@ class Origin(Enum):
     UNMARKED = auto()
     """Nothing tells: empty, damaged, or perhaps of an earlier version."""
     FOREIGN = auto()
-
-
-def is_checkpoint(name: str) -> bool:
-    """Whether this is the name of a checkpoint in a run's folder."""
-    return name in (LAST, PREVIOUS, BEST, SCHEDULE_BEST) or _STEP.fullmatch(name) is not None
-
-
-def kept_steps(folder: Path) -> list[str]:
-    """The names of the ``step-N`` checkpoints in a folder, the latest first."""
-    found = [(int(match[1]), name) for path in folder.iterdir() if (match := _STEP.fullmatch(name := path.name))]
-    return [name for _, name in sorted(found, reverse=True)]
 
 
 def present(folder: Path) -> list[str]:

@@ -28,8 +28,21 @@ from charlm.checkpoint import Checkpoint
 from charlm.config import Recipe, reconcile, validate_recipe, with_present_names
 from charlm.errors import CharlmError, CheckpointError, RunFolderError, UsageError
 from charlm.files import flush_folder, give_name, remove_temporaries, to_json, whole_file
+from charlm.run_files import (
+    BEST,
+    CONFIG,
+    LAST,
+    LOCK,
+    METRICS,
+    PREVIOUS,
+    SAMPLES,
+    SCHEDULE_BEST,
+    is_checkpoint,
+    step_name,
+    step_names,
+)
 from charlm.training import own_files
-from charlm.training.own_files import BEST, CONFIG, LAST, LOCK, METRICS, PREVIOUS, SAMPLES, SCHEDULE_BEST, Origin
+from charlm.training.own_files import Origin
 from charlm.yaml_text import parse_yaml
 
 _BUFFER = 8192  # bytes of a log
@@ -138,7 +151,7 @@ class RunFolder:
             UsageError: a file that charlm would replace, move or append to is not.
         """
         found = {name: own_files.origin(self.path / name) for name in own_files.present(self.path)}
-        checkpoints = [name for name in found if own_files.is_checkpoint(name) and found[name] is Origin.CHARLM]
+        checkpoints = [name for name in found if is_checkpoint(name) and found[name] is Origin.CHARLM]
         has_mark = any(origin in (Origin.CHARLM, Origin.EDITED) for origin in found.values())
         if found.get(CONFIG) is Origin.UNMARKED:  # an earlier version wrote no mark
             is_own = self._is_recipe_of(checkpoints) if checkpoints else has_mark or self._had_lock
@@ -176,7 +189,7 @@ class RunFolder:
 
     def holds_run(self) -> bool:
         """Whether there is something here that starting anew would destroy."""
-        return any((self.path / name).exists() for name in (LAST, PREVIOUS, BEST)) or bool(own_files.kept_steps(self.path))
+        return any((self.path / name).exists() for name in (LAST, PREVIOUS, BEST)) or bool(step_names(self.path))
 
     def move_aside(self) -> Path:
         """Move charlm's own files into a folder beside this one, and return it; other files stay."""
@@ -205,7 +218,7 @@ class RunFolder:
             UsageError: there is none.
         """
         problems = []
-        for name in (LAST, PREVIOUS, *own_files.kept_steps(self.path)):
+        for name in (LAST, PREVIOUS, *step_names(self.path)):
             if not (self.path / name).exists():
                 continue
             try:
@@ -250,7 +263,7 @@ class RunFolder:
         checkpoint.save(self.path / LAST, state, keep=self.path / PREVIOUS if self._last_is_good else None)
         self._last_is_good = True
         if keep_step:
-            checkpoint.save(self.path / f"step-{state.progress['step']}.safetensors", state)
+            checkpoint.save(self.path / step_name(state.progress["step"]), state)
 
     def save_best(self, weights_only: Checkpoint) -> None:
         """Write ``best``."""

@@ -129,7 +129,7 @@ def _start(loaded: LoadedRecipe, options: Options, folder: RunFolder) -> Started
         raise RecipeError(f"--init: that model reads {initial.vocabulary.unit}s, the recipe says data.unit: {recipe.data.unit}")
     model = LanguageModel(recipe.model, len(dataset.vocabulary), resolved.engine)
     if earlier is not None:
-        checkpoint.fill(model, earlier.weights)
+        checkpoint.copy_weights(model, earlier.weights)
     else:
         model.initialise(recipe.train.seed)
     if initial is not None:

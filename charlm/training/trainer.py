@@ -32,12 +32,12 @@ from charlm.evaluation import perplexity
 from charlm.model.cells import State
 from charlm.model.dropout import Dropout
 from charlm.model.language_model import LanguageModel
+from charlm.run_files import BEST, LAST
 from charlm.schedules import learning_rate
 from charlm.threads import Tuner
 from charlm.training.events import Evaluated, Event, Finished, Sampled, Saved, StepDone, ThreadsChanged
 from charlm.training.loss_scale import LossScale
 from charlm.training.optimizer import optimizer_tensors, restore_optimizer
-from charlm.training.own_files import BEST, LAST
 from charlm.training.plan import EXACT_CHARACTERS, Limits, Plan, Resolved, read_by_an_evaluation
 from charlm.training.run_folder import RunFolder
 from charlm.training.update import Updater
@@ -574,7 +574,7 @@ class Trainer:
         _check_position(stored, self._state, self.batches)
         restore_optimizer(self._update.optimizer, self.model, self.recipe.train, stored.optimizer)
         if self._average is not None and stored.average:  # else it begins with the weights of now
-            checkpoint.fill(self._average.model, stored.average)
+            checkpoint.copy_weights(self._average.model, stored.average)
             self._candidate = self._average.model if progress["best"].get("averaged") else self.model
         self._state = tuple(part.to(self.resolved.device, copy=True) for part in stored.state)
         self.step = self.resumed_from = progress["step"]
