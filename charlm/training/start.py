@@ -87,7 +87,7 @@ def start(loaded: LoadedRecipe, options: Options) -> Started:
 
 
 def _start(loaded: LoadedRecipe, options: Options, folder: RunFolder) -> Started:
-    notices = folder.examine()
+    notices = folder.check_ownership()
     given = loaded.recipe
     earlier = _earlier(options, folder, notices)
     replan = False
@@ -140,7 +140,7 @@ def _start(loaded: LoadedRecipe, options: Options, folder: RunFolder) -> Started
     if earlier is None and options.overwrite and folder.holds_run():
         notices.append(f"the run that was here is now in {folder.move_aside()}")
     if earlier is None:
-        folder.cut_logs({})  # what a run left that never reached its first checkpoint
+        folder.truncate_logs({})  # what a run left that never reached its first checkpoint
     folder.remove_temporaries()
     folder.write_config(anchored(loaded))
     trainer = Trainer(recipe, stored_recipe, dataset, model, resolved, folder, options.limits, earlier)
@@ -193,7 +193,7 @@ def _earlier(options: Options, folder: RunFolder, notices: list[str]) -> Checkpo
         return None
     if options.resume == "auto" and not holds_run:
         return None
-    earlier, problems = folder.newest()
+    earlier, problems = folder.load_newest()
     notices += problems
     return earlier
 

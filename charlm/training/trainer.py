@@ -281,7 +281,7 @@ class Trainer:
                 self._save()  # `last` first, so that `best` never comes from a future that a resumed run does not have
         elif is_best:
             if self._best["step"] is not None:
-                self.folder.set_best_aside()
+                self.folder.keep_schedule_best()
             self._stopped_best = {"nats": nats, "step": self.step, "averaged": self._candidate is not self.model}
         if is_best:
             self._save_best()
@@ -585,10 +585,10 @@ class Trainer:
         self._validation_nats, self._evaluated_at = progress["validation_nats"], progress.get("evaluated_at")
         self._trained = {"characters": progress["characters"], "seconds": progress["seconds"]}
         self._update.scale = LossScale(self._update.scale.enabled, *progress["loss_scale"])
-        self.folder.cut_logs(progress["logs"])
+        self.folder.truncate_logs(progress["logs"])
         self._owed = progress["logs"] if progress.get("owed") else None
         self._last_saved = self.step if self._owed is None else None
-        if not self.folder.restore_best(self._best["step"]) and self._best["step"] is not None:
+        if not self.folder.restore_schedule_best(self._best["step"]) and self._best["step"] is not None:
             if self._best["step"] == self.step:  # the process ended between `last` and `best`
                 self._save_best()
             else:  # lost, or from a future that this run does not have: the next evaluation fills it
