@@ -30,8 +30,9 @@ from charlm.model.language_model import LanguageModel
 from charlm.optimizers import OPTIMIZERS
 from charlm.runtime import arithmetic
 from charlm.sampling import SamplingParams, generate_together, sample
-from charlm.training.optimisation import WeightAverage, optimizer_tensors, restore_optimizer
+from charlm.training.optimizer import optimizer_tensors, restore_optimizer
 from charlm.training.update import Updater
+from charlm.training.weight_average import WeightAverage
 
 SYMBOLS, STEPS, STREAMS = 40, 20, 8
 CPU = torch.device("cpu")
@@ -200,7 +201,7 @@ def _gradients(section: ModelSection, engine: str, precision: str, device: torch
         state = tuple(part + 0.1 for part in model.zero_state(STREAMS))
         scale = 2.0**12 if precision == "fp16" else 1.0
         with arithmetic(precision, device):
-            nats, state = model.nats(ids[:-1], ids[1:], state, Dropout(section, seed=1, step=3))
+            nats, state = model.nll_sum(ids[:-1], ids[1:], state, Dropout(section, seed=1, step=3))
         weights = dict(model.named_parameters())
         gradients = torch.autograd.grad(nats * (scale / ids[1:].numel()), list(weights.values()))
         found = {name: gradient / scale for name, gradient in zip(weights, gradients, strict=True)}
@@ -298,7 +299,7 @@ class _Run:
             stored = Checkpoint(self.recipe, _vocabulary(), _CORPUS, resolved, progress, weights, moments, self.state)
             checkpoint.save(path, stored)
             stored = checkpoint.load(path)
-        checkpoint.fill(resumed.model, stored.weights)
+        checkpoint.copy_weights(resumed.model, stored.weights)
         restore_optimizer(resumed.update.optimizer, resumed.model, resumed.recipe.train, stored.optimizer)
         resumed.state = tuple(part.to(device, copy=True) for part in stored.state)
         resumed.update.scale = self.update.scale

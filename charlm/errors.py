@@ -1,30 +1,57 @@
-"""What can go wrong, as types.
+"""The errors that charlm raises on purpose, and their exit codes.
 
 Library code raises one of these; only ``charlm.cli`` prints them and exits. A message says what was found, what was
-expected and what to do. ``exit_code`` is the process's status: 2 where the command or the recipe is wrong, 1 otherwise.
+expected and what to do. Arguments are named as in Python. The command line shows them as flags.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+Advice = Mapping[str, Mapping[str, object]]
+"""What to do → the arguments that do it, such as ``{"resume it": {"resume": "auto"}}``; the arguments may be empty."""
 
 
 class CharlmError(Exception):
-    """Anything charlm can explain. Everything else is a bug and keeps its traceback."""
+    """An error that charlm can explain. Everything else is a bug and keeps its traceback.
+
+    Args:
+        message: what was found and what was expected. With ``parameter``, it begins with the value that was found.
+        parameter: the argument that has a wrong value; the text begins with its name.
+        advice: what to do; the text ends with it: ``…; resume it (resume='auto') or use another folder (out='DIR')``.
+
+    Attributes:
+        exit_code: the status of the process: 2 if the command or the recipe is wrong, else 1.
+    """
 
     exit_code = 1
 
+    def __init__(self, message: str, *, parameter: str = "", advice: Advice | None = None) -> None:
+        super().__init__(message)
+        self.message, self.parameter, self.advice = message, parameter, advice or {}
+
+    def __str__(self) -> str:
+        return self.text(lambda name, value: name if value is None else f"{name}={value!r}")
+
+    def text(self, argument: Callable[[str, object], str]) -> str:
+        """The whole text.
+
+        Args:
+            argument: writes an argument, given its name and value; ``None``: only its name.
+        """
+        actions = [
+            f"{action} ({' '.join(argument(name, value) for name, value in arguments.items())})" if arguments else action
+            for action, arguments in self.advice.items()
+        ]
+        *others, last = actions or [""]
+        advice = f"; {', '.join(others)}{' or ' if others else ''}{last}" if last else ""
+        return f"{argument(self.parameter, None)} {self.message}{advice}" if self.parameter else f"{self.message}{advice}"
+
 
 class UsageError(CharlmError):
-    """The caller asks for something that cannot be: a missing file, two options that exclude each other.
-
-    Args:
-        message: if ``parameter`` is given, it begins with the value that was found.
-        parameter: which one has a wrong value; the text of the error begins with its name. The command line shows the
-            flag instead.
-    """
+    """The caller asks for something impossible: a missing file, two options that exclude each other."""
 
     exit_code = 2
-
-    def __init__(self, message: str, *, parameter: str = "") -> None:
-        super().__init__(f"{parameter} {message}" if parameter else message)
-        self.parameter = parameter
 
 
 class RecipeError(UsageError):
@@ -32,7 +59,7 @@ class RecipeError(UsageError):
 
 
 class CorpusError(CharlmError):
-    """A text cannot be had or read: not downloadable, not decodable, empty."""
+    """A text cannot be found or read: not downloadable, not decodable, empty."""
 
 
 class CheckpointError(CharlmError):
@@ -44,4 +71,4 @@ class RunFolderError(CharlmError):
 
 
 class DivergedError(CharlmError):
-    """Loss, gradient, weights or scores stopped being finite; a run keeps its last good state."""
+    """Loss, gradient, weights or scores are no longer finite; a run keeps its last good state."""

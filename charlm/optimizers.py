@@ -1,6 +1,6 @@
 """Every optimizer is one row of ``OPTIMIZERS``. Knows nothing of torch: the names are those of PyTorch's optimizers.
 
-To add one: a row here. :func:`charlm.training.optimisation.make_optimizer` constructs it, the recipe's schema offers it, the
+To add one: a row here. :func:`charlm.training.optimizer.make_optimizer` constructs it, the recipe's schema offers it, the
 memory estimate counts its moments, and checkpoints store them. Where an engine has no code for it, PyTorch's runs.
 """
 

@@ -17,8 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from charlm import checkpoint
-from charlm.checkpoint import Checkpoint, describe, fill, find_checkpoint, load, save
+from charlm.checkpoint import Checkpoint, copy_weights, describe, find_checkpoint, load, reading, save, writing
 from charlm.errors import CheckpointError, UsageError
 
 
@@ -90,10 +89,10 @@ def test_the_model_inside_computes_the_same(run: Any, tmp_path: Path) -> None:
 def test_weights_that_do_not_fit_are_refused(run: Any, network: Callable[..., Any]) -> None:
     """If this fails, another network's weights are squeezed into a model."""
     weights = load(run.folder / "last.safetensors").weights
-    with pytest.raises(CheckpointError, match="are not this model's"):
-        fill(network(30, hidden=16), weights)
+    with pytest.raises(CheckpointError, match="the checkpoint has the weights"):
+        copy_weights(network(30, hidden=16), weights)
     with pytest.raises(CheckpointError, match="the checkpoint has shape"):
-        fill(network(30, hidden=17, layers=2), weights)
+        copy_weights(network(30, hidden=17, layers=2), weights)
 
 
 # -- damage ----------------------------------------------------------------------------------------------------------
@@ -298,8 +297,8 @@ def test_describing_reads_no_weights(file: Path, monkeypatch: pytest.MonkeyPatch
             assert not name.startswith("get_tensor"), "a tensor was read"
             return getattr(self._file, name)
 
-    original = checkpoint.safe_open
-    monkeypatch.setattr(checkpoint, "safe_open", NoTensors)
+    original = reading.safe_open
+    monkeypatch.setattr(reading, "safe_open", NoTensors)
     found = describe(file)
     assert found["tensors"]["model.layers.0.weight_hh"] == [64, 16]
     assert found["progress"]["step"] == 7
@@ -326,12 +325,12 @@ def test_a_failing_write_leaves_the_old_file(file: Path, monkeypatch: pytest.Mon
 
     match where:
         case "writing":
-            monkeypatch.setattr(checkpoint, "save_file", half)
+            monkeypatch.setattr(writing, "save_file", half)
         case "flushing":
             monkeypatch.setattr(os, "fsync", fails)
         case "renaming":
             monkeypatch.setattr(Path, "replace", fails)
-    with pytest.raises(CheckpointError, match=r"No space left on device.*what was there before is untouched"):
+    with pytest.raises(CheckpointError, match=r"No space left on device.*earlier files are unchanged"):
         save(file, replace(stored, progress={**stored.progress, "step": 8}))
     monkeypatch.undo()
     assert file.read_bytes() == before

@@ -15,7 +15,7 @@ PACKAGE = Path(charlm.__file__).parent
 
 STAGES = [
     {"errors", "cells", "progress"},
-    {"files", "optimizers", "resources", "schedules", "yaml_text", "config", "threads", "runtime"},
+    {"files", "optimizers", "resources", "run_files", "schedules", "yaml_text", "config", "threads", "runtime"},
     {"data"},
     {"model"},
     {"checkpoint"},

@@ -15,7 +15,7 @@ from charlm.config import ModelSection, TrainSection
 from charlm.errors import CheckpointError
 from charlm.model.language_model import LanguageModel
 from charlm.optimizers import OPTIMIZERS
-from charlm.training.optimisation import make_optimizer, optimizer_tensors
+from charlm.training.optimizer import make_optimizer, optimizer_tensors
 from charlm.training.update import Updater
 
 

@@ -96,7 +96,7 @@ def test_a_time_plans_the_length_that_a_schedule_needs(schedule: str, tmp_path: 
     """If this fails, `train.time` plans no end for a schedule that has one, and the run stops before its rate has come down."""
     train = {"time": 20.0, "schedule": schedule, "batch": 8, "seq_length": 10}
     recipe = validate_recipe({"corpus": str(english_file), "model": {"hidden": 16}, "train": train}, "a test")
-    assert defaults.is_open(recipe) == SCHEDULES[schedule].needs_length
+    assert defaults.needs_plan(recipe) == SCHEDULES[schedule].needs_length
     trainer = start(LoadedRecipe("r", recipe, tmp_path), Options(tmp_path / "r", Limits(time.monotonic()))).trainer
     trainer.folder.close()
     assert (trainer.plan.total_steps is not None) == SCHEDULES[schedule].needs_length

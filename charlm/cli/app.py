@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 
 from charlm.cli.bench import bench
 from charlm.cli.compare import compare
-from charlm.cli.console import complain, notice
+from charlm.cli.console import complain, notice, shell_words
 from charlm.cli.corpus import corpus_app
 from charlm.cli.evaluate import evaluate_app
 from charlm.cli.info import info
@@ -26,7 +26,7 @@ from charlm.cli.recipe import recipe_app
 from charlm.cli.sample import sample
 from charlm.cli.streams import OutputError
 from charlm.cli.train import train
-from charlm.errors import CharlmError, UsageError
+from charlm.errors import CharlmError
 
 
 class _Interrupted(Exception):  # noqa: N818 - not an error
@@ -129,14 +129,14 @@ def _undelivered(error: OutputError) -> int:
 
 def _explain(error: Exception) -> int:
     if isinstance(error, CharlmError):
-        complain(_with_flag(error))
+        complain(error.text(_flag))
         return error.exit_code
     if hasattr(error, "format_message"):  # Typer's usage errors; newer releases hide their class
         return _explain_usage(error)
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        advice = "\nMake room. What was saved before is whole; a training goes on with --resume auto." if full else ""
+        advice = "\nMake room. What was saved before is whole; resume a training with --resume auto." if full else ""
         complain(f"{error.strerror or error}{where}{advice}")
     elif isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "allocate memory" in str(error):
         complain(f"not enough memory: {error}\nUse a smaller train.batch, train.seq_length or model.hidden.")
@@ -145,12 +145,10 @@ def _explain(error: Exception) -> int:
     return 1
 
 
-def _with_flag(error: CharlmError) -> str:
-    """The text of an error; a parameter that has a wrong value is named as its flag, ``--top-k`` for ``top_k``."""
-    text = str(error)
-    if isinstance(error, UsageError) and error.parameter:
-        return f"--{error.parameter.replace('_', '-')}{text.removeprefix(error.parameter)}"
-    return text
+def _flag(name: str, value: object) -> str:
+    """An argument as the command line takes it: ``--top-k 5`` for ``top_k=5``, ``--overwrite`` for ``overwrite=True``."""
+    flag = f"--{name.replace('_', '-')}"
+    return flag if value is None or value is True else f"{flag} {shell_words([str(value)])}"
 
 
 def _explain_usage(error: Any) -> int:

@@ -139,8 +139,8 @@ def _resume_command(recipe: str, overrides: list[str], seed: int | None, out_dir
 
 def _introduce(loaded: LoadedRecipe, begun: Started) -> None:
     """What is about to happen, before it happens."""
+    from charlm.run_files import CONFIG
     from charlm.runtime import device_name
-    from charlm.training.own_files import CONFIG
     from charlm.training.plan import training_bytes
 
     trainer = begun.trainer

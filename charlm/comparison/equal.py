@@ -155,10 +155,10 @@ def values_left_open(candidate: Candidate, device: str, seconds: float | None = 
         seconds: that the run is to take; ``None``: as its recipe says.
     """
     recipe = candidate.load().recipe
-    if not defaults.is_open(recipe):
+    if not defaults.needs_plan(recipe):
         return []
     with _started(candidate.load(*([f"train.time={seconds}s"] if seconds is not None else [])), device) as trainer:
-        chosen = defaults.chosen(recipe, trainer.recipe)
+        chosen = defaults.chosen_overrides(recipe, trainer.recipe)
     return [override for override in chosen if not override.startswith("train.epochs=")]
 
 

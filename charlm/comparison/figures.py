@@ -15,8 +15,8 @@ from charlm.comparison.candidates import Candidate
 from charlm.config import LoadedRecipe, reconcile, validate_recipe
 from charlm.errors import CheckpointError, RecipeError
 from charlm.evaluation.perplexity import perplexity
+from charlm.run_files import BEST, LAST, METRICS
 from charlm.training import defaults
-from charlm.training.own_files import BEST, LAST, METRICS
 from charlm.training.start import portable
 
 _POINTS = 200  # of a training curve, at most
@@ -36,7 +36,7 @@ def final_record(folder: Path, loaded: LoadedRecipe) -> dict[str, Any] | None:
     except CheckpointError:  # absent, or damaged: there may be an older one to go on from
         return None
     stored = validate_recipe(described["recipe"], str(folder))
-    if defaults.is_open(loaded.recipe):
+    if defaults.needs_plan(loaded.recipe):
         start, stop = described["corpus"]["splits"]["train"]
         loaded = replace(loaded, recipe=defaults.as_planned(loaded.recipe, stored, max(1, stop - start)))
     try:

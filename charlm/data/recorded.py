@@ -16,6 +16,7 @@ from charlm.data.dataset import Dataset, open_dataset
 from charlm.data.encoded import TextDigest
 from charlm.data.vocabulary import Vocabulary
 from charlm.errors import CheckpointError, UsageError
+from charlm.run_files import CONFIG
 
 
 def open_recorded(recipe: Recipe, corpus: Mapping[str, Any], vocabulary: Vocabulary, checkpoint: Path) -> Dataset:
@@ -36,7 +37,7 @@ def open_recorded(recipe: Recipe, corpus: Mapping[str, Any], vocabulary: Vocabul
         CheckpointError: the checkpoint does not record size and sha256.
     """
     recorded = recorded_text(corpus, checkpoint)
-    config = checkpoint.parent / "config.yaml"
+    config = checkpoint.parent / CONFIG
     if not any(_is_path(name) for name in _names(recipe)):
         named = recipe
     elif config.is_symlink():

@@ -167,7 +167,7 @@ class LanguageModel(nn.Module):
                 values = dropout.outputs(values, number)
         return values, tuple(torch.stack(parts) for parts in zip(*after, strict=True))
 
-    def nats(self, ids: Tensor, targets: Tensor, state: State, dropout: Dropout | None = None) -> tuple[Tensor, State]:
+    def nll_sum(self, ids: Tensor, targets: Tensor, state: State, dropout: Dropout | None = None) -> tuple[Tensor, State]:
         """What the targets cost, for training: Σ −ln p(target), a scalar, and the next state.
 
         Args:

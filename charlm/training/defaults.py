@@ -33,9 +33,9 @@ from charlm.model.language_model import LanguageModel
 from charlm.optimizers import OPTIMIZERS
 from charlm.schedules import SCHEDULES
 from charlm.threads import Tuner
-from charlm.training.optimisation import WeightAverage
 from charlm.training.plan import EXACT_CHARACTERS, Resolved, read_by_an_evaluation
 from charlm.training.update import Updater
+from charlm.training.weight_average import WeightAverage
 
 CHARACTERS = 10_000_000
 PASSES = 40
@@ -49,7 +49,7 @@ Values = dict[str, dict[str, Any]]
 """Section → key → value."""
 
 
-def is_open(recipe: Recipe) -> bool:
+def needs_plan(recipe: Recipe) -> bool:
     """Whether a recipe leaves its length to charlm. A schedule that needs no length runs until the time is over."""
     train = recipe.train
     endless = train.time is not None and not SCHEDULES[train.schedule].needs_length
@@ -85,7 +85,7 @@ _CHOSEN = [f"{section}.{key}" for section, keys in rule(CHARACTERS).items() for 
 """What the rule has a say in."""
 
 
-def fill(recipe: Recipe, values: Values) -> Recipe:
+def with_defaults(recipe: Recipe, values: Values) -> Recipe:
     """The recipe with these values wherever it says nothing itself."""
     update: dict[str, Any] = {}
     for name, section in values.items():
@@ -101,8 +101,8 @@ def _said(recipe: Recipe, section: str) -> set[str]:
     return {key for key in mine.model_fields_set if key not in _LENGTH or getattr(mine, key) is not None}
 
 
-def chosen(before: Recipe, after: Recipe) -> list[str]:
-    """What :func:`fill` has filled in, as overrides that a user could write: ``model.hidden=512`` and so on."""
+def chosen_overrides(before: Recipe, after: Recipe) -> list[str]:
+    """What :func:`with_defaults` has filled in, as overrides that a user could write: ``model.hidden=512`` and so on."""
     parts = [(key, *key.split(".")) for key in _CHOSEN]
     left_out = _not_applicable(before)
     return [f"{key}={value_at(after, key)}" for key, section, name in parts if name not in _said(before, section) | left_out]
@@ -123,14 +123,14 @@ def _not_applicable(recipe: Recipe) -> set[str]:
     return left_out
 
 
-def as_before(recipe: Recipe, earlier: Recipe) -> Recipe:
+def restore_choices(recipe: Recipe, earlier: Recipe) -> Recipe:
     """The recipe of a resumed run: what it does not say stays as the run had it.
 
     That holds for what cannot change and for all that was chosen for the text, also if the recipe now gives another length; a
     recipe without a length keeps the planned one, whatever the machine's speed is today.
     """
     keys = {key for key, info in fields() if info.json_schema_extra == FIXED and "." in key} | {*_CHOSEN}
-    if is_open(recipe):
+    if needs_plan(recipe):
         keys |= {f"train.{key}" for key in _LENGTH}
     else:
         keys -= {f"train.{key}" for key in _LENGTH}
@@ -138,7 +138,7 @@ def as_before(recipe: Recipe, earlier: Recipe) -> Recipe:
     for key in keys:
         section, _, name = key.partition(".")
         values.setdefault(section, {})[name] = value_at(earlier, key)
-    return fill(recipe, values)
+    return with_defaults(recipe, values)
 
 
 def as_planned(recipe: Recipe, earlier: Recipe, characters: int) -> Recipe:
@@ -152,13 +152,13 @@ def as_planned(recipe: Recipe, earlier: Recipe, characters: int) -> Recipe:
         for key in ("model.dropout", "model.input_dropout", "train.epochs", "evaluate.characters"):
             section, _, name = key.partition(".")
             values[section][name] = value_at(earlier, key)
-    return fill(recipe, values)
+    return with_defaults(recipe, values)
 
 
-def like(recipe: Recipe, other: ModelSection) -> Recipe:
+def inherit_architecture(recipe: Recipe, other: ModelSection) -> Recipe:
     """The recipe of a network that begins with another's weights: what it does not say of its architecture, the other says."""
     architecture = [key for key, info in ModelSection.model_fields.items() if info.json_schema_extra == FIXED]
-    return fill(recipe, {"model": {key: getattr(other, key) for key in architecture}})
+    return with_defaults(recipe, {"model": {key: getattr(other, key) for key in architecture}})
 
 
 def characters_in(seconds: float, recipe: Recipe, dataset: Dataset, resolved: Resolved, started_at: float) -> float:
@@ -171,7 +171,7 @@ def characters_in(seconds: float, recipe: Recipe, dataset: Dataset, resolved: Re
         started_at: of the run, by :func:`time.monotonic`.
     """
     characters = len(dataset.text("train"))
-    planned = fill(recipe, rule(max(1, characters), cell=recipe.model.cell))
+    planned = with_defaults(recipe, rule(max(1, characters), cell=recipe.model.cell))
     model = LanguageModel(planned.model, len(dataset.vocabulary), resolved.engine)
     model.initialise(0)
     model.to(resolved.device)
@@ -183,7 +183,7 @@ def characters_in(seconds: float, recipe: Recipe, dataset: Dataset, resolved: Re
         exact = perplexity.seconds_per_character(model, dataset.text("validation"))
         closing = min(seconds / 5, 1 + 1.4 * exact * min(stop - start, EXACT_CHARACTERS))
     left = 0.85 * (seconds - (time.monotonic() - started_at) - closing) / per_character
-    planned = fill(recipe, rule(max(1, characters), max(1.0, left), recipe.model.cell))
+    planned = with_defaults(recipe, rule(max(1, characters), max(1.0, left), recipe.model.cell))
     read = (_EVALUATIONS + 1) * read_by_an_evaluation(planned, max(1, stop - start))
     # An evaluation has no backward pass, which is two thirds of an update. Half the time at least is for learning.
     return max(1.0, left / 2, left - read / 3)

@@ -1,4 +1,4 @@
-"""Which files in a run's folder charlm wrote itself. It replaces, cuts, moves and removes no others.
+"""Tells the files in a run's folder that charlm wrote from others. charlm never replaces, cuts, moves or removes others.
 
 A file with one of charlm's names is charlm's own if it has its mark:
 
@@ -6,12 +6,12 @@ checkpoints         charlm's metadata in the safetensors header
 metrics.jsonl       a first line that is a record of a step, an evaluation or the end
 samples.txt         a first line that is a heading of a sample
 learning-curve.png  a text entry that names charlm
-config.yaml         a first line that says so, with a checksum of the lines below
+config.yaml         a first line that names charlm, with a checksum of the lines below
 
-Empty and damaged files, and some of earlier versions, have no mark. They are charlm's if another file in the folder has one.
+Empty and damaged files, and some from earlier versions, have no mark. They are charlm's if another file in the folder has one.
 
-``config.yaml`` belongs to charlm only while it is as charlm wrote it. If its user edits it, charlm leaves it as it is: the
-recipe of the run is also in its checkpoints.
+``config.yaml`` belongs to charlm only while it is unchanged. If its user edits it, charlm leaves it alone: the recipe of the
+run is also in its checkpoints.
 """
 
 from __future__ import annotations
@@ -26,20 +26,16 @@ from pathlib import Path
 
 from charlm.config import Recipe, with_present_names
 from charlm.errors import CharlmError, UsageError
+from charlm.run_files import CONFIG, LOCK, METRICS, PICTURE, SAMPLES, is_checkpoint
 from charlm.yaml_text import dump_yaml, parse_yaml
-
-LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safetensors"
-SCHEDULE_BEST = "best-of-schedule.safetensors"
-METRICS, SAMPLES, CONFIG, PICTURE, LOCK = "metrics.jsonl", "samples.txt", "config.yaml", "learning-curve.png", ".lock"
 
 PICTURE_SOFTWARE = "charlm (with Matplotlib)"
 """The ``Software`` entry of a PNG that charlm drew."""
 
-_STEP = re.compile(r"step-([0-9]+)\.safetensors")
 _OLD_TEMPORARY = re.compile(r"\.(?:last|previous|best|step-[0-9]+)\.safetensors\.(?:[0-9]+\.)?tmp")
 _HEADING = re.compile(r"━━━ step [0-9]+, epoch ")
 _WRITTEN = re.compile(r"# Written by charlm\b.*\(sha256 ([0-9a-f]{16})\)")
-_HEAD = 4096  # bytes, in which every mark but that of config.yaml is found
+_HEAD = 4096  # bytes; contain every mark, except that of config.yaml
 
 
 class Origin(Enum):
@@ -49,23 +45,12 @@ class Origin(Enum):
     EDITED = auto()
     """Written by charlm, then edited by its user (``config.yaml`` only)."""
     UNMARKED = auto()
-    """Nothing tells: empty, damaged, or perhaps of an earlier version."""
+    """Unknown: empty, damaged, or perhaps from an earlier version."""
     FOREIGN = auto()
 
 
-def is_checkpoint(name: str) -> bool:
-    """Whether this is the name of a checkpoint in a run's folder."""
-    return name in (LAST, PREVIOUS, BEST, SCHEDULE_BEST) or _STEP.fullmatch(name) is not None
-
-
-def kept_steps(folder: Path) -> list[str]:
-    """The names of the ``step-N`` checkpoints in a folder, the latest first."""
-    found = [(int(match[1]), name) for path in folder.iterdir() if (match := _STEP.fullmatch(name := path.name))]
-    return [name for _, name in sorted(found, reverse=True)]
-
-
 def present(folder: Path) -> list[str]:
-    """The names in a folder that charlm writes to, but for its lock.
+    """The names of the files in a folder that charlm would write to, without its lock.
 
     Raises:
         UsageError: one of them, or the lock, is a link, a folder or a device.
@@ -77,12 +62,15 @@ def present(folder: Path) -> list[str]:
         found = os.lstat(folder / name)
         if not stat.S_ISREG(found.st_mode):
             raise UsageError(
-                f"{folder / name} is {_kind(found.st_mode)}; expected a file of charlm's. Remove it, or choose another --out"
+                f"{folder / name} is {_kind(found.st_mode)}; charlm expects a file of its own there",
+                advice={"remove it": {}, "use another folder": {"out": "DIR"}},
             )
         if name != LOCK:
             names.append(name)
         elif found.st_size:
-            raise UsageError(f"{folder / name} is not charlm's lock, which is empty; choose another --out")
+            raise UsageError(
+                f"{folder / name} is not charlm's lock, which would be empty", advice={"use another folder": {"out": "DIR"}}
+            )
     return names
 
 
@@ -135,7 +123,7 @@ def _metrics_origin(head: bytes) -> Origin:
 
 
 def picture_origin(head: bytes) -> Origin:
-    """Who drew a PNG, from its first bytes. Earlier versions of charlm left Matplotlib's own entry."""
+    """Who drew a PNG, from its first bytes. Earlier versions of charlm kept Matplotlib's own entry."""
     if not head:
         return Origin.UNMARKED
     if not head.startswith(b"\x89PNG"):
@@ -146,9 +134,9 @@ def picture_origin(head: bytes) -> Origin:
 
 
 def may_draw(path: Path) -> bool:
-    """Whether a picture may be written here: there is nothing, or what charlm drew itself.
+    """Whether a picture may be written here: there is no file, or one that charlm drew.
 
-    Matplotlib's own entry is enough for a learning curve, whose folder is known to be a run's.
+    For a learning curve, whose folder is known to be a run's, Matplotlib's own entry is enough.
     """
     try:
         if not stat.S_ISREG(os.lstat(path).st_mode):
@@ -181,7 +169,7 @@ def _config_origin(content: bytes) -> Origin:
 
 
 def _is_plain_dump(text: str) -> bool:
-    """Whether a text is a whole recipe exactly as charlm dumps it: earlier versions wrote no mark."""
+    """Whether a text is exactly the dump of a complete recipe: earlier versions wrote no mark."""
     try:
         values = parse_yaml(text, CONFIG)
     except CharlmError:
@@ -195,5 +183,5 @@ def _digest(text: str) -> str:
 
 
 def is_old_temporary(name: str) -> bool:
-    """Whether earlier versions of charlm gave this name to a file that they were writing."""
+    """Whether this is a name of a temporary file of earlier versions."""
     return _OLD_TEMPORARY.fullmatch(name) is not None

@@ -87,19 +87,19 @@ def start(loaded: LoadedRecipe, options: Options) -> Started:
 
 
 def _start(loaded: LoadedRecipe, options: Options, folder: RunFolder) -> Started:
-    notices = folder.examine()
+    notices = folder.check_ownership()
     given = loaded.recipe
     earlier = _earlier(options, folder, notices)
     replan = False
     if earlier is not None:
         time_given, time_before = loaded.recipe.train.time, earlier.recipe.train.time
-        replan = defaults.is_open(loaded.recipe) and time_given is not None and time_given != time_before
-        loaded = replace(loaded, recipe=defaults.as_before(loaded.recipe, earlier.recipe))
+        replan = defaults.needs_plan(loaded.recipe) and time_given is not None and time_given != time_before
+        loaded = replace(loaded, recipe=defaults.restore_choices(loaded.recipe, earlier.recipe))
         changes = reconcile(earlier.recipe, portable(loaded.recipe))
         notices += [f"changed since the run began: {change}" for change in changes]
     initial = checkpoint.load(checkpoint.find_checkpoint(options.init)) if options.init else None
     if initial is not None:
-        loaded = replace(loaded, recipe=defaults.like(loaded.recipe, initial.recipe.model))
+        loaded = replace(loaded, recipe=defaults.inherit_architecture(loaded.recipe, initial.recipe.model))
     source = earlier or initial
 
     device = resolve_device(options.device)
@@ -120,16 +120,16 @@ def _start(loaded: LoadedRecipe, options: Options, folder: RunFolder) -> Started
     check_memory(loaded.recipe, dataset, resolved)
     if replan and earlier is not None:
         loaded = replace(loaded, recipe=_replanned(loaded.recipe, earlier, dataset, resolved, options.limits))
-    if defaults.is_open(loaded.recipe):
-        planned = defaults.fill(loaded.recipe, _rule(loaded.recipe, dataset, resolved, options.limits))
-        notices.append("chosen for a text of this length: " + " ".join(defaults.chosen(loaded.recipe, planned)))
+    if defaults.needs_plan(loaded.recipe):
+        planned = defaults.with_defaults(loaded.recipe, _rule(loaded.recipe, dataset, resolved, options.limits))
+        notices.append("chosen for a text of this length: " + " ".join(defaults.chosen_overrides(loaded.recipe, planned)))
         loaded = replace(loaded, recipe=planned)
     recipe, stored_recipe = loaded.recipe, portable(loaded.recipe)
     if initial is not None and initial.vocabulary.unit != dataset.vocabulary.unit:
         raise RecipeError(f"--init: that model reads {initial.vocabulary.unit}s, the recipe says data.unit: {recipe.data.unit}")
     model = LanguageModel(recipe.model, len(dataset.vocabulary), resolved.engine)
     if earlier is not None:
-        checkpoint.fill(model, earlier.weights)
+        checkpoint.copy_weights(model, earlier.weights)
     else:
         model.initialise(recipe.train.seed)
     if initial is not None:
@@ -140,7 +140,7 @@ def _start(loaded: LoadedRecipe, options: Options, folder: RunFolder) -> Started
     if earlier is None and options.overwrite and folder.holds_run():
         notices.append(f"the run that was here is now in {folder.move_aside()}")
     if earlier is None:
-        folder.cut_logs({})  # what a run left that never reached its first checkpoint
+        folder.truncate_logs({})  # what a run left that never reached its first checkpoint
     folder.remove_temporaries()
     folder.write_config(anchored(loaded))
     trainer = Trainer(recipe, stored_recipe, dataset, model, resolved, folder, options.limits, earlier)
@@ -193,7 +193,7 @@ def _earlier(options: Options, folder: RunFolder, notices: list[str]) -> Checkpo
         return None
     if options.resume == "auto" and not holds_run:
         return None
-    earlier, problems = folder.newest()
+    earlier, problems = folder.load_newest()
     notices += problems
     return earlier
 

@@ -33,14 +33,16 @@ from charlm.model.cells import State
 from charlm.model.dropout import Dropout
 from charlm.model.language_model import LanguageModel
 from charlm.progress import Progress
+from charlm.run_files import BEST, LAST
 from charlm.schedules import learning_rate
 from charlm.threads import Tuner
 from charlm.training.events import Evaluated, Event, Finished, Sampled, Saved, StepDone, ThreadsChanged
-from charlm.training.optimisation import LossScale, WeightAverage, optimizer_tensors, restore_optimizer
-from charlm.training.own_files import BEST, LAST
+from charlm.training.loss_scale import LossScale
+from charlm.training.optimizer import optimizer_tensors, restore_optimizer
 from charlm.training.plan import EXACT_CHARACTERS, Limits, Plan, Resolved, read_by_an_evaluation
 from charlm.training.run_folder import RunFolder
 from charlm.training.update import Updater
+from charlm.training.weight_average import WeightAverage
 
 RECENT_STEPS = 100
 """``train_nats`` is the mean over the last epoch or so many steps, whichever is shorter."""
@@ -280,7 +282,7 @@ class Trainer:
                 self._save()  # `last` first, so that `best` never comes from a future that a resumed run does not have
         elif is_best:
             if self._best["step"] is not None:
-                self.folder.set_best_aside()
+                self.folder.keep_schedule_best()
             self._stopped_best = {"nats": nats, "step": self.step, "averaged": self._candidate is not self.model}
         if is_best:
             self._save_best()
@@ -571,7 +573,7 @@ class Trainer:
         _check_position(stored, self._state, self.batches)
         restore_optimizer(self._update.optimizer, self.model, self.recipe.train, stored.optimizer)
         if self._average is not None and stored.average:  # else it begins with the weights of now
-            checkpoint.fill(self._average.model, stored.average)
+            checkpoint.copy_weights(self._average.model, stored.average)
             self._candidate = self._average.model if progress["best"].get("averaged") else self.model
         self._state = tuple(part.to(self.resolved.device, copy=True) for part in stored.state)
         self.step = self.resumed_from = progress["step"]
@@ -582,10 +584,10 @@ class Trainer:
         self._validation_nats, self._evaluated_at = progress["validation_nats"], progress.get("evaluated_at")
         self._trained = {"characters": progress["characters"], "seconds": progress["seconds"]}
         self._update.scale = LossScale(self._update.scale.enabled, *progress["loss_scale"])
-        self.folder.cut_logs(progress["logs"])
+        self.folder.truncate_logs(progress["logs"])
         self._owed = progress["logs"] if progress.get("owed") else None
         self._last_saved = self.step if self._owed is None else None
-        if not self.folder.restore_best(self._best["step"]) and self._best["step"] is not None:
+        if not self.folder.restore_schedule_best(self._best["step"]) and self._best["step"] is not None:
             if self._best["step"] == self.step:  # the process ended between `last` and `best`
                 self._save_best()
             else:  # lost, or from a future that this run does not have: the next evaluation fills it

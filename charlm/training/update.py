@@ -13,7 +13,8 @@ from charlm.model.cells import State
 from charlm.model.dropout import Dropout
 from charlm.model.language_model import LanguageModel
 from charlm.runtime import arithmetic
-from charlm.training.optimisation import LossScale, make_optimizer
+from charlm.training.loss_scale import LossScale
+from charlm.training.optimizer import make_optimizer
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Updater:
             dropout: see :meth:`LanguageModel.forward`.
         """
         with arithmetic(self._precision, self._device):
-            total, state = self.model.nats(inputs, targets, state, dropout)
+            total, state = self.model.nll_sum(inputs, targets, state, dropout)
         gradients = torch.autograd.grad(total * (self.scale.scale / scored), self._weights)
         for weight, gradient in zip(self._weights, gradients, strict=True):
             weight.grad = gradient

@@ -78,10 +78,10 @@ def _signed(path, described, tensors):
     """A checkpoint with a right checksum."""
     from safetensors.torch import save_file
 
-    from charlm import checkpoint
+    from charlm.checkpoint.contents import checksum
 
     text = json.dumps(described)
-    save_file(tensors, path, metadata={"charlm": text, "sha256": checkpoint._checksum(text, tensors)})
+    save_file(tensors, path, metadata={"charlm": text, "sha256": checksum(text, tensors)})
 
 
 TRAIN = "train recipe.yaml --out out"

@@ -229,7 +229,7 @@ def test_sentences_break_between_words_and_commands_do_not(desk: Path, terminal:
     assert again.wait() == 2
     _, *lines = re.sub(r"\x1b\[[?\d;]*\w|\r", "", again.drawn).strip().split("\n")
     assert folder in again.drawn and lines and all(len(line) <= 80 for line in lines), again.drawn
-    assert " ".join(lines).endswith("--out DIR goes elsewhere")
+    assert " ".join(lines).endswith("use another folder (--out DIR)")
 
 
 @pytest.mark.slow

@@ -20,8 +20,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from charlm import checkpoint
 from charlm.checkpoint import describe, load
+from charlm.checkpoint.contents import checksum
 from charlm.config import field_names, load_recipe, validate_recipe
 from charlm.errors import CharlmError, CheckpointError, RecipeError
 from charlm.resources import shipped_files
@@ -93,7 +93,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 def _write(path: Path, described: Any, tensors: dict[str, torch.Tensor]) -> None:
     """A checkpoint with a right checksum."""
     text = described if isinstance(described, str) else json.dumps(described)
-    save_file(tensors, path, metadata={"charlm": text, "sha256": checkpoint._checksum(text, tensors)})
+    save_file(tensors, path, metadata={"charlm": text, "sha256": checksum(text, tensors)})
 
 
 def _mutated_tensors(tensors: dict[str, torch.Tensor], dice: random.Random) -> dict[str, torch.Tensor]:

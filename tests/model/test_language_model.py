@@ -15,7 +15,7 @@ from charlm.model.dropout import Dropout, kept
 from charlm.model.engines import ENGINES
 from charlm.model.language_model import LanguageModel, count_parameters, embedding_width, parameter_shapes, state_shapes
 from charlm.model.native import library
-from charlm.training.optimisation import WeightAverage
+from charlm.training.weight_average import WeightAverage
 
 BLOCKS = {"rnn": 1, "gru": 3, "lstm": 4}
 

@@ -11,7 +11,7 @@ import torch
 
 from charlm.checkpoint import load
 from charlm.evaluation.perplexity import carried
-from charlm.training.optimisation import WeightAverage
+from charlm.training.weight_average import WeightAverage
 
 
 def test_it_is_the_average_that_is_documented(network: Callable[..., Any]) -> None:

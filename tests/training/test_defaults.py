@@ -25,7 +25,7 @@ def _recipe(**sections: Any) -> Recipe:
 @pytest.mark.parametrize("characters", [1, 20, 1_000, 20_000, 99_999, 100_000, 1_000_000, 3_000_000, 100_000_000, 10**11])
 def test_every_length_and_time_gives_a_recipe(characters: int, budget: float) -> None:
     """If this fails, some text cannot be trained on without a recipe, or its checkpoint cannot be read."""
-    planned = defaults.fill(_recipe(), defaults.rule(characters, budget))
+    planned = defaults.with_defaults(_recipe(), defaults.rule(characters, budget))
     checked = validate_recipe(planned.model_dump(mode="json"), "the plan")
     assert checked.train.epochs is not None
     assert checked.train.epochs * characters <= budget * 1.01 or budget < 1e-6 * characters * 1.01
@@ -42,17 +42,17 @@ def test_the_more_often_a_text_is_read_the_more_is_dropped() -> None:
 def test_what_the_recipe_says_stays() -> None:
     """If this fails, a value that a user gave is overridden by the rule."""
     recipe = _recipe(model={"hidden": 48, "input": "one-hot"}, train={"lr": 0.01, "average": 0})
-    planned = defaults.fill(recipe, defaults.rule(10**6))
+    planned = defaults.with_defaults(recipe, defaults.rule(10**6))
     assert (planned.model.hidden, planned.train.lr, planned.train.average, planned.model.input_dropout) == (48, 0.01, 0, 0)
     assert planned.model.dropout > 0.3 and planned.train.weight_decay == 0.2
-    sgd = defaults.fill(_recipe(train={"optimizer": "sgd", "lr": 1}), defaults.rule(10**6))
+    sgd = defaults.with_defaults(_recipe(train={"optimizer": "sgd", "lr": 1}), defaults.rule(10**6))
     assert sgd.train.weight_decay == 0
-    adam = defaults.fill(_recipe(train={"optimizer": "adam"}), defaults.rule(10**6))
+    adam = defaults.with_defaults(_recipe(train={"optimizer": "adam"}), defaults.rule(10**6))
     assert (adam.train.weight_decay, adam.train.lr) == (0, 0.005)
 
 
 @pytest.mark.parametrize(
-    ("train", "is_open"),
+    ("train", "needs_plan"),
     [
         ({}, True),
         ({"time": "5m"}, True),
@@ -62,9 +62,9 @@ def test_what_the_recipe_says_stays() -> None:
         ({"total_steps": 30}, False),
     ],
 )
-def test_who_gives_a_length_has_a_plan(train: dict[str, Any], is_open: bool) -> None:
+def test_recipes_that_set_a_length_need_no_plan(train: dict[str, Any], needs_plan: bool) -> None:
     """If this fails, a full recipe is changed behind its author's back, or an empty one has no end."""
-    assert defaults.is_open(_recipe(train=train)) is is_open
+    assert defaults.needs_plan(_recipe(train=train)) is needs_plan
 
 
 def _started(

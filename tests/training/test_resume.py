@@ -454,7 +454,7 @@ def test_an_unreadable_last_falls_back_on_previous(
     run = go_on()
     assert run.record["resumed_from"] == step < K
     assert any("last.safetensors is damaged" in notice for notice in run.notices)
-    assert any(f"going on from previous.safetensors, step {step}" in notice for notice in run.notices)
+    assert any(f"resuming from previous.safetensors, step {step}" in notice for notice in run.notices)
     _assert_same_run(whole("lstm"), first_half)
 
 
@@ -557,7 +557,7 @@ def test_a_folder_with_a_run_is_not_overwritten_unasked(
 ) -> None:
     """If this fails, starting twice destroys a run. --overwrite moves it aside, and says where."""
     before = _tensors(first_half)
-    with pytest.raises(UsageError, match=r"holds a run already; --resume auto .*--overwrite"):
+    with pytest.raises(UsageError, match=r"holds a run already; .*resume='auto'.*overwrite=True"):
         go_on(resume="never")
     run = go_on(resume="never", overwrite=True)
     aside = first_half.with_name("half.old-1")

@@ -81,7 +81,7 @@ def test_a_folder_with_a_foreign_file_is_refused(
     out.mkdir()
     (out / name).write_bytes(FOREIGN[name])
     (out / "notes.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(UsageError, match=rf"holds {name}: charlm did not write it .*another --out"):
+    with pytest.raises(UsageError, match=rf"holds {name}: charlm did not write it .*out='DIR'"):
         tiny_run(english_file, out, *STEPS, **options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["own"]
     assert sorted(path.name for path in out.iterdir()) == sorted([name, "notes.txt"]), "not even a lock stays"
@@ -227,7 +227,7 @@ def test_what_is_not_a_file_is_refused(run: Path, resume: Callable[..., Any], na
         case _:
             (run / name).mkdir()
     for options in ({"resume": "auto"}, {"resume": "never", "overwrite": True}, {"resume": "never"}):
-        with pytest.raises(UsageError, match=rf"{name} is a (symbolic link|device, pipe|folder).*--out"):
+        with pytest.raises(UsageError, match=rf"{name} is a (symbolic link|device, pipe|folder).*out='DIR'"):
             resume(run, **options)
     assert not target.exists() or target.read_text(encoding="utf-8") == "precious"
 
@@ -433,7 +433,7 @@ def test_a_folder_that_cannot_be_made_is_explained(tmp_path: Path, tiny_run: Cal
         ("dangling", "dangling is a link to nothing"),
         ("dangling/run", "dangling is a link to nothing"),
     ):
-        with pytest.raises(RunFolderError, match=rf"cannot write in the run's folder .*{cause}; choose another --out"):
+        with pytest.raises(RunFolderError, match=rf"cannot write in the run's folder .*{cause}; use another folder"):
             tiny_run(english_file, tmp_path / out, *STEPS)
     with pytest.raises(UsageError):
         tiny_run(english_file, tmp_path / "new" / "deep" / "run", *STEPS, resume="must")
@@ -446,7 +446,7 @@ def test_only_best_is_not_a_run_to_resume(run: Path, resume: Callable[..., Any])
         if path.name != "best.safetensors":
             path.unlink()
     for how in ("auto", "must"):
-        with pytest.raises(UsageError, match=r"holds only best\.safetensors.*cannot be resumed; --overwrite --init .*best"):
+        with pytest.raises(UsageError, match=r"holds only best\.safetensors.*cannot be resumed; .*overwrite=True init='.*best"):
             resume(run, resume=how)
     assert resume(run, resume="never", overwrite=True, init=str(run / "best.safetensors")).record["step"] == 8
 

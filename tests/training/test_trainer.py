@@ -22,7 +22,8 @@ from charlm.evaluation.perplexity import Score, carried
 from charlm.optimizers import OPTIMIZERS
 from charlm.schedules import learning_rate
 from charlm.training.events import Evaluated, Finished, Sampled, Saved, StepDone
-from charlm.training.optimisation import LossScale, make_optimizer
+from charlm.training.loss_scale import LossScale
+from charlm.training.optimizer import make_optimizer
 
 # -- learning --------------------------------------------------------------------------------------------------------
 

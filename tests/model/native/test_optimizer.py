@@ -11,7 +11,7 @@ import torch
 from charlm.config import ModelSection, TrainSection
 from charlm.model.engines import ENGINES
 from charlm.model.language_model import LanguageModel
-from charlm.training.optimisation import optimizer_tensors
+from charlm.training.optimizer import optimizer_tensors
 from charlm.training.update import Updater
 
 RULES: dict[str, dict[str, Any]] = {

@@ -1,8 +1,7 @@
-"""Optimizers with their stored moments, the average of the weights, and the loss scale of fp16."""
+"""Constructs an optimizer, and stores and restores its moments."""
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any, cast
 
@@ -27,34 +26,6 @@ def make_optimizer(model: LanguageModel, section: TrainSection) -> torch.optim.O
     options = {key: getattr(section, key) for key in entry.keys}
     made = getattr(torch.optim, entry.torch_name)(groups, lr=section.lr, **options, **entry.options)
     return cast(torch.optim.Optimizer, made)
-
-
-class WeightAverage:
-    """An exponential moving average of the weights, which is often better than the last of them (Polyak & Juditsky 1992).
-
-    It is taken every ``EVERY`` steps, which costs nothing noticeable. At first it covers about the last tenth of the steps
-    so far, until that is longer than ``decay`` remembers.
-
-    Args:
-        model: whose weights are averaged.
-        decay: per step, such as 0.999: about the last thousand steps count.
-    """
-
-    EVERY = 10
-
-    def __init__(self, model: LanguageModel, decay: float) -> None:
-        self.model = copy.deepcopy(model).requires_grad_(False)
-        self.model.flatten_for_cudnn()
-        self._weights: list[Tensor] = list(model.parameters())
-        self._averages: list[Tensor] = list(self.model.parameters())
-        self._decay = decay**self.EVERY
-
-    def update(self, step: int) -> None:
-        """Take in the weights after ``step`` steps."""
-        if step % self.EVERY == 0:
-            taken = step // self.EVERY
-            with torch.no_grad():
-                torch._foreach_lerp_(self._averages, self._weights, 1 - min(self._decay, taken / (9 + taken)))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: LanguageModel) -> dict[str, Tensor]:
@@ -95,30 +66,3 @@ def restore_optimizer(
         # Where PyTorch keeps them: moments and the numbers of fused optimizers beside the weights, other numbers on the CPU.
         beside = slot not in entry.scalars or optimizer.defaults.get("fused")
         optimizer.state[weight][slot] = stored.clone().to(weight.device if beside else "cpu")
-
-
-class LossScale:
-    """fp16 only: gradients below 6e-8 would vanish, so the loss is multiplied by a power of two (Micikevicius 2018).
-
-    Where a gradient overflows, the step is left out and the scale halved; after ``GROW_AFTER`` good steps it doubles.
-    """
-
-    GROW_AFTER = 1000
-
-    def __init__(self, enabled: bool, scale: float = 2.0**12, good_steps: int = 0) -> None:
-        self.enabled = enabled
-        self.scale = scale if enabled else 1.0
-        self.good_steps = good_steps
-
-    def overflowed(self) -> bool:
-        """Halve the scale. Returns whether the step may simply be left out: not once the scale has come down to 1."""
-        if self.scale <= 1:
-            return False
-        self.scale, self.good_steps = self.scale / 2, 0
-        return True
-
-    def succeeded(self) -> None:
-        """Count a good step."""
-        self.good_steps += 1
-        if self.enabled and self.good_steps >= self.GROW_AFTER:
-            self.scale, self.good_steps = min(self.scale * 2, 2.0**24), 0

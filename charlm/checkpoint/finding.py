@@ -1,0 +1,33 @@
+"""Finds a checkpoint by a run's name, its folder, or the file itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from charlm.config import is_path, path_of
+from charlm.errors import UsageError
+from charlm.run_files import BEST, LAST, PREVIOUS
+
+RUNS = Path("checkpoints")
+"""The default folder for runs, in the current folder."""
+
+
+def find_checkpoint(name: str) -> Path:
+    """The file of a checkpoint, from a file, a run's folder (its best weights) or a run's name.
+
+    Raises:
+        UsageError: there is none; the message names the folder.
+    """
+    path = path_of(name)
+    by_name = not is_path(name) and ((RUNS / name).is_dir() or not path.is_dir())
+    folder = RUNS / name if by_name else path
+    if folder.is_file():
+        return folder
+    for candidate in (BEST, LAST, PREVIOUS):
+        if (folder / candidate).is_file():
+            return folder / candidate
+    if folder.is_dir():
+        raise UsageError(f"the folder {folder} holds no checkpoint ({BEST} or {LAST})")
+    runs = sorted(found.parent.name for found in RUNS.glob(f"*/{LAST}")) if RUNS.is_dir() else []
+    known = f"; runs here: {', '.join(runs)}" if runs else f"; there are no runs in {RUNS}/ here"
+    raise UsageError(f"no checkpoint: {folder} does not exist{known}")
