@@ -200,7 +200,7 @@ def _gradients(section: ModelSection, engine: str, precision: str, device: torch
         state = tuple(part + 0.1 for part in model.zero_state(STREAMS))
         scale = 2.0**12 if precision == "fp16" else 1.0
         with arithmetic(precision, device):
-            nats, state = model.nats(ids[:-1], ids[1:], state, Dropout(section, seed=1, step=3))
+            nats, state = model.nll_sum(ids[:-1], ids[1:], state, Dropout(section, seed=1, step=3))
         weights = dict(model.named_parameters())
         gradients = torch.autograd.grad(nats * (scale / ids[1:].numel()), list(weights.values()))
         found = {name: gradient / scale for name, gradient in zip(weights, gradients, strict=True)}

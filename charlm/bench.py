@@ -207,8 +207,8 @@ def plan(sweep: Sweep, device: torch.device) -> tuple[list[Configuration], list[
     for kind, cell in itertools.product(sweep.kinds, sweep.cells):
         precisions = ("fp32",) if kind == "evaluate" else sweep.precisions or PRECISIONS
         for engine, precision in itertools.product(sweep.engines, precisions):
-            if kind == "sample" and precision != "fp32" and engine != "native":
-                continue  # only the native engine samples in bf16
+            if kind == "sample" and precision not in ENGINES[engine].sampling_precisions:
+                continue
             if reason := _why_not(sweep, cell, engine, precision, device):
                 left_out[NotRun(cell, engine, precision, reason)] = None
             else:
@@ -227,7 +227,7 @@ def _why_not(sweep: Sweep, cell: str, engine: str, precision: str, device: torch
     if engine != TORCH_NN and (reason := ENGINES[engine].why_not(section_of(cell, sweep.shape), device)):
         return reason
     if sweep.precisions is None and precision == "bf16":
-        chosen, reason = resolve_precision("auto", device, engine)
+        chosen, reason = resolve_precision("auto", device, None if engine == TORCH_NN else ENGINES[engine].fp32_reason)
         return None if chosen == "bf16" else reason
     return None
 

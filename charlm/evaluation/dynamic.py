@@ -56,7 +56,7 @@ def dynamic(
     for start in range(0, targets, segment):
         ids = torch.from_numpy(text.ids(start, min(start + segment, targets) + 1)).to(state[0].device)
         with tuner.piece(len(ids)):
-            nats, state = learner.nats(ids[:-1, None], ids[1:, None], state)
+            nats, state = learner.nll_sum(ids[:-1, None], ids[1:, None], state)
             gradients = torch.autograd.grad(nats / (len(ids) - 1), weights)
         state = tuple(part.detach() for part in state)
         total += float(nats.detach())

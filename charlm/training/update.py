@@ -72,7 +72,7 @@ class Updater:
             dropout: see :meth:`LanguageModel.forward`.
         """
         with arithmetic(self._precision, self._device):
-            total, state = self.model.nats(inputs, targets, state, dropout)
+            total, state = self.model.nll_sum(inputs, targets, state, dropout)
         gradients = torch.autograd.grad(total * (self.scale.scale / scored), self._weights)
         for weight, gradient in zip(self._weights, gradients, strict=True):
             weight.grad = gradient

@@ -50,7 +50,7 @@ def test_what_is_not_finite_is_not_hidden(case: Callable[..., Any], cell: str, p
             losses = []
             for engine in ("reference", "native"):
                 with arithmetic(precision, CPU):
-                    loss, _ = model.with_engine(engine).nats(ids, targets, state)
+                    loss, _ = model.with_engine(engine).nll_sum(ids, targets, state)
                 loss.backward()
                 losses.append(loss.item())
             truth, found = losses
@@ -92,7 +92,7 @@ def test_targets_that_are_not_scored_teach_nothing(case: Callable[..., Any], pre
     model = one.model("native")
     ids, _ = one.batch()
     with arithmetic(precision, CPU):
-        loss, _ = model.nats(ids, torch.full_like(ids, IGNORED), model.zero_state(one.B))
+        loss, _ = model.nll_sum(ids, torch.full_like(ids, IGNORED), model.zero_state(one.B))
     loss.backward()
     assert loss.item() == 0
     for name, weight in model.named_parameters():
@@ -175,7 +175,7 @@ def test_reading_uses_the_weights_of_the_moment(case: Callable[..., Any], cell: 
     ids, targets = one.batch()
 
     def nats() -> torch.Tensor:
-        total: torch.Tensor = model.nats(ids, targets, model.zero_state(one.B))[0]
+        total: torch.Tensor = model.nll_sum(ids, targets, model.zero_state(one.B))[0]
         return total / ids.numel()
 
     before = None

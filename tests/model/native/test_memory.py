@@ -111,12 +111,12 @@ def test_two_forward_passes_before_a_backward_pass(case: Callable[..., Any], spo
     alone = []
     for one in cases:
         ids, targets = one.batch()
-        nats, state = model.nats(ids, targets, model.zero_state(one.B))
+        nats, state = model.nll_sum(ids, targets, model.zero_state(one.B))
         alone.append(torch.autograd.grad(nats + state[0].sum(), list(model.parameters())))
     losses = []
     for one in cases:
         ids, targets = one.batch()
-        nats, state = model.nats(ids, targets, model.zero_state(one.B))
+        nats, state = model.nll_sum(ids, targets, model.zero_state(one.B))
         losses.append(nats + state[0].sum())
     for loss, expected in zip(losses[::-1], alone[::-1], strict=True):
         for mine, theirs in zip(torch.autograd.grad(loss, list(model.parameters())), expected, strict=True):
@@ -140,7 +140,7 @@ def test_results_stay_what_they_are(case: Callable[..., Any], spoilt: None, cell
     for _ in range(3):
         one.outcome(model, precision)
         with torch.no_grad():
-            model.nats(ids, targets, model.zero_state(one.B))
+            model.nll_sum(ids, targets, model.zero_state(one.B))
     for part, copy in zip(held, copies, strict=True):
         assert part.isfinite().all() and torch.equal(part, copy)
 
