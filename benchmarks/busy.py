@@ -28,6 +28,7 @@ from charlm.config import ModelSection, TrainSection
 from charlm.data.dataset import Text
 from charlm.data.vocabulary import Vocabulary
 from charlm.evaluation import perplexity
+from charlm.model.engines import ENGINES
 from charlm.model.language_model import LanguageModel
 from charlm.runtime import arithmetic, cpu_name, prepare, resolve_precision
 from charlm.sampling import SamplingParams, generate
@@ -107,7 +108,7 @@ def works(engine: str, hidden: int) -> dict[str, Callable[[], Iterator[int]]]:
     model = LanguageModel(section, SYMBOLS, engine)
     model.initialise(seed=1)
     cpu = torch.device("cpu")
-    precision, _ = resolve_precision("auto", cpu, engine)
+    precision, _ = resolve_precision("auto", cpu, ENGINES[engine].fp32_reason)
     rng = np.random.default_rng(1)
     text = Text(rng.integers(SYMBOLS, size=200_000).astype(np.uint8), np.arange(SYMBOLS), np.zeros(SYMBOLS, dtype=np.bool_))
 

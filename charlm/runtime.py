@@ -44,12 +44,12 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda", int(index or 0)) if kind == "cuda" else torch.device("cpu")
 
 
-def resolve_precision(name: str, device: torch.device, engine: str) -> tuple[str, str]:
+def resolve_precision(name: str, device: torch.device, fp32_reason: str | None = None) -> tuple[str, str]:
     """Choose the arithmetic of matrix products.
 
     Args:
         name: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
-        engine: the resolved engine; the reference engine stays in fp32 unless told otherwise.
+        fp32_reason: why ``auto`` is fp32 whatever the device, from the engine; ``None``: the device decides.
 
     Returns:
         The precision and, for ``auto``, why.
@@ -61,8 +61,8 @@ def resolve_precision(name: str, device: torch.device, engine: str) -> tuple[str
         raise UsageError("train.precision: fp16 needs a CUDA device; use bf16, fp32 or auto")
     if name != "auto":
         return name, "as the recipe says"
-    if engine == "reference":
-        return "fp32", "the reference engine gains nothing from bf16"
+    if fp32_reason is not None:
+        return "fp32", fp32_reason
     if device.type == "cuda":
         if torch.cuda.get_device_capability(device) >= (8, 0):
             return "bf16", "this GPU multiplies bf16 in hardware"

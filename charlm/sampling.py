@@ -18,6 +18,7 @@ from charlm.config import check_temperature
 from charlm.data.vocabulary import Vocabulary
 from charlm.errors import DivergedError, UsageError
 from charlm.model.cells import State
+from charlm.model.engines import BlockSampler
 from charlm.model.language_model import LanguageModel
 from charlm.progress import Progress
 from charlm.runtime import derived_seed
@@ -169,12 +170,15 @@ def generate_together(
     logits, state = read(model, prompt or start_ids(vocabulary))
     distribution(logits, params)  # says so if nothing is left to draw
     state = tuple(part.expand(-1, N, -1) for part in state)
-    if model.engine.name == "native" and model.attention is None:
-        yield from _in_blocks(model, np.tile(logits, (N, 1)), state, params, random, precision)
-    if state[0].device.type == "cpu":
-        # PyTorch's CPU kernels repack all weights at every call, which for one character costs more than the character.
-        model = model.with_engine("reference")
     rows = np.tile(logits, (N, 1))
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    sampler = model.engine.block_sampler(
+        model, torch.from_numpy(rows), state, params.temperature, params.top_k, params.top_p, params.banned, dtype
+    )
+    if sampler is not None:
+        yield from _in_blocks(sampler, random, Tuner("sampling", model.is_thread_invariant))
+        return
+    model = model.for_single_steps()
     tuner = Tuner("sampling", model.is_thread_invariant)
     while True:
         drawn = [draw(distribution(row, params), one.random()) for row, one in zip(rows, random, strict=True)]
@@ -184,27 +188,13 @@ def generate_together(
             rows = np.asarray(model.logits(features[-1]).double().cpu().numpy())
 
 
-def _in_blocks(
-    model: LanguageModel,
-    logits: Probabilities,
-    state: State,
-    params: SamplingParams,
-    random: list[np.random.Generator],
-    precision: str,
-) -> Iterator[list[int]]:
-    """The same by the native engine, which draws too, for a block of characters in one call."""
-    from charlm.model.native.sampling import Writer
-
-    writer = Writer(
-        model, torch.from_numpy(logits), state, params.temperature, params.top_k, params.top_p, params.banned,
-        torch.bfloat16 if precision == "bf16" else torch.float32,
-    )  # fmt: skip
-    tuner = Tuner("sampling", model.is_thread_invariant)
-    count = 1  # the first characters at once, for whoever watches; then longer and longer blocks
+def _in_blocks(sampler: BlockSampler, random: list[np.random.Generator], tuner: Tuner) -> Iterator[list[int]]:
+    """The same with a block of characters per call."""
+    count = 1  # the first characters appear at once; the blocks then grow
     while True:
         with tuner.piece(count * len(random)):
-            drawn = writer.write(np.stack([one.random(count) for one in random], axis=1))
-        if writer.is_nonfinite:
+            drawn = sampler.draw(np.stack([one.random(count) for one in random], axis=1))
+        if sampler.is_nonfinite:
             raise DivergedError(NONFINITE)
         yield from drawn.tolist()
         count = min(2 * count, _BLOCK)

@@ -1,4 +1,4 @@
-"""The benchmark: fair turns, and figures that follow from what was timed."""
+"""The benchmark: fair turns, and results that follow from the timings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from charlm import bench, cells
-from charlm.bench import Configuration, Shape, Sweep
+from charlm.bench import Configuration, Shape, Sweep, sweep, timing, work
 from charlm.evaluation import perplexity
 from charlm.model.engines import ENGINES
 from charlm.model.language_model import count_parameters
@@ -45,7 +45,7 @@ class Clock:
 def test_cases_take_turns() -> None:
     """Failing would mean that a drift of the machine's speed favours whatever is timed first."""
     clock = Clock()
-    bench.measure([clock.work("a", 1.0), clock.work("b", 1.0)], repetitions=3, seconds=1.0, clock=clock)
+    timing.measure([clock.work("a", 1.0), clock.work("b", 1.0)], repetitions=3, seconds=1.0, clock=clock)
     warm = clock.order.index("b")
     assert warm > 0 and clock.order[: 2 * warm] == ["a"] * warm + ["b"] * warm
     assert clock.order[2 * warm :] == ["a", "b"] * 3
@@ -54,16 +54,16 @@ def test_cases_take_turns() -> None:
 def test_a_turn_lasts_as_long_as_was_asked() -> None:
     """Failing would mean that quick cases are timed by a single call."""
     clock = Clock()
-    (speed,) = bench.measure([clock.work("a", 0.25)], repetitions=1, seconds=1.0, clock=clock)
+    (speed,) = timing.measure([clock.work("a", 0.25)], repetitions=1, seconds=1.0, clock=clock)
     assert speed.median == 40.0
     assert clock.now == pytest.approx(0.25 * len(clock.order)) and clock.now - 1.0 == 0.25 * (len(clock.order) - 4)
 
 
-def test_a_figure_is_the_median_and_first_calls_do_not_count() -> None:
-    """Failing would mean that one disturbed turn, or the compilation of a kernel, spoils a figure."""
+def test_a_result_is_the_median_and_first_calls_do_not_count() -> None:
+    """Failing would mean that one disturbed turn, or the compilation of a kernel, distorts a result."""
     clock = Clock()
     run = clock.work("a", 100.0, 100.0, 100.0, 2.0, 1.0, 5.0)
-    (speed,) = bench.measure([run], repetitions=3, seconds=0.5, clock=clock)
+    (speed,) = timing.measure([run], repetitions=3, seconds=0.5, clock=clock)
     assert (speed.low, speed.median, speed.high) == (2.0, statistics.median([5.0, 10.0, 2.0]), 10.0)
 
 
@@ -75,7 +75,7 @@ def test_the_time_left_follows_from_the_warm_up() -> None:
         told.append((done, total, left, clock.now))
 
     runs = [clock.work("quick", 0.01), clock.work("slow", 3.0)]
-    bench.measure(runs, repetitions=4, seconds=0.1, clock=clock, progress=progress)
+    timing.measure(runs, repetitions=4, seconds=0.1, clock=clock, progress=progress)
     assert [(done, total) for done, total, _, _ in told] == [(done, 10) for done in range(1, 11)]
     for _, _, left, at in told[2:]:
         assert left == pytest.approx(clock.now - at, rel=0.1, abs=0.1)
@@ -88,10 +88,10 @@ def test_the_time_left_follows_from_the_warm_up() -> None:
 def test_a_disturbed_measurement_is_told(
     others: float | None, threads: int, lowest: float, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Failing would mean that figures of a busy machine are taken for those of the machine."""
+    """Failing would mean that results of a busy machine are taken for those of an idle one."""
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     row = bench.Row("train", "lstm", "native", "fp32", 100.0, lowest, 110.0, 3, None, 1.0, None)
-    warnings = bench._warnings([row], others, threads)
+    warnings = sweep._warnings([row], others, threads)
     assert len(warnings) == len(words) and all(word in text for word, text in zip(words, warnings, strict=True))
 
 
@@ -111,7 +111,7 @@ def test_operations_are_six_per_multiplied_weight(cell: str, layers: int) -> Non
 def test_torch_nn_has_the_same_network(cell: str) -> None:
     """Failing would mean that the program beside ours does other work."""
     shape = Shape(hidden=8, symbols=5, layers=2)
-    theirs = sum(weight.numel() for weight in bench._TorchNN(cell, shape).parameters())
+    theirs = sum(weight.numel() for weight in work.TorchNN(cell, shape).parameters())
     assert theirs == count_parameters(bench.section_of(cell, shape), shape.symbols)
 
 
@@ -121,7 +121,7 @@ def test_all_work_can_be_repeated(kind: str, engine: str) -> None:
     """Failing would mean that a program cannot go on from its own state, or miscounts its characters."""
     if engine in ENGINES and ENGINES[engine].why_not(bench.section_of("lstm", TINY), CPU):
         pytest.skip("this engine does not run here")
-    run = bench.build(Configuration(kind, "lstm", engine, "fp32"), TINY, CPU)
+    run = work.build(Configuration(kind, "lstm", engine, "fp32"), TINY, CPU)
     characters = {"train": TINY.seq_length * TINY.batch, "evaluate": perplexity.CHUNK, "sample": run()}[kind]
     assert [run(), run(), run()] == [characters] * 3
     assert not torch.is_inference_mode_enabled()
@@ -166,9 +166,9 @@ def test_an_engine_that_cannot_run_is_named_once(monkeypatch: pytest.MonkeyPatch
 def test_a_cell_that_pytorch_does_not_have_is_timed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Failing would mean that a cell without kernels cannot be timed, or is compared with another cell of torch.nn."""
     monkeypatch.setattr(cells, "CELLS", tuple(replace(entry, kernels={}) for entry in cells.CELLS))
-    sweep = Sweep(shape=TINY, kinds=["train"], cells=["lstm"], precisions=["fp32"], repetitions=1, seconds=0.0)
-    monkeypatch.setattr(bench, "_product_sizes", lambda device: [(8, 8, 8)])
-    report = bench.bench(sweep, CPU)
+    wanted = Sweep(shape=TINY, kinds=["train"], cells=["lstm"], precisions=["fp32"], repetitions=1, seconds=0.0)
+    monkeypatch.setattr("charlm.bench.sweep.product_sizes", lambda device: [(8, 8, 8)])
+    report = bench.bench(wanted, CPU)
     assert [(row.engine, row.ratio_to_torch_nn) for row in report.rows] == [("reference", None)]
     assert {about.engine: about.reason for about in report.not_run} == {
         "native": "the native engine has no kernel for the LSTM", "torch": "PyTorch has no LSTM",
@@ -178,9 +178,9 @@ def test_a_cell_that_pytorch_does_not_have_is_timed_alone(monkeypatch: pytest.Mo
 
 def test_ceilings_are_measured_once_and_shares_refer_to_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """Failing would mean that shares and ratios are not what their names say."""
-    monkeypatch.setattr(bench, "_product_sizes", lambda device: [(8, 8, 8), (16, 8, 16)])
-    sweep = Sweep(shape=TINY, cells=["rnn"], engines=["reference"], precisions=["fp32", "bf16"], repetitions=2, seconds=0.0)
-    report = bench.bench(sweep, CPU)
+    monkeypatch.setattr("charlm.bench.sweep.product_sizes", lambda device: [(8, 8, 8), (16, 8, 16)])
+    wanted = Sweep(shape=TINY, cells=["rnn"], engines=["reference"], precisions=["fp32", "bf16"], repetitions=2, seconds=0.0)
+    report = bench.bench(wanted, CPU)
     assert all(report.gemm_gflops.values())
     base = {row.kind: row.characters_per_second for row in report.rows if (row.engine, row.precision) == ("torch.nn", "fp32")}
     for row in report.rows:
@@ -194,7 +194,7 @@ def test_ceilings_are_measured_once_and_shares_refer_to_them(monkeypatch: pytest
 
 
 def test_memory_is_what_the_network_takes() -> None:
-    """Failing would mean that the figure hides the network behind the libraries' own memory, or misses it."""
+    """Failing would mean that the result hides the network behind the libraries' own memory, or misses it."""
     shape = Shape(hidden=1024, symbols=64)
     taken = bench.peak_memory(Configuration("evaluate", "lstm", "reference", "fp32"), shape, CPU, threads=1)
     if taken is None:
@@ -208,7 +208,7 @@ def test_a_gpu_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
     gpu = torch.device("cuda", 0)
-    clock = bench.clock_of(gpu)
+    clock = timing.clock_of(gpu)
     assert clock() <= clock() and waited == [gpu, gpu]
-    assert bench.clock_of(CPU) is time.perf_counter
+    assert timing.clock_of(CPU) is time.perf_counter
     assert bench.precisions_on(gpu) == ("fp32", "bf16", "fp16") and bench.precisions_on(CPU) == ("fp32", "bf16")

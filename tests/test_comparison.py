@@ -1,4 +1,4 @@
-"""Which runs a comparison has, what is held equal in them, and what their figures say."""
+"""Which runs a comparison has, what is held equal in them, and their results."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from charlm.comparison import compare
 from charlm.comparison.candidates import Candidate, candidates, variations
-from charlm.comparison.equal import EqualTime, closest_width, equal_parameters, seconds_per_update
-from charlm.comparison.figures import Point, Run, compare, final_record, learning_curve, records, seconds_to
+from charlm.comparison.equal import EqualTime, closest_width, equal_parameters, seconds_per_step
+from charlm.comparison.results import Point, Run, collect, final_record, learning_curve, records, seconds_to
 from charlm.config import ModelSection
 from charlm.errors import RecipeError, UsageError
 from charlm.model.language_model import count_parameters
@@ -99,13 +100,13 @@ def test_varied_values_are_yaml() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"vary": ["model.hiden=1,2"]}, ["--vary model.hiden=1,2", "did you mean model.hidden?"]),
+        ({"vary": ["model.hiden=1,2"]}, ["vary model.hiden=1,2", "did you mean model.hidden?"]),
         ({"vary": ["model=1,2"]}, ["model is a section"]),
         ({"vary": ["model.hidden"]}, ["expected KEY=VALUE,VALUE"]),
         ({"vary": ["model.hidden=64", "model.hidden=128"]}, ["model.hidden is varied twice"]),
         ({"vary": ["model.hidden=64,many"]}, ["model.hidden", "many"]),
         ({"cells": ["transformer"]}, ["model.cell", "transformer", "'gru'"]),
-        ({"cells": ["gru", "gru"]}, ["two candidates are called shakespeare-gru"]),
+        ({"cells": ["gru", "gru"]}, ["two candidates have the name shakespeare-gru"]),
         ({"cells": ["gru"], "vary": ["model.cell=lstm"]}, ["model.cell is varied twice"]),
     ],
 )
@@ -169,12 +170,12 @@ def test_the_first_candidate_sets_the_number_of_parameters(recipe: str) -> None:
 
 def test_lengths_for_equal_time_follow_from_the_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Failing would mean that a schedule ends at another moment than the time does, or moves when a comparison goes on."""
-    monkeypatch.setattr("charlm.comparison.equal.seconds_per_update", lambda candidate, device, seconds: 0.25)
+    monkeypatch.setattr("charlm.comparison.equal.seconds_per_step", lambda candidate, device, seconds: 0.25)
     plans = EqualTime(tmp_path / "new" / "plan.json", 10.0)
     candidate = Candidate("a", "shakespeare")
     recipe = candidate.load(*plans.overrides(candidate)).recipe
     assert (recipe.train.total_steps, recipe.train.epochs, recipe.train.time) == (40, None, None)
-    monkeypatch.setattr("charlm.comparison.equal.seconds_per_update", lambda candidate, device, seconds: 0.5)
+    monkeypatch.setattr("charlm.comparison.equal.seconds_per_step", lambda candidate, device, seconds: 0.5)
     again = EqualTime(tmp_path / "new" / "plan.json", 10.0)
     assert again.overrides(candidate)[0] == "train.total_steps=40", "a plan that was made stands"
     assert again.overrides(Candidate("b", "shakespeare"))[0] == "train.total_steps=20"
@@ -185,7 +186,7 @@ def test_lengths_for_equal_time_follow_from_the_speed(tmp_path: Path, monkeypatc
 def test_speed_is_measured_without_leaving_anything(recipe: str) -> None:
     """Failing would mean that measuring starts a run, or that its evaluations count as training."""
     before = set(Path(recipe).parent.iterdir())
-    assert 0 < seconds_per_update(Candidate("tiny", recipe), "cpu", 0.0) < 1
+    assert 0 < seconds_per_step(Candidate("tiny", recipe), "cpu", 0.0) < 1
     assert set(Path(recipe).parent.iterdir()) == before
 
 
@@ -199,7 +200,7 @@ def test_equal_time_asks_the_rule_what_a_recipe_leaves_open(recipe: str, tmp_pat
     assert values["train.time"] == "null", "the length is the updates alone"
 
 
-# -- figures --
+# -- results --
 
 
 def test_seconds_to_a_perplexity_are_interpolated_in_nats() -> None:
@@ -246,7 +247,7 @@ def test_a_run_is_over_only_when_it_ended_by_itself(recipe: str, tiny_run: Calla
     for override in ("model.hidden=9", "train.total_steps=30"):
         with pytest.raises(RecipeError, match=r"run.*\n.*was (8|20), .* (9|30)") as refused:
             final_record(folder, Candidate("tiny", recipe, (override,)).load())
-        assert "--overwrite" in str(refused.value)
+        assert "overwrite" in str(refused.value)
     with (folder / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
         metrics.write('{"kind": "st')
     assert final_record(folder, loaded) is None, "a process that was killed while it wrote"
@@ -274,7 +275,7 @@ def test_the_default_perplexity_is_one_that_all_reach(recipe: str, tmp_path: Pat
             _finished(recipe, tmp_path, "bad", "train.lr=0.0001"),
         ]
     )
-    found = compare(results)
+    found = collect(results, tmp_path)
     good, bad = found.rows
     assert found.measured_on == "validation" and found.notices == []
     assert good.seconds_to is not None and bad.seconds_to is not None
@@ -282,7 +283,7 @@ def test_the_default_perplexity_is_one_that_all_reach(recipe: str, tmp_path: Pat
     worst = min(point.nats for point in found.curves["bad"][0])
     assert math.isclose(found.to_perplexity, math.exp(worst))
     assert math.isclose(good.perplexity, math.exp(good.validation_nats))
-    assert compare(results, to_perplexity=1.5).rows[0].seconds_to is None
+    assert collect(results, tmp_path, to_perplexity=1.5).rows[0].seconds_to is None
 
 
 def test_what_differs_beyond_comparison_is_said(recipe: str, tmp_path: Path, english: Callable[..., str]) -> None:
@@ -291,10 +292,43 @@ def test_what_differs_beyond_comparison_is_said(recipe: str, tmp_path: Path, eng
     rare = _finished(recipe, tmp_path, "rare", "data.min_count=30")
     shorter = _finished(recipe, tmp_path, "shorter", "data.split=[0.8,0.1,0.1]")
     unmeasured = _finished(recipe, tmp_path, "unmeasured", "data.split=[1,0,0]")
-    (vocabulary,) = compare(dict([first, rare])).notices
+    (vocabulary,) = collect(dict([first, rare]), tmp_path).notices
     assert "vocabularies differ: plain; rare" in vocabulary
-    assert "different texts: plain; shorter" in " ".join(compare(dict([first, shorter])).notices)
-    found = compare(dict([first, unmeasured]))
+    assert "different texts: plain; shorter" in " ".join(collect(dict([first, shorter]), tmp_path).notices)
+    found = collect(dict([first, unmeasured]), tmp_path)
     assert found.measured_on == "training" and found.rows[0].validation_nats is None
     assert math.isclose(found.rows[1].perplexity, math.exp(found.rows[1].train_nats))
     assert "measured on the training text" in " ".join(found.notices)
+
+
+# -- all of it, from Python --
+
+
+def test_a_program_can_compare(recipe: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """If this fails, only the command line can compare, or the library prints, or trains finished runs again."""
+    options: dict[str, Any] = {"cells": ["rnn", "gru"], "out": tmp_path / "both", "device": "cpu"}
+    found = compare([recipe], seeds=2, **options)
+    assert [row.cell for row in found.rows] == ["rnn", "gru"] and all(len(row.runs) == 2 for row in found.rows)
+    assert found.folder == tmp_path / "both" and (found.folder / "tiny-gru-seed2" / "best.safetensors").exists()
+    times = [path.stat().st_mtime_ns for path in sorted(found.folder.rglob("*.safetensors"))]
+    assert compare([recipe], seeds=2, **options).rows == found.rows
+    assert [path.stat().st_mtime_ns for path in sorted(found.folder.rglob("*.safetensors"))] == times
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"equal": "luck"}, "equal luck: expected characters, parameters, time"),
+        ({"seeds": 0}, "seeds 0: expected 1 or more"),
+        ({"to": math.nan}, "to nan: expected a perplexity"),
+        ({"max_time": "90s"}, "max_time 90s: only for equal time"),
+        ({"equal": "parameters", "vary": ["model.hidden=1,2"]}, "equal parameters chooses model.hidden"),
+        ({"vary": ["model.hidden"]}, "vary model.hidden: expected KEY=VALUE"),
+    ],
+)
+def test_wrong_values_are_named_as_a_program_knows_them(options: dict[str, Any], text: str) -> None:
+    """If this fails, a Python user reads of flags, or a wrong value starts a training."""
+    with pytest.raises(UsageError) as refused:
+        compare(["shakespeare"], **options)
+    assert str(refused.value).startswith(text) and "--" not in str(refused.value)

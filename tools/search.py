@@ -4,7 +4,7 @@
         --vary train.lr=0.002,0.003,0.004 --vary model.dropout=0.2,0.3,0.4 --rungs 3
 
 Every training of a rung is a whole one, its schedule included; the last rung has the recipe's own length. Settings are ranked
-by `best` on the validation part, so hold another part back for the figure that you state. The first of all settings (the first
+by `best` on the validation part, so hold another part back for the result that you report. The first of all settings (the first
 value of each `--vary`: what the recipe has now) is never dropped, so that each rung shows what a change is worth. Runs lie in
 the folder `--out` and are not repeated. (Jamieson & Talwalkar 2016.)
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import charlm
 from charlm.comparison.candidates import Candidate, candidates
-from charlm.comparison.figures import final_record
+from charlm.comparison.results import final_record
 from charlm.errors import CharlmError, DivergedError, UsageError
 
 
@@ -36,7 +36,7 @@ def trained(candidate: Candidate, updates: int, seed: int, folder: Path) -> floa
         if record["stopped_because"] == "interrupted":
             raise KeyboardInterrupt
     if record["best_validation_nats"] is None:
-        raise UsageError(f"{out} has no validation figure; settings are ranked by it (data.split)")
+        raise UsageError(f"{out} has no validation result; settings are ranked by it (data.split)")
     return float(record["best_validation_nats"])
 
 

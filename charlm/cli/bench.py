@@ -1,4 +1,4 @@
-"""``charlm bench``: how fast this machine is."""
+"""``charlm bench``: measure the speed of this machine."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ def bench(
     cells: Annotated[
         list[str] | None, typer.Option(metavar="CELLS", help=f"From {', '.join(cell_names())}.", show_default="all")
     ] = None,
-    engines: Annotated[list[str] | None, typer.Option(metavar="ENGINES", help="Beside torch.nn.", show_default="all")] = None,
+    engines: Annotated[
+        list[str] | None, typer.Option(metavar="ENGINES", help="Compared with torch.nn.", show_default="all")
+    ] = None,
     precisions: Annotated[
         list[str] | None,
         typer.Option(
             metavar="PRECISIONS",
-            help="Of training: fp32, bf16 or, on a GPU, fp16.",
+            help="For training: fp32, bf16 or, on a GPU, fp16.",
             show_default="fp32, and bf16 where auto would choose it",
         ),
     ] = None,
@@ -42,18 +44,18 @@ def bench(
     seq_length: Annotated[int, typer.Option(min=1, max=1_000_000, help="Time steps T of a training step.")] = 35,
     batch: Annotated[int, typer.Option(min=1, max=1_000_000, help="Streams B of a training step.")] = 32,
     layers: Annotated[int, typer.Option(min=1, max=1_000, help="Recurrent layers L.")] = 1,
-    repetitions: Annotated[int, typer.Option(min=1, max=1_000_000, help="How often each is timed; the median counts.")] = 7,
-    seconds: Annotated[float, typer.Option(min=0, max=1e6, help="How long each is timed, at least, per repetition.")] = 0.15,
+    repetitions: Annotated[int, typer.Option(min=1, max=1_000_000, help="Turns per case; the result is their median.")] = 7,
+    seconds: Annotated[float, typer.Option(min=0, max=1e6, help="Minimum duration of a turn.")] = 0.15,
     memory: Annotated[
-        bool, typer.Option("--memory", help="Measure peak memory too, each in a process of its own: takes minutes.")
+        bool, typer.Option("--memory", help="Also measure peak memory, each case in a new process (minutes).")
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, max=4096, help="CPU threads.", show_default="one per core")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line.")] = False,
 ) -> None:
-    """Measure the speed of every cell, engine and precision here, beside torch.nn in the same run.
+    """Measure the speed of every cell, engine and precision on this machine, and compare it with torch.nn.
 
-    The defaults are the shape of d2l's experiment. Options that choose take a list (gru,lstm) and may be repeated.
+    The default sizes are those of d2l's experiment. Lists are comma-separated (gru,lstm); their options are repeatable.
     """
     from charlm.bench import CELLS, KINDS, Shape, Sweep, precisions_on
     from charlm.bench import bench as measure
@@ -80,13 +82,13 @@ def bench(
 
 
 def _chosen(option: str, given: list[str] | None, known: Sequence[str]) -> tuple[str, ...]:
-    """The names that an option gives, in the order of ``known``; all of them if it is not given."""
+    """The names in an option, in the order of ``known``; all names if it is not given."""
     if given is None:
         return tuple(known)
     names = [name.strip() for text in given for name in text.split(",")]
     for name in names:
         if name not in known:
-            raise UsageError(f"{option} {name}: expected {', '.join(known)}, or several of them with commas between")
+            raise UsageError(f"{option} {name}: expected a comma-separated list of {', '.join(known)}")
     return tuple(name for name in known if name in names)
 
 
@@ -132,7 +134,7 @@ def _print_kind(kind: str, rows: Sequence[Row], memory: bool) -> None:
 
 
 def _notes(not_run: Sequence[NotRun]) -> list[str]:
-    """A line for each engine and reason, with the cells and precisions that it holds for."""
+    """One line per engine and reason, with all cells and precisions."""
     cells: dict[tuple[str, str], list[str]] = {}
     for about in not_run:
         cells.setdefault((about.engine, about.reason), []).append(f"{about.cell} {about.precision}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from charlm.comparison.figures import Point
+    from charlm.comparison.results import Point
 
 Points = list[tuple[float, float]]
 
@@ -26,7 +26,7 @@ class Curve:
 
 def read_curve(folder: Path) -> Curve:
     """Read what a run recorded."""
-    from charlm.comparison.figures import learning_curve, records
+    from charlm.comparison.results import learning_curve, records
 
     lines = records(folder)
     training, validation = (

@@ -77,7 +77,7 @@ def sample(
     if temperature is None:
         temperature = 1.0 if probabilities else 0.8
     params = SamplingParams(temperature, top_k, top_p, banned)
-    if precision is Precision.bf16 and opened.engine != "native":
+    if precision.value not in network.engine.sampling_precisions:
         raise UsageError("--precision bf16: only the native engine samples in bf16, and it cannot be used here")
     if probabilities:
         _show_probabilities(next_characters(network, vocabulary, ids, params), as_json)
@@ -144,7 +144,7 @@ def _samples(
     """
     from charlm.sampling import generate, generate_together
 
-    side_by_side = model.engine.name == "native"
+    side_by_side = model.engine.samples_in_parallel
     most = min(_GROUP, _GROUP_CHARACTERS // length) if side_by_side and length else 1
     start, size = 0, 1
     while start < num:

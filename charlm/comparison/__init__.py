@@ -1,13 +1,27 @@
-"""Recipes, cells and settings side by side: which runs a comparison has, and what their figures say.
+"""Trains recipes, cells and settings side by side and collects their results.
 
-A candidate is a recipe with overrides, trained as ``charlm train`` would train it, once per seed. Each run has a folder of
-its own, and what a comparison knows of a run it reads there, so a comparison can be stopped and repeated at any moment.
+    from charlm.comparison import compare
 
-What is held equal, so that a difference means something:
+    found = compare(["shakespeare"], cells=["gru", "lstm"], seeds=3)
+
+A candidate is a recipe with overrides, trained as ``charlm train`` would train it, once per seed. Each run has its own
+folder, and its results are read from there. So a comparison can be interrupted and repeated at any time.
+
+One quantity is equal for all candidates:
 
     characters   each recipe as it is: cells and settings of one recipe then read the same text equally often
-    parameters   hidden widths are adapted until all candidates have as many parameters as the first
-    time         lengths are planned so that all candidates train equally long, schedule included
+    parameters   the hidden widths are adapted until all candidates have as many parameters as the first
+    time         the lengths are planned so that all candidates train equally long, schedule included
 
-Seconds are those of training: evaluations, samples and saves are left out.
+Seconds are seconds of training, without evaluations, samples and saves.
+
+    candidates.py   the rows: recipes × cells × varied values
+    equal.py        widths for equal parameters, lengths for equal time
+    run.py          trains what is not finished
+    results.py      results of finished runs
 """
+
+from charlm.comparison.results import Comparison
+from charlm.comparison.run import Equal, Reporter, SilentReporter, compare
+
+__all__ = ["Comparison", "Equal", "Reporter", "SilentReporter", "compare"]

@@ -21,7 +21,7 @@ class Candidate:
     """One row of a comparison: ``charlm train SOURCE --set …`` trains it.
 
     Attributes:
-        name: of its row and, with the seed, of its runs' folders.
+        name: names its row and, with the seed, the folders of its runs.
         source: a recipe's name or path.
         overrides: ``section.key=value``.
     """
@@ -42,29 +42,31 @@ class Candidate:
 def candidates(
     recipes: Sequence[str], cells: Sequence[str] = (), vary: Sequence[str] = (), overrides: Sequence[str] = ()
 ) -> list[Candidate]:
-    """Every recipe with every cell and every varied value, in this order; the first is what others are held against.
+    """Every recipe with every cell and every varied value, in this order. The first is the baseline for the others.
 
     Args:
         recipes: names or paths.
-        cells: from :func:`charlm.cells.cell_names`; none: each recipe's own.
-        vary: ``KEY=V1,V2,…``; each multiplies the candidates.
-        overrides: ``KEY=VALUE``, of all candidates.
+        cells: from :func:`charlm.cells.cell_names`; empty: each recipe's own.
+        vary: ``KEY=V1,V2,…``; several are combined.
+        overrides: ``KEY=VALUE``, for all candidates.
 
     Raises:
-        RecipeError: a recipe, cell, key or value that cannot be.
-        UsageError: two candidates that could not be told apart.
+        RecipeError: a wrong recipe, cell, key or value.
+        UsageError: two candidates have the same name.
     """
     choices = [[f"{CELL}={cell}" for cell in cells]] if cells else []
     choices += [variations(text) for text in vary]
     keys = [choice[0].partition("=")[0] for choice in choices]
     for key in keys:
         if keys.count(key) > 1:
-            raise RecipeError(f"{key} is varied twice; give all its values at once, with commas between")
+            raise RecipeError(f"{key} is varied twice; list all its values once, separated by commas")
     found = [_candidate(source, chosen, overrides) for source in recipes for chosen in itertools.product(*choices)]
     names = [candidate.name for candidate in found]
     for name in names:
         if names.count(name) > 1:
-            raise UsageError(f"two candidates are called {name}: give each recipe and value once, and files different names")
+            raise UsageError(
+                f"two candidates have the name {name}; list each recipe and value once, and give files different names"
+            )
     return found
 
 
@@ -74,13 +76,20 @@ def variations(text: str) -> list[str]:
     Raises:
         RecipeError: no values, or a key that no recipe has.
     """
-    key, equals, values = text.partition("=")
-    key = key.strip()
+    key, (_, equals, values) = varied_key(text), text.partition("=")
     if not equals or not values.strip():
-        raise RecipeError(f"--vary {text}: expected KEY=VALUE,VALUE,… such as model.hidden=64,256,512")
-    check_key(key, f"--vary {text}")
-    found = parse_yaml(f"[{values}]", f"--vary {text}")
+        raise RecipeError(f"{text}: expected KEY=VALUE,VALUE,… such as model.hidden=64,256,512", parameter="vary")
+    try:
+        check_key(key, text)
+        found = parse_yaml(f"[{values}]", text)
+    except RecipeError as error:
+        raise RecipeError(str(error), parameter="vary") from None
     return [f"{key}={json.dumps(value, ensure_ascii=False)}" for value in found]
+
+
+def varied_key(text: str) -> str:
+    """The key of ``KEY=V1,V2,…``."""
+    return text.partition("=")[0].strip()
 
 
 def _candidate(source: str, chosen: Sequence[str], overrides: Sequence[str]) -> Candidate:
@@ -89,14 +98,14 @@ def _candidate(source: str, chosen: Sequence[str], overrides: Sequence[str]) -> 
         f"model.{key}={option_text(option_default(key))}"
         for key in option_keys()
         if cell is not None and cell not in cells_with(key)
-    ]  # what a recipe says for its own cell holds for no other
+    ]  # a recipe's options for its own cell do not apply to another
     candidate = Candidate("", source, (*overrides, *foreign, *chosen))
     name = "-".join([candidate.load().name, *map(_label, chosen)])
     return Candidate(name, source, candidate.overrides)
 
 
 def _label(override: str) -> str:
-    """What a choice adds to a candidate's name, which is also a folder's: ``gru``, ``hidden=256``."""
+    """The part of a candidate's name (and folder) for one choice: ``gru``, ``hidden=256``."""
     key, _, value = override.partition("=")
     value = re.sub(r"[^\w.+-]+", "-", value.strip('"'))
     return value if key == CELL else f"{key.rpartition('.')[2]}={value}"

@@ -1,4 +1,4 @@
-"""What is held equal: the number of parameters, by the hidden width, or the training time, by the length."""
+"""Makes candidates equal: in the number of parameters, by the hidden width, or in training time, by the length."""
 
 from __future__ import annotations
 
@@ -22,38 +22,38 @@ from charlm.training.start import Options, start
 from charlm.training.trainer import Trainer
 
 _MULTIPLE, _TOLERANCE = 8, 0.01
-"""A hidden width is a multiple of 8 where the number of parameters is then within 1 % of the wanted one."""
+"""A hidden width is a multiple of 8 if the number of parameters is then within 1 % of the target."""
 
-_NEVER = 10**9  # updates
-_WARM_UP = 5  # updates, which are not timed
-_TIMED = 20  # updates at least
+_NEVER = 10**9  # steps
+_WARM_UP = 5  # steps, not timed
+_TIMED = 20  # steps at least
 
 
 def closest_width(model: ModelSection, symbols: int, parameters: int) -> int:
-    """The hidden width H with which a model has about so many parameters.
+    """The hidden width H with which a model has about this number of parameters.
 
     Args:
-        model: the network; its own width does not matter.
+        model: the network; its own width is ignored.
         symbols: V.
-        parameters: how many are wanted.
+        parameters: the target.
 
     Returns:
-        The multiple of 8 that comes closest, if its number of parameters is within 1 %; otherwise the closest integer.
+        The closest multiple of 8, if its number of parameters is within 1 % of the target; otherwise the closest integer.
     """
 
-    def missed_by(hidden: int) -> int:
+    def excess(hidden: int) -> int:
         return count_parameters(_with_width(model, hidden), symbols) - parameters
 
     below, above = 1, 2
-    while missed_by(above) < 0:
+    while excess(above) < 0:
         below, above = above, 2 * above
     while above - below > 1:
         middle = (below + above) // 2
-        below, above = (middle, above) if missed_by(middle) < 0 else (below, middle)
-    exact = min(below, above, key=lambda hidden: abs(missed_by(hidden)))
+        below, above = (middle, above) if excess(middle) < 0 else (below, middle)
+    exact = min(below, above, key=lambda hidden: abs(excess(hidden)))
     down = exact // _MULTIPLE * _MULTIPLE
-    even = min(max(down, _MULTIPLE), down + _MULTIPLE, key=lambda hidden: abs(missed_by(hidden)))
-    return even if abs(missed_by(even)) <= _TOLERANCE * parameters else exact
+    even = min(max(down, _MULTIPLE), down + _MULTIPLE, key=lambda hidden: abs(excess(hidden)))
+    return even if abs(excess(even)) <= _TOLERANCE * parameters else exact
 
 
 def _with_width(model: ModelSection, hidden: int) -> ModelSection:
@@ -68,7 +68,7 @@ def equal_parameters(planned: Sequence[Candidate], symbols: Sequence[int]) -> tu
         symbols: V of each candidate.
 
     Returns:
-        The candidates, and a sentence for each that says which width it got.
+        The candidates, and a sentence about each width.
     """
     models = [candidate.load().recipe.model for candidate in planned]
     wanted = count_parameters(models[0], symbols[0])
@@ -87,41 +87,41 @@ def equal_parameters(planned: Sequence[Candidate], symbols: Sequence[int]) -> tu
 
 
 class EqualTime:
-    """Plans lengths so that every candidate trains for the same time, from its speed over a few updates.
+    """Plans lengths so that every candidate trains for the same time, from its speed over a few steps.
 
-    A plan is remembered in a file, so that a repeated comparison goes on with the same lengths.
+    Plans are stored in a file, so that a repeated comparison has the same lengths.
 
     Args:
-        path: of the file.
-        seconds: of training, for each run.
+        path: the file of the plans.
+        seconds: training time of each run.
         device: where the speed is measured.
-        as_the_first: whether the time is that of a run that was trained as its recipe says. What recipes leave open is then
-            chosen as it was for that run; otherwise for so many seconds.
+        from_first_run: the time is that of a run trained as its recipe says. Values that recipes leave open are then chosen
+            as for that run; otherwise for a training of ``seconds``.
 
     Raises:
         UsageError: the file was made for another time.
     """
 
-    def __init__(self, path: Path, seconds: float, device: str = "auto", *, as_the_first: bool = False) -> None:
+    def __init__(self, path: Path, seconds: float, device: str = "auto", *, from_first_run: bool = False) -> None:
         self._path, self._seconds, self._device = path, seconds, device
-        self._chosen_for = None if as_the_first else seconds
+        self._chosen_for = None if from_first_run else seconds
         self._plans: dict[str, list[str]] = {}
         if os.path.lexists(path):
             stored = _stored_plans(path)
             if stored["seconds"] != seconds:
                 raise UsageError(
-                    f"{path.parent} holds runs planned for {stored['seconds']:.1f} s of training, and now {seconds:.1f} s are "
-                    "asked for; --overwrite starts them anew, --out DIR goes elsewhere"
+                    f"{path.parent} holds runs planned for {stored['seconds']:.1f} s of training, not for {seconds:.1f} s; "
+                    "start again (overwrite), or choose another folder (out)"
                 )
             self._plans = stored["plans"]
 
     def overrides(self, candidate: Candidate) -> list[str]:
-        """What gives a candidate its length: ``train.total_steps=…``, and all else that its recipe leaves to charlm."""
+        """The length of a candidate, ``train.total_steps=…``, and all values that its recipe leaves to charlm."""
         if candidate.name not in self._plans:
             chosen = values_left_open(candidate, self._device, self._chosen_for)
             closed = candidate.but(*chosen)
-            updates = max(1, round(self._seconds / seconds_per_update(closed, self._device, self._seconds)))
-            self._plans[candidate.name] = [*chosen, f"train.total_steps={updates}", "train.time=null"]
+            steps = max(1, round(self._seconds / seconds_per_step(closed, self._device, self._seconds)))
+            self._plans[candidate.name] = [*chosen, f"train.total_steps={steps}", "train.time=null"]
             with whole_file(self._path) as file:
                 file.write(json.dumps({"seconds": self._seconds, "plans": self._plans}).encode())
         return self._plans[candidate.name]
@@ -133,15 +133,15 @@ def _stored_plans(path: Path) -> dict[str, Any]:
     except ValueError:
         stored = None
     if not isinstance(stored, dict) or stored.keys() != {"seconds", "plans"}:
-        raise UsageError(f"{path} was not written by charlm compare; move it elsewhere, or choose another --out")
+        raise UsageError(f"{path} was not written by charlm; move it, or choose another folder (out)")
     return stored
 
 
 def remove_plans(path: Path) -> None:
-    """Forget the plans of an earlier comparison.
+    """Delete the plans of an earlier comparison.
 
     Raises:
-        UsageError: the file is not charlm's.
+        UsageError: the file was not written by charlm.
     """
     if os.path.lexists(path):
         _stored_plans(path)
@@ -149,10 +149,10 @@ def remove_plans(path: Path) -> None:
 
 
 def values_left_open(candidate: Candidate, device: str, seconds: float | None = None) -> list[str]:
-    """What charlm chooses for a recipe that gives no length, as overrides; the length itself is left out.
+    """The values that charlm chooses for a recipe without a length, as overrides; the length itself is left out.
 
     Args:
-        seconds: that the run is to take; ``None``: as its recipe says.
+        seconds: planned training time; ``None``: as the recipe says.
     """
     recipe = candidate.load().recipe
     if not defaults.needs_plan(recipe):
@@ -162,32 +162,32 @@ def values_left_open(candidate: Candidate, device: str, seconds: float | None = 
     return [override for override in chosen if not override.startswith("train.epochs=")]
 
 
-def with_its_width(candidate: Candidate, device: str) -> Candidate:
-    """The candidate, saying the hidden width that charlm chooses where its recipe leaves that open."""
+def with_chosen_width(candidate: Candidate, device: str) -> Candidate:
+    """The candidate with its hidden width as an override, if its recipe leaves the width to charlm."""
     return candidate.but(*(value for value in values_left_open(candidate, device) if value.startswith("model.hidden=")))
 
 
-def seconds_per_update(candidate: Candidate, device: str, seconds: float) -> float:
-    """Train a candidate for a moment.
+def seconds_per_step(candidate: Candidate, device: str, seconds: float) -> float:
+    """Measure the duration of a training step.
 
     Args:
-        seconds: how long a run is to take; a twentieth of it is timed, 5 s at most, but at least 20 updates.
+        seconds: planned training time; a twentieth of it is measured, at most 5 s, but at least 20 steps.
     """
     never = [f"{section}.every={_NEVER}" for section in ("evaluate", "checkpoint", "sample")]
     with _started(candidate.load(f"train.total_steps={_NEVER}", "train.time=null", *never), device) as trainer:
-        updates = trainer.run()
+        events = trainer.run()
         for _ in range(_WARM_UP):
-            next(updates)
+            next(events)
         began, done = time.perf_counter(), 0
         while done < _TIMED or time.perf_counter() - began < min(5.0, seconds / 20):
-            next(updates)
+            next(events)
             done += 1
         return (time.perf_counter() - began) / done
 
 
 @contextmanager
 def _started(loaded: LoadedRecipe, device: str) -> Iterator[Trainer]:
-    """A run in a folder that is thrown away."""
+    """A trainer whose folder is deleted at the end."""
     with (
         tempfile.TemporaryDirectory(prefix="charlm-") as folder,
         start(loaded, Options(Path(folder), Limits(time.monotonic()), device=device)) as begun,

@@ -13,20 +13,36 @@ follow from (seed, step, place) alone, on every engine and device: a resumed run
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from charlm.config import ModelSection
-from charlm.model.native import library
-from charlm.model.native.dropout import Drop
 from charlm.runtime import derived_seed
+
+Drop = Callable[[Tensor, int, int, int], Tensor]
+"""An engine's code for dropout: (values, period, key, threshold) → values; see :func:`masked`."""
+
+
+def masked(values: Tensor, period: int, key: int, threshold: int) -> Tensor:
+    """Zero some elements and scale up the others: the definition of dropout, on any device.
+
+    Args:
+        values: any shape.
+        period: the mask repeats after this many elements; divides their number.
+        key: key of the random sequence.
+        threshold: probability of a zero, times 65,536.
+    """
+    mask = kept(key, period, threshold, values.device).to(values.dtype)
+    scaled = values * (65536 / (65536 - threshold))
+    return (scaled.view(-1, period) * mask).view(values.shape)
 
 
 @dataclass(frozen=True)
 class Dropout:
-    """What is zeroed in one training step.
+    """The choice of zeros in one training step.
 
     Args:
         model: the probabilities.
@@ -38,29 +54,24 @@ class Dropout:
     seed: int
     step: int
 
-    def embedding(self, embedding: Tensor) -> Tensor:
+    def embedding(self, embedding: Tensor, drop: Drop = masked) -> Tensor:
         """The embedding ``(V, D)``: all T·B look-ups see the same zeros."""
-        return self._drop(embedding, embedding.numel(), self.model.input_dropout, "embedding")
+        return self._apply(drop, embedding, embedding.numel(), self.model.input_dropout, "embedding")
 
-    def outputs(self, values: Tensor, layer: int) -> Tensor:
+    def outputs(self, values: Tensor, layer: int, drop: Drop = masked) -> Tensor:
         """A layer's outputs ``(T, B, H)``."""
         period = values[0].numel() if self.model.locked_dropout else values.numel()
-        return self._drop(values, period, self.model.dropout, "outputs", layer)
+        return self._apply(drop, values, period, self.model.dropout, "outputs", layer)
 
-    def recurrent(self, weight_hh: Tensor, layer: int) -> Tensor:
+    def recurrent(self, weight_hh: Tensor, layer: int, drop: Drop = masked) -> Tensor:
         """A layer's recurrent weights ``(G·H, H)``."""
-        return self._drop(weight_hh, weight_hh.numel(), self.model.weight_drop, "recurrent", layer)
+        return self._apply(drop, weight_hh, weight_hh.numel(), self.model.weight_drop, "recurrent", layer)
 
-    def _drop(self, values: Tensor, period: int, probability: float, *place: object) -> Tensor:
+    def _apply(self, drop: Drop, values: Tensor, period: int, probability: float, *place: object) -> Tensor:
         if probability == 0:
             return values
         key = derived_seed(self.seed, "dropout", self.step, *place)
-        threshold = min(65535, round(probability * 65536))
-        if values.device.type == "cpu" and library.reason() is None and values.dtype in (torch.float32, torch.bfloat16):
-            dropped: Tensor = Drop.apply(values, period, key, threshold)  # type: ignore[no-untyped-call]
-            return dropped
-        mask = kept(key, period, threshold, values.device).to(values.dtype) * (65536 / (65536 - threshold))
-        return (values.view(-1, period) * mask).view(values.shape)
+        return drop(values, period, key, min(65535, round(probability * 65536)))
 
 
 def kept(key: int, count: int, threshold: int, device: torch.device) -> Tensor:

@@ -12,21 +12,22 @@ that can run the layer.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from charlm.cells import entry_of
+from charlm.config import ModelSection
 from charlm.data.streams import IGNORED
 from charlm.errors import UsageError
 from charlm.model.cells import EQUATIONS, State
+from charlm.model.dropout import masked
+from charlm.model.layers import Network, RecurrentLayer
 from charlm.model.native.engine import NativeEngine
-
-if TYPE_CHECKING:
-    from charlm.config import ModelSection
-    from charlm.model.language_model import RecurrentLayer
 
 
 class FusedOptimizer(Protocol):
@@ -39,10 +40,38 @@ class FusedOptimizer(Protocol):
         """Update the weights as if every gradient had been multiplied by ``factor``; :meth:`norm` has been called before."""
 
 
+class BlockSampler(Protocol):
+    """Draws characters of N parallel streams, many per call."""
+
+    @property
+    def is_nonfinite(self) -> bool:
+        """Whether a logit was NaN or infinite; the characters drawn are then invalid."""
+
+    def draw(self, uniforms: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+        """Draw the next characters.
+
+        Args:
+            uniforms: ``(count, N)`` numbers in [0, 1), one for each draw.
+
+        Returns:
+            Their ids, ``(count, N)``.
+        """
+
+
 class Engine(Protocol):
-    """Executes one recurrent layer."""
+    """Executes the layers, the loss, dropout, the optimizer and sampling.
+
+    Attributes:
+        name: in recipes.
+        sampling_precisions: that it samples in, ``fp32`` first.
+        samples_in_parallel: whether N samples side by side take less time than N samples one after the other.
+        fp32_reason: why ``precision: auto`` is always fp32 with this engine; ``None``: it depends on the device.
+    """
 
     name: str
+    sampling_precisions: tuple[str, ...]
+    samples_in_parallel: bool
+    fp32_reason: str | None
 
     def why_not(self, model: ModelSection, device: torch.device) -> str | None:
         """Say why this engine cannot run such a model here; ``None``: it can."""
@@ -81,11 +110,46 @@ class Engine(Protocol):
     def fused_optimizer(self, optimizer: torch.optim.Optimizer) -> FusedOptimizer | None:
         """This engine's own code for the optimizer's steps; ``None``: it has none, and PyTorch's is used."""
 
+    def drop(self, values: Tensor, period: int, key: int, threshold: int) -> Tensor:
+        """Dropout; arguments and result as in :func:`charlm.model.dropout.masked`."""
+
+    def block_sampler(
+        self,
+        network: Network,
+        logits: Tensor,
+        state: State,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        banned: frozenset[int],
+        dtype: torch.dtype,
+    ) -> BlockSampler | None:
+        """This engine's own code to continue N streams after a prompt; ``None``: it has none for this network.
+
+        Args:
+            logits: ``(N, V)`` for the next character.
+            state: each ``(L, N, H)``.
+            temperature, top_k, top_p: see :class:`charlm.sampling.SamplingParams`.
+            banned: ids that are never drawn.
+            dtype: type of the operands of products, one of ``sampling_precisions``.
+        """
+
+    def kept_bytes(self, model: ModelSection, vocabulary_size: int, size: int) -> int:
+        """Memory that a training step keeps for its backward pass, per character, without attention.
+
+        Args:
+            vocabulary_size: V.
+            size: bytes of an operand of a product.
+        """
+
 
 class ReferenceEngine:
     """The textbook: one step after the other."""
 
     name = "reference"
+    sampling_precisions: tuple[str, ...] = ("fp32",)
+    samples_in_parallel = False
+    fp32_reason: str | None = "the reference engine gains nothing from bf16"
 
     def why_not(self, model: ModelSection, device: torch.device) -> str | None:
         """It runs everything, everywhere."""
@@ -123,6 +187,33 @@ class ReferenceEngine:
         """See :class:`Engine`."""
         return None
 
+    def drop(self, values: Tensor, period: int, key: int, threshold: int) -> Tensor:
+        """See :class:`Engine`."""
+        return masked(values, period, key, threshold)
+
+    def block_sampler(
+        self,
+        network: Network,
+        logits: Tensor,
+        state: State,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        banned: frozenset[int],
+        dtype: torch.dtype,
+    ) -> BlockSampler | None:
+        """See :class:`Engine`."""
+        return None
+
+    def kept_bytes(self, model: ModelSection, vocabulary_size: int, size: int) -> int:
+        """An estimate.
+
+        Per layer: G·H gates, their pre-activations, the states and the dropped-out output, about (2G + 4)·H numbers. For
+        the loss: logits, their gradient and the log-softmax, 3·V numbers in fp32.
+        """
+        G = len(entry_of(model).gates)
+        return model.layers * (2 * G + 4) * model.hidden * size + 3 * vocabulary_size * 4
+
     @staticmethod
     def _input_gates(layer: RecurrentLayer, inputs: Tensor, embedding: Tensor | None) -> Tensor:
         """W_ih·input + b_ih for all steps at once, ``(T, B, G·H)``; a cell may have no b_ih.
@@ -150,6 +241,7 @@ class TorchEngine(ReferenceEngine):
     """PyTorch's kernels: the whole sequence in one call. A layer at a time, which is what cuDNN runs fastest."""
 
     name = "torch"
+    fp32_reason: str | None = None
 
     def why_not(self, model: ModelSection, device: torch.device) -> str | None:
         """PyTorch has one form of each cell."""
@@ -204,6 +296,16 @@ class TorchEngine(ReferenceEngine):
             weight_ih = F.linear(weight_ih, embedding)
         one_hot = torch.eye(weight_ih.shape[1], dtype=dtype, device=inputs.device)
         return weight_ih, F.embedding(inputs, one_hot)
+
+
+def flatten_for_cudnn(layer: RecurrentLayer) -> None:
+    """Lay a layer's weights into one block of GPU memory, in cuDNN's order; elsewhere nothing happens."""
+    if TorchEngine.name in layer.entry.kernels:
+        hidden = layer.weight_hh.shape[1]
+        holder = getattr(nn, layer.entry.cell.upper())(layer.width, hidden, device="meta")
+        for name, weight in layer.named_parameters():
+            setattr(holder, f"{name}_l0", weight)
+        holder.flatten_parameters()
 
 
 def for_cudnn(state: State, dtype: torch.dtype) -> State:

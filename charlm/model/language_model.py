@@ -26,31 +26,9 @@ from charlm.config import ModelSection
 from charlm.model.attention import Attention
 from charlm.model.cells import State
 from charlm.model.dropout import Dropout
-from charlm.model.engines import ENGINES, Engine
-from charlm.model.native.layer import bytes_kept as native_bytes
+from charlm.model.engines import ENGINES, Engine, flatten_for_cudnn
+from charlm.model.layers import RecurrentLayer
 from charlm.runtime import generator
-
-
-class RecurrentLayer(nn.Module):
-    """One layer's parameters: those that the cell's entry declares, in PyTorch's layout where PyTorch has them.
-
-    Args:
-        model: the recipe's section, which chooses the cell.
-        width: D.
-    """
-
-    # Cells that have other parameters than these have no kernel that needs them.
-    weight_ih: Tensor
-    weight_hh: Tensor
-    bias_ih: Tensor
-    bias_hh: Tensor
-
-    def __init__(self, model: ModelSection, width: int) -> None:
-        super().__init__()
-        self.entry = entry_of(model)
-        self.width = width
-        for name, shape in self.entry.shapes(model.hidden, width).items():
-            self.register_parameter(name, nn.Parameter(torch.empty(shape)))
 
 
 class LanguageModel(nn.Module):
@@ -126,7 +104,7 @@ class LanguageModel(nn.Module):
             values, memory = self.attention(values, state[-1])
             carried = (*carried, memory)
         if dropout is not None:
-            values = dropout.outputs(values, len(self.layers) - 1)
+            values = dropout.outputs(values, len(self.layers) - 1, self.engine.drop)
         return values, carried
 
     def attention_weights(self, ids: Tensor, state: State) -> Tensor:
@@ -152,19 +130,21 @@ class LanguageModel(nn.Module):
         values: Tensor = ids
         embedding: Tensor | None = self.embedding
         if embedding is not None and dropout is not None:
-            embedding = dropout.embedding(embedding)
+            embedding = dropout.embedding(embedding, self.engine.drop)
         after: list[State] = []
         for number, layer in enumerate(self.layers):
             before = tuple(part[number] for part in state[: len(layer.entry.state)])
             has_recurrent = "weight_hh" in layer.entry.parameters
-            weight_hh = dropout.recurrent(layer.weight_hh, number) if dropout is not None and has_recurrent else None
+            weight_hh = None
+            if dropout is not None and has_recurrent:
+                weight_hh = dropout.recurrent(layer.weight_hh, number, self.engine.drop)
             outputs, layer_after = self.engine.run(layer, values, before, embedding if number == 0 else None, weight_hh)
             after.append(layer_after)
             if each is not None:
                 each.append(outputs)
             values = outputs + values if self.section.residual and number > 0 else outputs
             if dropout is not None and number < len(self.layers) - 1:
-                values = dropout.outputs(values, number)
+                values = dropout.outputs(values, number, self.engine.drop)
         return values, tuple(torch.stack(parts) for parts in zip(*after, strict=True))
 
     def nll_sum(self, ids: Tensor, targets: Tensor, state: State, dropout: Dropout | None = None) -> tuple[Tensor, State]:
@@ -209,17 +189,20 @@ class LanguageModel(nn.Module):
     def flatten_for_cudnn(self) -> None:
         """Lay each layer's weights into one block of GPU memory, as cuDNN wants them; elsewhere nothing happens."""
         for layer in self.layers:
-            if "torch" in layer.entry.kernels:
-                holder = getattr(nn, layer.entry.cell.upper())(layer.width, self.section.hidden, device="meta")
-                for name, weight in layer.named_parameters():
-                    setattr(holder, f"{name}_l0", weight)
-                holder.flatten_parameters()
+            flatten_for_cudnn(layer)
 
     def with_engine(self, name: str) -> LanguageModel:
         """The same weights (not copies) executed by another engine."""
         other = copy.copy(self)
         other.engine = ENGINES[name]
         return other
+
+    def for_single_steps(self) -> LanguageModel:
+        """The same weights, executed by the engine that is fastest for one step per call.
+
+        On a CPU this is the reference: PyTorch's kernels repack all weights at every call, which costs more than the step.
+        """
+        return self.with_engine("reference") if self.output_bias.device.type == "cpu" else self
 
     @property
     def is_thread_invariant(self) -> bool:
@@ -262,19 +245,14 @@ def state_shapes(model: ModelSection, streams: int) -> list[tuple[int, int, int]
 
 
 def activation_bytes(model: ModelSection, vocabulary_size: int, streams: int, steps: int, precision: str, engine: str) -> int:
-    """What one training step keeps for its backward pass, in bytes.
+    """Memory that one training step keeps for its backward pass, in bytes.
 
-    The native engine counts exactly what it keeps (:mod:`charlm.model.native.layer`). For the others, per character and
-    layer: G·H gates, their pre-activations, the states and the dropped-out output, about (2G + 4)·H numbers in the
-    precision of the run; plus logits, their gradient and the log-softmax, 3·V numbers in fp32. Attention keeps W + T scores
-    and weights.
+    Args:
+        streams, steps: B and T.
+        precision: resolved: ``fp32``, ``bf16`` or ``fp16``.
+        engine: the name of the resolved engine, which estimates its part (:meth:`charlm.model.engines.Engine.kept_bytes`).
+            Attention adds W + T scores and weights per character.
     """
     size = 4 if precision == "fp32" else 2
-    looking = (model.attention + steps) * (4 + 4 + size) + 6 * model.hidden * size if model.attention else 0
-    if engine == "native":
-        per_character = native_bytes(entry_of(model).kernels[engine], model.hidden, model.layers, vocabulary_size, size)
-        per_character += model.layers * 3 * model.hidden * size if model.dropout else 0  # masks, and what they leave
-    else:
-        G = len(entry_of(model).gates)
-        per_character = model.layers * (2 * G + 4) * model.hidden * size + 3 * vocabulary_size * 4
-    return streams * steps * (per_character + looking)
+    attention = (model.attention + steps) * (4 + 4 + size) + 6 * model.hidden * size if model.attention else 0
+    return streams * steps * (ENGINES[engine].kept_bytes(model, vocabulary_size, size) + attention)

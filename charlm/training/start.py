@@ -278,7 +278,7 @@ def _resolve(recipe: Recipe, device: torch.device, earlier: Checkpoint | None, n
             f"the run began with engine {before['engine']} and goes on with {engine}: exact to rounding, not to the bit"
         )
     wanted = before["precision"] if stands and recipe.train.precision == "auto" else recipe.train.precision
-    precision, precision_reason = resolve_precision(wanted, device, engine)
+    precision, precision_reason = resolve_precision(wanted, device, ENGINES[engine].fp32_reason)
     if stands and engine == before["engine"]:
         engine_reason = "as the run began"
     if stands and precision == before["precision"]:

@@ -17,7 +17,7 @@ QUICK = (
 
 @pytest.fixture(autouse=True)
 def _small_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("charlm.bench._product_sizes", lambda device: [(8, 8, 8)])
+    monkeypatch.setattr("charlm.bench.sweep.product_sizes", lambda device: [(8, 8, 8)])
 
 
 def test_json_holds_everything(charlm: Callable[..., Any]) -> None:
@@ -69,7 +69,7 @@ def test_the_table_says_what_did_not_run(charlm: Callable[..., Any], monkeypatch
 
 def test_memory_is_a_column_of_its_own(charlm: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Failing would mean that ``--memory`` measures and does not tell."""
-    monkeypatch.setattr("charlm.bench.peak_memory", lambda about, shape, device, threads: 12_300_000)
+    monkeypatch.setattr("charlm.bench.sweep.peak_memory", lambda about, shape, device, threads: 12_300_000)
     one = (*QUICK, "--memory", "--cells", "rnn", "--only", "evaluate", "--engines", "reference")
     assert "12.3 MB" in charlm(*one).text
     assert {row["peak_memory_bytes"] for row in charlm(*one, "--json").record["rows"]} == {12_300_000}

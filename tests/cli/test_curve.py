@@ -8,7 +8,7 @@ import math
 import pytest
 
 from charlm.cli.curve import Curve, draw, read_curve, write_comparison_png, write_png
-from charlm.comparison.figures import Point
+from charlm.comparison.results import Point
 
 
 def _run(folder, entries):

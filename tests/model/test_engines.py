@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 from charlm import cells
 from charlm.config import ModelSection
 from charlm.errors import UsageError
+from charlm.loaded import load
 from charlm.model.engines import ENGINES, for_cudnn, one_block, resolve_engine
 from charlm.model.native import library
 from charlm.runtime import arithmetic, resolve_precision
@@ -195,14 +197,14 @@ def test_the_native_engine_is_refused_where_it_cannot_run(monkeypatch: pytest.Mo
 def test_precision_is_chosen_by_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """If this fails, auto uses bf16 where it is slow, or fp32 where bf16 is fast; fp16 on a CPU is refused."""
     monkeypatch.setattr("charlm.runtime.cpu_bf16_instructions", lambda: "amx_bf16")
-    name, why = resolve_precision("auto", CPU, "torch")
+    name, why = resolve_precision("auto", CPU)
     assert (name, "amx_bf16" in why) == ("bf16", True)
-    assert resolve_precision("auto", CPU, "reference")[0] == "fp32"
-    assert resolve_precision("fp32", CPU, "torch") == ("fp32", "as the recipe says")
+    assert resolve_precision("auto", CPU, ENGINES["reference"].fp32_reason)[0] == "fp32"
+    assert resolve_precision("fp32", CPU) == ("fp32", "as the recipe says")
     monkeypatch.setattr("charlm.runtime.cpu_bf16_instructions", lambda: "")
-    assert resolve_precision("auto", CPU, "torch")[0] == "fp32"
+    assert resolve_precision("auto", CPU)[0] == "fp32"
     with pytest.raises(UsageError, match="fp16 needs a CUDA device"):
-        resolve_precision("fp16", CPU, "torch")
+        resolve_precision("fp16", CPU)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -224,3 +226,39 @@ def test_one_block_holds_the_same_weights() -> None:
         start += one.numel() * one.element_size()
     sum((one * n).sum() for n, one in enumerate(block, 1)).backward()  # type: ignore[union-attr]
     assert all(torch.equal(weight.grad, torch.full_like(weight, n)) for n, weight in enumerate(weights, 1))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def broken_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The native library is there, and every use of it fails."""
+
+    def fail(file: Path) -> None:
+        raise OSError(f"{file} was loaded")
+
+    monkeypatch.setattr(library, "_open", fail)
+    monkeypatch.setattr(library, "_current", {})
+    monkeypatch.setattr(library, "available", lambda: {"portable": ""})
+
+
+@pytest.mark.usefixtures("broken_library")
+@pytest.mark.parametrize("engine", ["reference", "torch"])
+def test_only_the_native_engine_runs_native_code(
+    tiny_run: Callable[..., Any], english_file: Path, tmp_path: Path, engine: str
+) -> None:
+    """If this fails, an engine that is the truth for the C++ code uses that code itself, in training or afterwards."""
+    dropouts = ("model.dropout=0.2", "model.input_dropout=0.2", "model.weight_drop=0.2", "model.embedding=8")
+    run = tiny_run(english_file, tmp_path / "run", f"model.engine={engine}", *dropouts, "train.average=0.9")
+    assert run.record["engine"] == engine and run.record["step"] == 20
+    model = load(run.folder, "cpu", engine=engine)
+    assert len(model.sample("The", 50, seed=1)) == 50
+    assert model.perplexity("The king").characters == 7
+    assert model.hidden_states("The king").shape == (8, 1, 16)
+
+
+@pytest.mark.skipif(library.reason() is not None, reason=str(library.reason()))
+@pytest.mark.usefixtures("broken_library")
+def test_the_native_engine_notices_a_broken_library(network: Callable[..., Any]) -> None:
+    """If this fails, the test above proves nothing: native code runs although its library cannot be loaded."""
+    model = network(V, "native", hidden=H)
+    with pytest.raises(OSError, match="was loaded"):
+        model(_ids(), model.zero_state(B))

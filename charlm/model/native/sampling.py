@@ -6,7 +6,6 @@ N parallel streams    L layers    H hidden units    G gates    V symbols
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -15,27 +14,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from charlm.model.cells import State
+from charlm.model.layers import Network
 from charlm.model.native import library
-from charlm.model.native.engine import table_of, weights_of
 from charlm.model.native.interface import KINDS, Generation, address, addresses, is_bf16
 from charlm.model.native.layer import SLOTS
 from charlm.model.native.linear import pack, rounded_up
+from charlm.model.native.weights import table_of, weights_of
 from charlm.threads import kernel_threads
-
-if TYPE_CHECKING:
-    from charlm.model.language_model import LanguageModel
-
 
 _ALONE = 1 << 22
 """Up to this many bytes of weights, one thread generates a single stream. A character takes microseconds, and threads that
 synchronise for each character lose more than they gain on a busy machine."""
 
 
-class Writer:
+class NativeSampler:
     """Continues N streams after a prompt.
 
     Args:
-        model: on a CPU.
+        network: on a CPU, without attention.
         logits: ``(N, V)`` for the next character.
         state: each ``(L, N, H)``.
         temperature, top_k, top_p: see :class:`charlm.sampling.SamplingParams`.
@@ -45,7 +41,7 @@ class Writer:
 
     def __init__(
         self,
-        model: LanguageModel,
+        network: Network,
         logits: Tensor,
         state: State,
         temperature: float,
@@ -54,10 +50,10 @@ class Writer:
         banned: frozenset[int],
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        layers = list(model.layers)
+        layers = list(network.layers)
         N, V = logits.shape
-        missing = rounded_up(model.section.hidden) - model.section.hidden
-        H, padded = model.section.hidden + missing, rounded_up(V)
+        missing = rounded_up(network.section.hidden) - network.section.hidden
+        H, padded = network.section.hidden + missing, rounded_up(V)
         entry = layers[0].entry
         which = entry.kernels["native"]
         with torch.no_grad():
@@ -65,10 +61,10 @@ class Writer:
             inputs = [
                 pack(F.pad(w.weight_ih, (0, missing)), dtype, gates=len(entry.gates), backward=False) for w in weights[1:]
             ]
-            output = pack(F.pad(model.output_matrix(), (0, missing)), dtype, backward=False)
+            output = pack(F.pad(network.output_matrix(), (0, missing)), dtype, backward=False)
             self._logits = F.pad(logits.float(), (0, padded - V)).contiguous()
-            bias = F.pad(model.output_bias, (0, padded - V))
-            table = table_of(layers[0], weights[0], model.embedding)
+            bias = F.pad(network.output_bias, (0, padded - V))
+            table = table_of(layers[0], weights[0], network.embedding)
             self._h = torch.zeros(len(layers) * 2 + 1 + SLOTS[which], N, H, dtype=dtype)  # and r∘h and gates of a step
             self._h[: 2 * len(layers) : 2] = F.pad(state[0], (0, missing))
             self._sum = torch.zeros(N, H, dtype=dtype)
@@ -87,7 +83,7 @@ class Writer:
         self._is_alone = N == 1 and read_per_step <= _ALONE
         self._call = Generation(
             bf16=is_bf16(dtype), kind=KINDS[which], layers=len(layers), V=padded, H=H, N=N, symbols=V,
-            residual=model.section.residual,
+            residual=network.section.residual,
             weights=ctypes.addressof(recurrent), weights_ih=ctypes.addressof(below), bias=ctypes.addressof(biases),
             b_n=ctypes.addressof(b_n), table=address(table), output=address(output.forward), output_bias=address(bias),
             h=address(self._h), sum=address(self._sum), carried=address(self._carried), logits=address(self._logits),
@@ -100,7 +96,7 @@ class Writer:
         """Whether a logit was NaN or infinite; the characters drawn are then invalid."""
         return bool(self._nonfinite.any())
 
-    def write(self, uniforms: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    def draw(self, uniforms: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         """Draw the next characters.
 
         Args:

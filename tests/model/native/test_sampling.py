@@ -13,7 +13,7 @@ from charlm.config import ModelSection
 from charlm.data.vocabulary import Vocabulary
 from charlm.errors import DivergedError
 from charlm.model.language_model import LanguageModel
-from charlm.model.native.sampling import Writer
+from charlm.model.native.sampling import NativeSampler
 from charlm.sampling import SamplingParams, generate, generate_together, read
 from charlm.threads import use
 
@@ -107,9 +107,9 @@ def test_scores_that_stop_being_numbers_do_not_crash() -> None:
     logits, state = read(model, [4, 9, 1])
     spoilt = tuple(torch.full_like(part, torch.nan) for part in state)
     for params in (SamplingParams(), *SETTINGS[1:]):
-        writer = Writer(
+        sampler = NativeSampler(
             model, torch.from_numpy(logits)[None], spoilt, params.temperature, params.top_k, params.top_p, frozenset({0})
         )
-        drawn = writer.write(np.random.default_rng(1).random((50, 1)))
+        drawn = sampler.draw(np.random.default_rng(1).random((50, 1)))
         assert ((drawn > 0) & (drawn < len(LETTERS))).all()
-        assert writer.is_nonfinite, "what was drawn from NaN is handed out as text"
+        assert sampler.is_nonfinite, "what was drawn from NaN is handed out as text"

@@ -22,7 +22,7 @@ import torch
 
 from charlm.config import TrainSection
 from charlm.model.native import library, memory
-from charlm.model.native.sampling import Writer
+from charlm.model.native.sampling import NativeSampler
 from charlm.optimizers import OPTIMIZERS
 from charlm.threads import use
 from charlm.training.update import Updater
@@ -62,9 +62,9 @@ for threads in (1, 2):
                         features.flatten(0, 1), model.output_matrix(), model.output_bias, targets.flatten()
                     ).isfinite()
                     for params in ((0.0, 0, 1.0), (1.0, 0, 1.0), (0.7, 2, 1.0), (1.3, 0, 0.5), (1.0, case.V + 5, 0.999)):
-                        writer = Writer(model, logits, state, *params, frozenset({0}), dtype)
+                        sampler = NativeSampler(model, logits, state, *params, frozenset({0}), dtype)
                         for count in (0, 1, 4):
-                            drawn = writer.write(np.random.default_rng(1).random((count, case.B)))
+                            drawn = sampler.draw(np.random.default_rng(1).random((count, case.B)))
                             assert ((drawn > 0) & (drawn < case.V)).all()
         if threads == 1:
             continue

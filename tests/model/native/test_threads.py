@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from charlm.model.native import interface, layer
-from charlm.model.native.sampling import Writer
+from charlm.model.native.sampling import NativeSampler
 from charlm.threads import use
 
 CELLS = ["rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm"]
@@ -108,8 +108,8 @@ def test_threads_change_no_character_that_is_written(case: Callable[..., Any], c
         texts = []
         for threads in (1, 2, 3, 2):
             _use(threads)
-            writer = Writer(model, logits[-1], state, 1.0, 0, 0.95, frozenset({0}), dtype)
-            pieces = [writer.write(part) for part in (uniforms[:1], uniforms[1:8], uniforms[8:])]
+            sampler = NativeSampler(model, logits[-1], state, 1.0, 0, 0.95, frozenset({0}), dtype)
+            pieces = [sampler.draw(part) for part in (uniforms[:1], uniforms[1:8], uniforms[8:])]
             texts.append(np.concatenate(pieces))
         assert all((text == texts[0]).all() for text in texts)
         assert len(np.unique(texts[0])) > 10

@@ -1,4 +1,4 @@
-"""What finished runs say, read from their folders, and side by side."""
+"""Results of finished runs, read from their folders and collected into rows."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ from charlm.run_files import BEST, LAST, METRICS
 from charlm.training import defaults
 from charlm.training.start import portable
 
-_POINTS = 200  # of a training curve, at most
+_POINTS = 200
+"""Maximum number of points of a training curve."""
 
 
 # -- one run --
 
 
 def final_record(folder: Path, loaded: LoadedRecipe) -> dict[str, Any] | None:
-    """What a run reached that has come to its end; ``None`` if there is none in the folder, or it has not yet.
+    """The final record of a finished run; ``None``: the folder holds no run, or an unfinished one.
 
     Raises:
-        RecipeError: the run was made with another recipe. (Half of one schedule and half of another compare with nothing.)
+        RecipeError: the run was made with another recipe. (A run with two schedules is comparable with nothing.)
     """
     try:
         described = checkpoint.describe(folder / LAST)
-    except CheckpointError:  # absent, or damaged: there may be an older one to go on from
+    except CheckpointError:  # absent, or damaged: an older checkpoint may be left to resume from
         return None
     stored = validate_recipe(described["recipe"], str(folder))
     if defaults.needs_plan(loaded.recipe):
@@ -47,28 +48,28 @@ def final_record(folder: Path, loaded: LoadedRecipe) -> dict[str, Any] | None:
     if changed:
         raise RecipeError(
             f"{folder} holds a run with other values:\n" + "\n".join(f"  {change}" for change in changed) + "\n"
-            "Give the old values back, start anew with --overwrite, or go elsewhere with --out."
+            "Restore the old values, start again (overwrite), or choose another folder (out)."
         )
     try:
         lines = (folder / METRICS).read_text(encoding="utf-8").rstrip("\n").split("\n")
         last: dict[str, Any] = json.loads(lines[-1])
-    except (OSError, ValueError):  # the process was killed before or within a line
+    except (OSError, ValueError):  # the process was killed while it wrote a line
         return None
     return last if last["kind"] == "finished" and last["stopped_because"] not in ("interrupted", "max steps") else None
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    """All lines of a run's log; none where nothing was recorded yet."""
+    """All lines of a run's log; empty if nothing is recorded yet."""
     path = folder / METRICS
     if not path.exists():
         return []
-    with path.open(encoding="utf-8", newline="\n") as lines:  # names may hold what else ends a line
+    with path.open(encoding="utf-8", newline="\n") as lines:  # names may contain other line separators
         return [json.loads(line) for line in lines]
 
 
 @dataclass(frozen=True)
 class Point:
-    """Nats per character at a moment of training: after so many steps, characters and seconds of training."""
+    """Nats per character after a number of steps, characters and seconds of training."""
 
     step: int
     characters: int
@@ -77,10 +78,10 @@ class Point:
 
 
 def learning_curve(lines: Sequence[dict[str, Any]], kind: Literal["training", "validation"]) -> list[Point]:
-    """A run's validations, or its training averaged into at most 200 points.
+    """The validations of a run, or its training loss averaged into at most 200 points.
 
     Args:
-        lines: of its log; see :func:`records`.
+        lines: its log; see :func:`records`.
     """
     steps = {line["step"]: line for line in lines if line["kind"] == "step"}
 
@@ -100,9 +101,9 @@ def learning_curve(lines: Sequence[dict[str, Any]], kind: Literal["training", "v
 
 
 def seconds_to(curve: Sequence[Point], nats: float) -> float | None:
-    """Seconds of training until a curve has come down to ``nats``; linear in nats between two points.
+    """Seconds of training until a curve reaches ``nats``, interpolated linearly in nats between two points.
 
-    At the first point already: that point's seconds, which is late rather than early. ``None``: never.
+    If the first point is below already: its seconds, an upper bound. ``None``: never reached.
     """
     before: Point | None = None
     for point in curve:
@@ -128,14 +129,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Row:
-    """A candidate's figures: means over its seeds.
+    """The results of a candidate: means over its seeds.
 
     Attributes:
-        validation_nats: exact, state carried, of the best weights; ``None`` where training is compared.
-        train_nats: of the last epoch or 100 steps.
-        perplexity, bits_per_character: of validation, or of training where that is compared.
+        validation_nats: of the best weights, exact with carried state; ``None``: training is compared.
+        train_nats: mean over the last epoch or 100 steps.
+        perplexity, bits_per_character: from validation or, if training is compared, from training.
         seconds_to: seconds of training to the comparison's perplexity; ``None`` unless every seed reached it.
-        seconds: of training.
+        seconds: seconds of training.
         runs: the final record of each seed, with its folder and its ``seconds_to``.
     """
 
@@ -159,15 +160,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came out.
+    """The results of all candidates.
 
     Attributes:
-        measured_on: ``validation``, or ``training`` if a recipe holds nothing out.
-        to_perplexity: what ``seconds_to`` is about, on a run's own quick validations.
-        notices: what has to be known before two rows are compared.
+        folder: the folder of the runs' folders.
+        measured_on: ``validation``, or ``training`` if a recipe has no validation text.
+        to_perplexity: the perplexity of ``seconds_to``, measured on the quick validations of a run.
+        notices: reasons not to compare some rows, and runs that are left out.
         curves: candidate → the learning curve of each of its runs.
     """
 
+    folder: Path
     rows: list[Row]
     measured_on: Literal["training", "validation"]
     to_perplexity: float
@@ -175,12 +178,19 @@ class Comparison:
     curves: dict[str, list[list[Point]]] = field(repr=False)
 
 
-def compare(results: Mapping[Candidate, Sequence[Run]], to_perplexity: float | None = None) -> Comparison:
-    """Put runs side by side.
+def collect(
+    results: Mapping[Candidate, Sequence[Run]],
+    folder: Path,
+    left_out: Sequence[str] = (),
+    to_perplexity: float | None = None,
+) -> Comparison:
+    """Collect runs into rows.
 
     Args:
-        results: each candidate's finished runs, one or more.
-        to_perplexity: to measure the time to; ``None``: the worst of all runs' best, so that all reach it.
+        results: the finished runs of each candidate, one or more.
+        folder: the folder of the runs' folders.
+        left_out: a sentence for each run without a result.
+        to_perplexity: target of ``seconds_to``; ``None``: the highest of the runs' lowest, so that all reach it.
     """
     runs = [run for several in results.values() for run in several]
     held_out = all(run.record["measured_on"] == "validation" for run in runs)
@@ -192,11 +202,12 @@ def compare(results: Mapping[Candidate, Sequence[Run]], to_perplexity: float | N
     best = [min(point.nats for point in curve) for several in curves.values() for curve in several if curve]
     nats = math.log(to_perplexity) if to_perplexity is not None else max(best)
     rows = [_row(candidate, several, curves[candidate.name], nats, held_out) for candidate, several in results.items()]
-    return Comparison(rows, measured_on, perplexity(nats), _notices(results, held_out), curves)
+    notices = [*_notices(results, held_out), *left_out]
+    return Comparison(folder, rows, measured_on, perplexity(nats), notices, curves)
 
 
 def _row(candidate: Candidate, runs: Sequence[Run], curves: Sequence[Sequence[Point]], nats: float, held_out: bool) -> Row:
-    recipe = checkpoint.describe(runs[0].folder / BEST)["recipe"]  # as it was run, with all that was chosen for it
+    recipe = checkpoint.describe(runs[0].folder / BEST)["recipe"]  # complete, with the values that charlm chose
     records = [run.record for run in runs]
     times = [seconds_to(curve, nats) for curve in curves]
     reached = [found for found in times if found is not None]
@@ -229,32 +240,32 @@ def _row(candidate: Candidate, runs: Sequence[Run], curves: Sequence[Sequence[Po
 
 
 def _notices(results: Mapping[Candidate, Sequence[Run]], held_out: bool) -> list[str]:
-    """What keeps figures from being compared."""
+    """Reasons not to compare some rows."""
     notices = []
     part = "validation" if held_out else "train"
 
-    def differing(of: Callable[[Run], object]) -> str | None:
-        """Which candidates differ: ``a; b, c`` for two kinds."""
-        kinds: dict[str, dict[str, None]] = {}
+    def differing(value: Callable[[Run], object]) -> str | None:
+        """The candidates by value, ``a; b, c`` for two values; ``None``: all have the same."""
+        groups: dict[str, dict[str, None]] = {}
         for candidate, runs in results.items():
             for run in runs:
-                kinds.setdefault(json.dumps(of(run), sort_keys=True), {})[candidate.name] = None
-        return "; ".join(", ".join(names) for names in kinds.values()) if len(kinds) > 1 else None
+                groups.setdefault(json.dumps(value(run), sort_keys=True), {})[candidate.name] = None
+        return "; ".join(", ".join(names) for names in groups.values()) if len(groups) > 1 else None
 
     def text(run: Run) -> object:
         corpus = run.record["corpus"]
         return [corpus["sha256"], corpus["normalise"], corpus["splits"][part], run.record["characters"] if held_out else None]
 
     if found := differing(text):
-        notices.append(f"not comparable in nats, since they were measured on different texts: {found}")
+        notices.append(f"nats not comparable, measured on different texts: {found}")
     if found := differing(lambda run: checkpoint.describe(run.folder / BEST)["vocabulary"]):
-        notices.append(f"not comparable in nats, since their vocabularies differ: {found}")
+        notices.append(f"nats not comparable, vocabularies differ: {found}")
     machine = ("device", "engine", "precision", "threads")
     if found := differing(lambda run: [run.record[key] for key in machine]):
-        notices.append(f"not comparable in seconds, since device, engine, precision or threads differ: {found}")
+        notices.append(f"seconds not comparable, device, engine, precision or threads differ: {found}")
     for run in (run for runs in results.values() for run in runs):
         if run.record["stopped_because"] != "finished":
             notices.append(f"{run.folder.name} ended before its schedule: {run.record['stopped_because']}")
     if not held_out:
-        notices.append("measured on the training text, since a recipe holds nothing out: this is how well it is remembered")
+        notices.append("measured on the training text, since a recipe has no validation text: these results show memorisation")
     return notices

@@ -1,0 +1,58 @@
+"""The parameters of a recurrent layer, and of a whole network, as engines see them.
+
+D input width    H hidden units    V symbols
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from charlm.cells import entry_of
+from charlm.config import ModelSection
+
+
+class RecurrentLayer(nn.Module):
+    """One layer's parameters: those that the cell's entry declares, in PyTorch's layout where PyTorch has them.
+
+    Args:
+        model: the recipe's section, which chooses the cell.
+        width: D.
+    """
+
+    # Cells that have other parameters than these have no kernel that needs them.
+    weight_ih: Tensor
+    weight_hh: Tensor
+    bias_ih: Tensor
+    bias_hh: Tensor
+
+    def __init__(self, model: ModelSection, width: int) -> None:
+        super().__init__()
+        self.entry = entry_of(model)
+        self.width = width
+        for name, shape in self.entry.shapes(model.hidden, width).items():
+            self.register_parameter(name, nn.Parameter(torch.empty(shape)))
+
+
+class Network(Protocol):
+    """The parameters of :class:`charlm.model.language_model.LanguageModel`."""
+
+    section: ModelSection
+
+    @property
+    def layers(self) -> Sequence[RecurrentLayer]:
+        """The recurrent layers, the lowest first."""
+
+    @property
+    def embedding(self) -> Tensor | None:
+        """``(V, D)``; ``None``: one-hot input."""
+
+    @property
+    def output_bias(self) -> Tensor:
+        """``(V,)``."""
+
+    def output_matrix(self) -> Tensor:
+        """``(V, H)``."""
