@@ -246,7 +246,7 @@ def test_a_run_is_over_only_when_it_ended_by_itself(recipe: str, tiny_run: Calla
     for override in ("model.hidden=9", "train.total_steps=30"):
         with pytest.raises(RecipeError, match=r"run.*\n.*was (8|20), .* (9|30)") as refused:
             final_record(folder, Candidate("tiny", recipe, (override,)).load())
-        assert "--overwrite" in str(refused.value)
+        assert "overwrite" in str(refused.value)
     with (folder / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
         metrics.write('{"kind": "st')
     assert final_record(folder, loaded) is None, "a process that was killed while it wrote"

@@ -35,7 +35,7 @@ def reconcile(before: Recipe, now: Recipe) -> list[str]:
         raise RecipeError(
             "these values cannot change when a run is resumed:\n"
             + "\n".join(lines)
-            + "\nRestore the old values, or start a new run with `overwrite` or with another `out`."
+            + "\nRestore the old values, start again (overwrite), or choose another folder (out)."
         )
     return [
         f"{key}: was {_plain(old)}, continues with {_plain(new)}"
