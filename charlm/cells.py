@@ -1,7 +1,7 @@
-"""The recurrent cells: one entry for each, with everything that other modules must know about it. No torch, no equations.
+"""The recurrent cells: one entry for each form, without torch and without equations.
 
 The recipe's schema, the help, the engines, ``compare``, ``bench`` and the native engine read these entries. The equations are
-the function of the same name in :mod:`charlm.model.cells`. To add a cell, write both; CONTRIBUTING.md lists the rest.
+in the function of the same name in :mod:`charlm.model.cells`. To add a cell, write both; CONTRIBUTING.md lists the rest.
 
     H hidden units    D input width    G gates
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 OptionValue = str | bool
-"""A value of a recipe's key."""
+"""A value of an option, as in a recipe."""
 
 PYTORCH: Mapping[str, tuple[str, ...]] = {
     "weight_ih": ("G·H", "D"),
@@ -29,17 +29,17 @@ class CellEntry:
     """One form of a cell.
 
     Attributes:
-        name: of this form, and of the function with its equations.
+        name: name of this form, and of the function with its equations.
         cell: ``model.cell`` in a recipe.
-        options: the further keys of ``model`` that choose this form. The first entry of a cell is its default form.
-        summary: what distinguishes this form, for the help.
+        options: other keys of ``model`` that choose this form. The first entry of a cell is its default form.
+        summary: how this form differs from the others, for the help.
         gates: the blocks of H rows in ``weight_ih``, ``weight_hh`` and the biases, in order. A block called ``f`` is a forget
             gate: ``model.forget_bias`` is the initial bias of its rows.
-        state: what a step passes to the next one. The first part, h, is the output.
-        parameters: name → shape, each dimension as a multiple of H or D such as ``H``, ``3·H`` or ``G·H``. Four names mean the
-            same in every cell that has them: with ``weight_ih`` the step receives W_ih·input, plus ``bias_ih``; without, the
-            input itself. ``weight_hh`` is what ``weight_drop`` and ``init: orthogonal`` act on. The initial bias of the forget
-            gate is in the first parameter whose name begins with ``bias``.
+        state: names of the state tensors. The first, h, is the output.
+        parameters: name → shape, each dimension as a multiple of H or D such as ``H``, ``3·H`` or ``G·H``. Some names have the
+            same meaning in every cell. With ``weight_ih``, a step receives W_ih·input, plus ``bias_ih``; without it, the input
+            itself. ``weight_drop`` and ``init: orthogonal`` apply to ``weight_hh``. The initial bias of the forget gate is in
+            the first parameter whose name begins with ``bias``.
         kernels: engine → its kernel for this form. The engine ``reference`` needs none.
     """
 
@@ -67,13 +67,13 @@ class CellEntry:
 
     @property
     def step_parameters(self) -> tuple[str, ...]:
-        """The parameters that a step receives, in order: all that are not already in W_ih·input + b_ih."""
+        """The parameters that a step receives, in order: all but those of W_ih·input + b_ih."""
         applied = ("weight_ih", "bias_ih") if "weight_ih" in self.parameters else ()
         return tuple(name for name in self.parameters if name not in applied)
 
     @property
     def options_text(self) -> str:
-        """The options that are not the default, as in a recipe, such as ``reset_after: false``; empty for a default form."""
+        """The options with another value than the default, such as ``reset_after: false``; empty for a default form."""
         return ", ".join(f"{key}: {option_text(value)}" for key, value in self.options.items() if value != option_default(key))
 
     @property
@@ -151,14 +151,14 @@ CELLS: tuple[CellEntry, ...] = (
 
 
 class ChoosesCell(Protocol):
-    """What chooses a cell: ``model`` of a recipe, with ``cell`` and all options."""
+    """The section ``model`` of a recipe: ``cell`` and all options."""
 
     @property
     def cell(self) -> str: ...
 
 
 def entry_of(model: ChoosesCell) -> CellEntry:
-    """The entry that a recipe chooses.
+    """The entry of the cell that a recipe chooses.
 
     Raises:
         ValueError: there is no such form of the cell.

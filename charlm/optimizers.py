@@ -1,7 +1,7 @@
-"""Every optimizer is one row of ``OPTIMIZERS``. Knows nothing of torch: the names are those of PyTorch's optimizers.
+"""The optimizers: a row of ``OPTIMIZERS`` each, with the names of PyTorch's classes. Knows nothing of torch.
 
-To add one: a row here. :func:`charlm.training.optimizer.make_optimizer` constructs it, the recipe's schema offers it, the
-memory estimate counts its moments, and checkpoints store them. Where an engine has no code for it, PyTorch's runs.
+To add an optimizer, add a row. :func:`charlm.training.optimizer.make_optimizer` constructs it, the recipe's schema offers
+it, the memory estimate counts its moments, and checkpoints store them. Engines without a rule for it use PyTorch's code.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class OptimizerEntry:
-    """What charlm knows of an optimizer.
+    """A row of ``OPTIMIZERS``.
 
     Attributes:
         torch_name: its class in ``torch.optim``.
-        keys: of the recipe's section ``train``, beside ``lr`` and ``weight_decay``: also the names of the class's arguments.
+        keys: the keys of ``train`` that it uses, besides ``lr`` and ``weight_decay``; also the names of the class's arguments.
         options: further arguments of the class.
-        moments: the tensors that it keeps for each weight, of the weight's shape, without the momentum's.
-        scalars: the numbers that it keeps for each weight, and the largest value of each; the smallest is 0.
-        decoupled: weight decay shrinks the weights, apart from the gradient (Loshchilov & Hutter 2019); else it is added to it.
-        takes_adams_lr: learning rates that suit Adam suit it, so charlm can choose one for a text.
+        moments: names of the state tensors, each with the shape of its weight tensor, without the momentum buffer.
+        scalars: scalar state of each weight tensor: name → largest possible value; the smallest is 0.
+        decoupled: whether weight decay shrinks the weights directly (Loshchilov & Hutter 2019) instead of the gradient.
+        takes_adams_lr: whether Adam's learning rates suit it. If so, charlm can choose one for a text.
     """
 
     torch_name: str
@@ -34,10 +34,10 @@ class OptimizerEntry:
     takes_adams_lr: bool = False
 
     def kept(self, momentum: float) -> tuple[str, ...]:
-        """The names of all tensors that it keeps for each weight, of the weight's shape.
+        """The names of all state tensors that have the shape of their weight tensor.
 
         Args:
-            momentum: ``train.momentum``, whose buffer is one of them.
+            momentum: ``train.momentum``; above 0 it adds a momentum buffer.
         """
         has_buffer = "momentum" in self.keys and momentum > 0
         return (*self.moments, "momentum_buffer") if has_buffer else self.moments

@@ -1,6 +1,6 @@
-"""Finds what travels with the package: recipes (``configs/``) and corpus cards (``corpora/``).
+"""Finds the files that are shipped with the package: recipes (``configs/``) and corpus cards (``corpora/``).
 
-In an installed wheel both lie inside the package; in a source tree (and after ``pip install -e``) beside it.
+In an installed wheel both folders are inside the package. In a source tree, and after ``pip install -e``, they are beside it.
 """
 
 from pathlib import Path
@@ -15,5 +15,5 @@ def shipped_folder(name: str) -> Path:
 
 
 def shipped_files(name: str) -> dict[str, Path]:
-    """Return the YAML files of ``configs`` or ``corpora``, by the bare word that names each."""
+    """Return the YAML files of ``configs`` or ``corpora``: bare name → path."""
     return {path.stem: path for path in sorted(shipped_folder(name).glob("*.yaml"))}

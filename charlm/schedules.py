@@ -1,9 +1,9 @@
-"""Learning-rate schedules: every one is a function of ``SCHEDULES``. Knows nothing of torch.
+"""Learning-rate schedules: a function and a row of ``SCHEDULES`` each. Knows nothing of torch.
 
-A learning rate is a function of the step alone. There is no scheduler object whose state could be lost: a resumed run
-asks the same function. :func:`learning_rate` applies the warm-up before it asks a schedule.
+The learning rate is a function of the step alone. There is no scheduler object with state, so a resumed run computes the same
+values. :func:`learning_rate` applies the warm-up; the schedules begin after it.
 
-To add one: a function that gives the learning rate as a share of the peak, and its row in ``SCHEDULES``.
+To add a schedule, write a function that returns learning rate ÷ peak, and its row in ``SCHEDULES``.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Moment:
-    """A step of a run, as a schedule sees it.
+    """A step of a run: the input of a schedule.
 
     Attributes:
-        step: from 0, those of the warm-up included.
-        warmup: steps of the warm-up.
-        planned_steps: the run's planned length; ``None``: until the time is over.
-        epoch_length: steps in an epoch.
+        step: number of the step, from 0; warm-up steps are counted.
+        warmup: number of warm-up steps.
+        planned_steps: planned length of the run; ``None``: limited by time only.
+        epoch_length: steps per epoch.
     """
 
     step: int
@@ -35,28 +35,28 @@ class Moment:
 
     @property
     def done(self) -> float:
-        """The share of the steps between the warm-up and the planned end that is done, 0 to 1."""
-        assert self.planned_steps is not None, "its schedule is not marked needs_length"
+        """Progress from the end of the warm-up (0) to the planned end (1)."""
+        assert self.planned_steps is not None, "needs_length is missing in the schedule's row"
         return min(1.0, (self.step - self.warmup) / max(1, self.planned_steps - self.warmup))
 
 
 def constant(train: TrainSection, at: Moment) -> float:
-    """The peak."""
+    """Always the peak."""
     return 1.0
 
 
 def cosine(train: TrainSection, at: Moment) -> float:
-    """Half a cosine from the peak to ``lr_final`` of it (Loshchilov & Hutter 2017, equation 5, without restarts)."""
+    """Half a cosine from the peak to ``lr_final`` × peak (Loshchilov & Hutter 2017, equation 5, without restarts)."""
     return train.lr_final + (1 - train.lr_final) * 0.5 * (1 + math.cos(math.pi * at.done))
 
 
 def linear(train: TrainSection, at: Moment) -> float:
-    """A straight line from the peak to ``lr_final`` of it."""
+    """A straight line from the peak to ``lr_final`` × peak."""
     return 1 - (1 - train.lr_final) * at.done
 
 
 def wsd(train: TrainSection, at: Moment) -> float:
-    """Warm-up, stable, decay (Hu et al. 2024): the peak, then from it to ``lr_final`` of it over the last ``decay_ratio``.
+    """Warm-up, stable, decay (Hu et al. 2024): the peak, then a decay to ``lr_final`` × peak over the last ``decay_ratio``.
 
     The decay has the form 1 − √x, which reaches lower losses than a straight line (Hägele et al. 2024).
     """
@@ -65,24 +65,24 @@ def wsd(train: TrainSection, at: Moment) -> float:
 
 
 def step(train: TrainSection, at: Moment) -> float:
-    """Times ``gamma``, in a jump, once per ``gamma_every`` epochs."""
+    """A factor ``gamma`` after every ``gamma_every`` epochs, in one step."""
     return float(train.gamma ** (at.step // max(1, round(train.gamma_every * at.epoch_length))))
 
 
 def exponential(train: TrainSection, at: Moment) -> float:
-    """Times ``gamma`` per ``gamma_every`` epochs, a little at each step."""
+    """A factor ``gamma`` per ``gamma_every`` epochs, spread evenly over the steps."""
     return float(train.gamma ** (at.step / (train.gamma_every * at.epoch_length)))
 
 
 @dataclass(frozen=True)
 class ScheduleEntry:
-    """A schedule, and what charlm must know of it.
+    """A row of ``SCHEDULES``.
 
     Attributes:
-        factor: the learning rate as a share of the peak, after the warm-up.
-        keys: of the recipe's section ``train``, beside ``lr`` and ``warmup``.
-        needs_length: it ends at the planned length. Where the recipe gives neither ``epochs`` nor ``total_steps``, charlm plans
-            a length that fits ``time``. A schedule that needs no length then runs until the time is over.
+        factor: learning rate ÷ peak, after the warm-up.
+        keys: the keys of ``train`` that it uses, besides ``lr`` and ``warmup``.
+        needs_length: whether it depends on the planned length. If the recipe gives neither ``epochs`` nor ``total_steps``,
+            charlm plans a length that fits ``time``. Without ``needs_length``, the run then lasts until the time is over.
     """
 
     factor: Callable[[TrainSection, Moment], float]
@@ -105,9 +105,10 @@ def learning_rate(train: TrainSection, step: int, planned_steps: int | None, epo
     """The learning rate of an optimizer step.
 
     Args:
-        step: its number, from 0.
-        planned_steps: the run's planned length; ``None``: until the time is over.
-        epoch_length: steps in an epoch, the unit of ``gamma_every``.
+        train: the section ``train`` of the recipe.
+        step: number of the step, from 0.
+        planned_steps: planned length of the run; ``None``: limited by time only.
+        epoch_length: steps per epoch, the unit of ``gamma_every``.
     """
     if step < train.warmup:
         return train.lr * (step + 1) / train.warmup

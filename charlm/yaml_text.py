@@ -1,10 +1,10 @@
-"""Reads and writes YAML 1.2 as recipes and cards use it.
+"""Reads and writes the YAML 1.2 of recipes and cards.
 
-``1e-3`` is a number; ``no``, ``on`` and ``12:30`` are strings; a key given twice is an error. PyYAML follows YAML 1.1, so its
+``1e-3`` is a number. ``no``, ``on`` and ``12:30`` are strings. A key given twice is an error. PyYAML follows YAML 1.1, so its
 scalar rules are replaced by those of the YAML 1.2 core schema (chapter 10.3.2).
 
-A file may come from anywhere, so size, nesting, aliases and the digits of a number are limited: a few lines of YAML could
-otherwise describe gigabytes.
+Files are untrusted, and a few lines of YAML can describe gigabytes. Therefore size, nesting, aliases and the digits of a
+number are limited.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _CORE_SCHEMA: list[tuple[str, str, list[str]]] = [
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own protocol
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - as PyYAML declares it
     yaml_constructors: ClassVar[dict[str | None, Any]] = {}
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self.deep_construct = True  # a list that contains itself is then an error
+        self.deep_construct = True  # makes a list that contains itself an error
         self._depth = 0
         self._aliases = 0
 
@@ -51,7 +51,7 @@ class _Loader(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             self._aliases += 1
             if self._aliases > _MAX_ALIASES:
-                raise _error(f"more than {_MAX_ALIASES} aliases (*name); write the values out", mark)
+                raise _error(f"more than {_MAX_ALIASES} aliases (*name); write the values instead", mark)
         if self._depth == _MAX_DEPTH:
             raise _error(f"nested more than {_MAX_DEPTH} levels deep", mark)
         self._depth += 1
@@ -80,7 +80,7 @@ def _scalar(loader: _Loader, node: yaml.ScalarNode) -> str:
 def _text(loader: _Loader, node: yaml.ScalarNode) -> str:
     text = _scalar(loader, node)
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise _error("a string contains half of a surrogate pair, which no text can contain", node.start_mark)
+        raise _error("a string contains half of a surrogate pair, which is not a character", node.start_mark)
     return text
 
 
@@ -94,7 +94,7 @@ def _bool(loader: _Loader, node: yaml.ScalarNode) -> bool:
 def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
     text = _scalar(loader, node)
     if len(text) > _MAX_DIGITS:
-        raise _error(f"a number of {len(text):,} digits; at most {_MAX_DIGITS} are read", node.start_mark)
+        raise _error(f"a number of {len(text):,} digits; expected at most {_MAX_DIGITS}", node.start_mark)
     base = {"0o": 8, "0x": 16}.get(text[:2], 10)
     try:
         return int(text, base)
@@ -117,7 +117,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node)
         if not isinstance(key, str):
-            raise _error(f"a key must be a word, not {key!r}", key_node.start_mark)
+            raise _error(f"expected a word as key, found {key!r}", key_node.start_mark)
         if key in seen:
             raise _error(f"the key {key!r} is given twice", key_node.start_mark)
         seen[key] = loader.construct_object(value_node)
@@ -125,7 +125,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
 
 
 def _string(dumper: _Dumper, text: str) -> yaml.ScalarNode:
-    # PyYAML takes U+0085 for a line end but does not escape it; in double quotes it does.
+    # PyYAML treats U+0085 as a line end. It escapes it only in double quotes.
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\x85" in text else None)
 
 
@@ -143,10 +143,10 @@ def parse_yaml(text: str, origin: str) -> Any:
     """Read YAML 1.2 scalars, lists and mappings.
 
     Raises:
-        RecipeError: not YAML, a key given twice, or more than the limits allow; names ``origin``, line and column.
+        RecipeError: not YAML, a key given twice, or a limit exceeded; names ``origin``, line and column.
     """
     if len(text) > MAX_CHARACTERS:
-        raise RecipeError(f"{origin} is too long for a recipe or a card: more than {MAX_CHARACTERS:,} characters")
+        raise RecipeError(f"{origin} is too long for a recipe or a card; expected at most {MAX_CHARACTERS:,} characters")
     loader: _Loader | None = None
     try:
         loader = _Loader(text)
@@ -164,5 +164,5 @@ def _place(mark: yaml.Mark | None) -> str:
 
 
 def dump_yaml(value: Any) -> str:
-    """Write what :func:`parse_yaml` reads back unchanged."""
+    """YAML text from which :func:`parse_yaml` reads the same value."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,18 @@ def test_imports_point_one_way(path: Path) -> None:
     used = {name.split(".")[1] for name in map(_home, _imported(path)) if name.startswith("charlm.")}
     later = {name for name in used & RANK.keys() if RANK[name] > own}
     assert not later, f"{path.relative_to(PACKAGE)} imports from a later stage: {sorted(later)}"
+
+
+def test_imports_inside_the_configuration_point_one_way() -> None:
+    """If this fails, modules of ``charlm.config`` import each other in a circle, or import the whole package."""
+    modules = [path for path in (PACKAGE / "config").glob("*.py") if path.stem != "__init__"]
+    graph = {}
+    for path in modules:
+        names = [name.split(".") for name in _imported(path)]
+        graph[path.stem] = {parts[2] for parts in names if parts[:2] == ["charlm", "config"]}
+        assert graph[path.stem] <= {other.stem for other in modules}, path.stem
+    assert graph["loading"] >= {"overrides", "recipe"}, "imports are not found"
+    TopologicalSorter(graph).prepare()  # raises CycleError
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if _place(p) != "cli"], ids=lambda p: str(p.relative_to(PACKAGE)))

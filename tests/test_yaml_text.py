@@ -63,7 +63,7 @@ def test_a_doubled_key_is_an_error_with_its_line() -> None:
     [
         ("a: [1, 2", r"here, line \d+, column \d+"),
         ("a: b: c", r"here, line 1, column \d+"),
-        ("1: x", "a key must be a word, not 1"),
+        ("1: x", "expected a word as key, found 1"),
         ("a: \x07", "here: not YAML"),
         ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
     ],

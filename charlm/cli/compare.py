@@ -32,8 +32,7 @@ from charlm.cli.watch import Watch, stop_on_signals
 
 if TYPE_CHECKING:
     from charlm.comparison.results import Comparison, Row
-    from charlm.data.dataset import Progress as ReadProgress
-    from charlm.evaluation.perplexity import Progress
+        from charlm.progress import Progress
     from charlm.training.run import Observer
     from charlm.training.trainer import Trainer
 
@@ -170,7 +169,7 @@ class _Console:
         self.notice(f"{name}: {reached} after {duration(record['training_seconds'])} of training")
 
     @contextmanager
-    def reading(self) -> Iterator[tuple[ReadProgress | None, ReadProgress | None]]:
+    def reading(self) -> Iterator[tuple[Progress | None, Progress | None]]:
         """Draw bars for download and encoding."""
         if self._quiet:
             yield None, None

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Annotated
+import textwrap
+from dataclasses import asdict
+from shutil import get_terminal_size
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from charlm.cells import entry_of
 from charlm.cli.console import out, table
+from charlm.files import to_json
 
-recipe_app = typer.Typer(help="List, show and describe recipes.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from charlm.config.keys import Key
+
+recipe_app = typer.Typer(help="Shipped recipes, and the keys of a recipe.", no_args_is_help=True)
 
 
 @recipe_app.command("list")
 def list_() -> None:
-    """List the shipped recipes with the result that each one reached."""
+    """List the shipped recipes and their results."""
     from charlm.config import load_recipe
     from charlm.resources import shipped_files
 
@@ -26,41 +33,93 @@ def list_() -> None:
         model, reported = recipe.model, recipe.reported
         result = f"{reported.metric.replace('_', ' ')} {reported.value:g}" if reported else ""
         rows.append((name, recipe.corpus, f"{model.layers} × {entry_of(model).label} {model.hidden}", result))
-    table(None, ["recipe", "corpus", "model", "reached"], rows)
+    table(None, ["recipe", "corpus", "model", "result"], rows)
 
 
 @recipe_app.command()
 def show(name: Annotated[str, typer.Argument(help="A shipped recipe's name.")]) -> None:
-    """Print a recipe, comments and all: the start of your own.
+    """Print a shipped recipe with its comments, as a start for your own.
 
-    What it reached is left out, since yours is another one; the schema is named by its full path.
+    The reported result is left out. The schema is given by its full path.
     """
     from charlm.config import find_recipe
 
-    out(as_start_of_another(find_recipe(name).read_text(encoding="utf-8")).rstrip("\n"))
+    out(_as_template(find_recipe(name).read_text(encoding="utf-8")).rstrip("\n"))
 
 
-def as_start_of_another(text: str) -> str:
-    """A shipped recipe's text for a copy anywhere on this machine, and without what its author reached."""
+def _as_template(text: str) -> str:
+    """A shipped recipe's text without its result, with a schema address that is valid in any folder of this machine."""
     from charlm.resources import shipped_folder
 
     schema = (shipped_folder("configs") / "recipe.schema.json").as_uri()
     text = text.replace("$schema=recipe.schema.json", f"$schema={schema}", 1)
-    reached = re.compile(r"^reported:.*\n(?:[ \t#].*\n|\n)*", re.MULTILINE)
-    return reached.sub("# `charlm recipe list` shows what the shipped recipe reached.\n", text)
+    reported = re.compile(r"^reported:.*\n(?:[ \t#].*\n|\n)*", re.MULTILINE)
+    return reported.sub("# `charlm recipe list` shows the result of the shipped recipe.\n", text)
 
 
 @recipe_app.command()
-def keys() -> None:
-    """List every key of a recipe: its default, whether it is fixed once a run has begun, and what it means."""
-    from charlm.config import FIXED, fields, one_line
+def keys(
+    prefix: Annotated[str, typer.Argument(help="Only this section (train) or key (train.lr).", show_default="all keys")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line: a list with an object for each key.")] = False,
+) -> None:
+    """List the keys of a recipe: meaning, allowed values, default."""
+    from charlm.config import list_keys
 
-    rows = []
-    for key, info in fields():
-        default = "required" if info.is_required() else json.dumps(info.get_default(call_default_factory=True), default=str)
-        on_resume = "fixed" if info.json_schema_extra == FIXED else ""
-        rows.append((key, "" if default == "null" else default, on_resume, one_line(info)))
-    table(None, ["key", "default", "on resume", "meaning"], rows)
+    found = list_keys(prefix)
+    if as_json:
+        out(to_json([asdict(key) for key in found]))
+        return
+    width = max(len(key.key) for key in found) + 2
+    columns = max(width + 30, min(get_terminal_size().columns, 100))
+    for key in found:
+        out(_filled(key.key.ljust(width), key.help.partition(_UNSET)[0], width, columns))
+        out(_filled(" " * width, _facts(key), width, columns))
+    legend = [_PLANNED] * any(key.planned for key in found) + [_FIXED] * any(key.fixed for key in found)
+    for number, text in enumerate(legend):
+        out("\n" * (number == 0) + _filled("", text, 9, columns))
+
+
+_UNSET = " Unset: "
+_PLANNED = (
+    "planned: if the recipe gives no length (train.epochs or train.total_steps), charlm chooses this value from the length of "
+    "the text."
+)
+_FIXED = "fixed:   cannot change when a run is resumed."
+
+
+def _filled(start: str, text: str, indent: int, columns: int) -> str:
+    """A paragraph of this width; its first line begins with ``start``, the others with ``indent`` spaces."""
+    return textwrap.fill(
+        text, columns, initial_indent=start, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _facts(key: Key) -> str:
+    """Allowed values, default, and whether a resumed run can change it, such as ``integer, 1 to 1000; default: 1; fixed``."""
+    allowed = " | ".join(key.allowed) if key.allowed else "true | false" if key.type == "boolean" else key.type + _bounds(key)
+    section, unset = key.key.rpartition(".")[0], key.help.partition(_UNSET)[2].rstrip(".")
+    if key.required:
+        default = f"required in {section}" if section else "required"
+    else:
+        default = f"default: {unset or _plain(key.default) + ' (planned)' * key.planned}"
+    return "; ".join([allowed, default, *["fixed"] * key.fixed])
+
+
+def _bounds(key: Key) -> str:
+    if key.minimum is None or key.maximum is None:
+        return ""
+    above, below = "above " * key.exclusive_minimum, "below " * key.exclusive_maximum
+    return f", {above}{_plain(key.minimum)} to {below}{_plain(key.maximum)}"
+
+
+def _plain(value: Any) -> str:
+    """A value as in YAML, but numbers with separators, and large and small round ones as powers of ten (``1e9``)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value if value and isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    power = re.sub(r"e\+?(-?)0*(\d)", r"e\1\2", f"{value:.0e}")
+    if float(power) == value and (value >= 1e9 or 0 < value <= 1e-6):
+        return power
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.10g}"
 
 
 @recipe_app.command()

@@ -14,10 +14,9 @@ from charlm.comparison.candidates import Candidate, candidates, varied_key
 from charlm.comparison.equal import EqualTime, equal_parameters, remove_plans, with_chosen_width
 from charlm.comparison.results import Comparison, Run, collect, final_record
 from charlm.config import LoadedRecipe, recipe_name, time_limit
-from charlm.data.dataset import Progress as ReadProgress
 from charlm.data.dataset import open_dataset
 from charlm.errors import DivergedError, UsageError
-from charlm.evaluation.perplexity import Progress
+from charlm.progress import Progress
 from charlm.training.plan import Limits
 from charlm.training.run import Observer, run, stop_on_signals
 from charlm.training.start import Options, Resume, start
@@ -39,7 +38,7 @@ class Reporter(Protocol):
     def run_ended(self, name: str, record: dict[str, Any]) -> None:
         """A run was trained; ``record`` is its final record."""
 
-    def reading(self) -> AbstractContextManager[tuple[ReadProgress | None, ReadProgress | None]]:
+    def reading(self) -> AbstractContextManager[tuple[Progress | None, Progress | None]]:
         """Around the reading of a text; yields functions that receive the progress of download and encoding."""
 
     def training(self, trainer: Trainer) -> AbstractContextManager[tuple[Sequence[Observer], Progress | None]]:

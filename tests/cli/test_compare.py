@@ -167,7 +167,7 @@ def test_another_recipe_is_refused_and_overwrite_starts_anew(charlm: Callable[..
     quick = ("compare", "recipe.yaml", "--out", "here", "-q")
     assert charlm(*quick, "--set", "train.total_steps=4").code == 0
     changed = charlm(*quick, "--set", "train.total_steps=6")
-    assert changed.code == 2 and "train.total_steps: was 4, goes on with 6" in changed.err and "overwrite" in changed.err
+    assert changed.code == 2 and "train.total_steps: was 4, continues with 6" in changed.err and "overwrite" in changed.err
     anew = charlm(*quick, "--set", "train.total_steps=6", "--overwrite", "--json")
     assert anew.record["candidates"][0]["runs"][0]["step"] == 6
     assert (desk / "here" / "recipe-seed1.old-1" / "best.safetensors").exists()

@@ -535,8 +535,8 @@ def test_a_changed_learning_rate_is_taken_and_said(
     """If this fails, the newest recipe does not win, or wins without a word."""
     run = go_on("train.lr=0.002", "train.schedule=constant")
     assert [notice for notice in run.notices if "changed since the run began" in notice] == [
-        "changed since the run began: train.lr: was 0.01, goes on with 0.002",
-        'changed since the run began: train.schedule: was "cosine", goes on with "constant"',
+        "changed since the run began: train.lr: was 0.01, continues with 0.002",
+        'changed since the run began: train.schedule: was "cosine", continues with "constant"',
     ]
     assert {line["learning_rate"] for line in run.lines("step")[K:]} == {0.002}
     assert _tensors(first_half) != _tensors(whole("lstm"))
