@@ -32,7 +32,7 @@ from charlm.cli.watch import Watch, stop_on_signals
 
 if TYPE_CHECKING:
     from charlm.comparison.results import Comparison, Row
-        from charlm.progress import Progress
+    from charlm.progress import Progress
     from charlm.training.run import Observer
     from charlm.training.trainer import Trainer
 
