@@ -151,14 +151,14 @@ def _location(name: str, card: Card) -> str:
 
 def _facts(sources: Sources, card: Card | None, encoded: Encoded, settings: dict[str, str]) -> dict[str, Any]:
     from charlm.data.counts import count_symbols
-    from charlm.data.facts import compressed, name_of
+    from charlm.data.facts import compressed_size, name_of
     from charlm.data.splits import DEFAULT_SPLIT, split_offsets
 
     unit = settings["unit"]
     counts = count_symbols(encoded, 0, encoded.characters)
     order = sorted(range(len(counts)), key=lambda index: (-counts[index], encoded.alphabet[index]))
     symbols = [(int(encoded.alphabet[index]), int(counts[index])) for index in order]
-    packed = compressed(encoded, unit)
+    packed = compressed_size(encoded, unit)
     split = sources.split or DEFAULT_SPLIT
     return {
         "name": sources.name,

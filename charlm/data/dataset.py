@@ -138,7 +138,7 @@ def open_dataset(
         sources, first_of_part = _with_split_files(sources, section.split, loaded.folder)
     encoded = _encode(sources, section, sources.normalise, verify, encode_progress, recorded)
     splits = _splits(encoded, section, sources, first_of_part)
-    return _dataset(sources, encoded, splits, section, vocabulary, grow)
+    return _build_dataset(sources, encoded, splits, section, vocabulary, grow)
 
 
 def open_text(path: str, section: DataSection, normalise: str, vocabulary: Vocabulary) -> tuple[Text, Encoded]:
@@ -236,7 +236,7 @@ def _splits(
     return splits
 
 
-def _dataset(
+def _build_dataset(
     sources: Sources,
     encoded: Encoded,
     splits: dict[str, tuple[int, int]],

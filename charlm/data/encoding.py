@@ -9,7 +9,7 @@ from pathlib import Path
 from charlm.data.cache import prune, remove_abandoned
 from charlm.data.cache_entry import entry_path, install, load, write_description, write_ids
 from charlm.data.encoded import Encoded, EncodingSettings, TextDigest
-from charlm.data.fingerprint import Stamp, recall, remember, stamps
+from charlm.data.fingerprint import Stamp, cache_sha256, cached_sha256, stamps
 from charlm.data.folders import cache_part
 from charlm.data.normalisation import normalisation
 from charlm.data.sources import Sources
@@ -54,10 +54,10 @@ def encode(
     seen = stamps(paths)
     if recorded is not None:
         check_size(sources, recorded)
-    content = hash_files(sources, progress) if verify or not paths else recall(seen)
+    content = hash_files(sources, progress) if verify or not paths else cached_sha256(seen)
     if content is not None and (known := load(entry_path(content, sources, seen, settings), verify)) is not None:
         check_digest(sources, known.digest, recorded)
-        remember(seen, content, began_ns=began_ns)
+        cache_sha256(seen, content, began_ns=began_ns)
         return known
     if recorded is not None:
         check_content(sources, settings, recorded, progress)
@@ -92,7 +92,7 @@ def _encode_into_cache(
         ) from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    remember(seen, found.content_sha256, began_ns=began_ns)
+    cache_sha256(seen, found.content_sha256, began_ns=began_ns)
     encoded = load(entry)
     if encoded is None:
         raise CorpusError(f"cannot read back the encoded text {entry}; remove that folder and start again")

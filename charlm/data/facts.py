@@ -31,7 +31,7 @@ _CONTROL_NAMES = {
 
 
 @dataclass(frozen=True)
-class Compressed:
+class CompressedSize:
     """Compressed size of a text.
 
     Attributes:
@@ -43,7 +43,7 @@ class Compressed:
     characters: int
 
 
-def compressed(encoded: Encoded, unit: str) -> Compressed:
+def compressed_size(encoded: Encoded, unit: str) -> CompressedSize:
     """Compress the text as a model reads it (characters as UTF-8), block by block.
 
     Args:
@@ -66,7 +66,7 @@ def compressed(encoded: Encoded, unit: str) -> Compressed:
             break
     lengths["gzip"] += len(gzip.flush())
     lengths["xz"] += len(xz.flush())
-    return Compressed({name: 8 * size / characters for name, size in lengths.items()}, characters)
+    return CompressedSize({name: 8 * size / characters for name, size in lengths.items()}, characters)
 
 
 def _utf8(encoded: Encoded, unit: str) -> Iterator[tuple[bytes, int]]:
@@ -80,7 +80,7 @@ def name_of(symbol: int, unit: str) -> str:
     """The unambiguous name of a symbol: ``U+000A LINE FEED``, or ``0x0A`` for a byte."""
     if unit == "byte":
         return f"0x{symbol:02X}"
-    name = unicodedata.name(chr(symbol), None) or _CONTROL_NAMES.get(symbol, "(unnamed)")
+    name = unicodedata.name(chr(symbol), None) or _CONTROL_NAMES.get(symbol, "without a name")
     return f"U+{symbol:04X} {name}"
 
 

@@ -53,7 +53,7 @@ def stamps(paths: Sequence[Path]) -> list[Stamp]:
     return result
 
 
-def recall(files: Sequence[Stamp]) -> str | None:
+def cached_sha256(files: Sequence[Stamp]) -> str | None:
     """The recorded sha256 of the files' bytes, one file after the other; ``None`` if there is none or a file has changed."""
     try:
         record = json.loads(_record(files).read_text(encoding="utf-8"))
@@ -62,7 +62,7 @@ def recall(files: Sequence[Stamp]) -> str | None:
         return None  # no record, or a damaged one
 
 
-def remember(files: Sequence[Stamp], sha256: str, *, began_ns: int) -> None:
+def cache_sha256(files: Sequence[Stamp], sha256: str, *, began_ns: int) -> None:
     """Record the sha256 of the files' bytes. A read-only cache is no error: the files are hashed again next time.
 
     Args:
@@ -91,7 +91,7 @@ def sha256_of(path: Path, *, verify: bool = False) -> str:
     """
     began_ns = time.time_ns()
     seen = stamps([path])
-    known = None if verify else recall(seen)
+    known = None if verify else cached_sha256(seen)
     if known is not None:
         return known
     hasher = hashlib.sha256()
@@ -102,7 +102,7 @@ def sha256_of(path: Path, *, verify: bool = False) -> str:
     except OSError as error:
         raise CorpusError(f"cannot read {path}: {error.strerror}") from None
     if stamps([path]) == seen:
-        remember(seen, hasher.hexdigest(), began_ns=began_ns)
+        cache_sha256(seen, hasher.hexdigest(), began_ns=began_ns)
     return hasher.hexdigest()
 
 

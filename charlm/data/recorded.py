@@ -49,7 +49,7 @@ def open_recorded(recipe: Recipe, corpus: Mapping[str, Any], vocabulary: Vocabul
         named = recipe.model_copy(update={"corpus": beside.corpus, "data": data})
     else:
         for name in _names(recipe):
-            refuse_outside(name)
+            _refuse_outside(name)
         named = recipe
     return open_dataset(
         LoadedRecipe(checkpoint.stem, named, checkpoint.parent.absolute()), vocabulary=vocabulary, recorded=recorded
@@ -68,7 +68,7 @@ def recorded_text(corpus: Mapping[str, Any], checkpoint: Path) -> TextDigest:
     return TextDigest(size, sha256)
 
 
-def refuse_outside(name: str) -> None:
+def _refuse_outside(name: str) -> None:
     """Refuse a corpus name that leads out of the checkpoint's folder; charlm never writes one.
 
     Raises:

@@ -52,7 +52,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Shape:
+class BatchShape:
     """The batch size B and sequence length T that a text allows; ``shrunk``: they are smaller than requested."""
 
     batch: int
@@ -60,11 +60,11 @@ class Shape:
     shrunk: bool
 
 
-def fit(targets: int, batch: int, seq_length: int) -> Shape:
+def fit_batch(targets: int, batch: int, seq_length: int) -> BatchShape:
     """Shrink B and T to a short text: T to at most ``targets``, then B so that B·T ≤ ``targets``."""
     fitted_length = min(seq_length, targets)
     fitted_batch = max(1, min(batch, targets // fitted_length))
-    return Shape(fitted_batch, fitted_length, (fitted_batch, fitted_length) != (batch, seq_length))
+    return BatchShape(fitted_batch, fitted_length, (fitted_batch, fitted_length) != (batch, seq_length))
 
 
 def side_by_side(
@@ -103,7 +103,7 @@ class Batches:
 
     def __init__(self, text: Text, section: TrainSection, unknown_rate: float) -> None:
         self.text = text
-        self.shape = fit(len(text) - 1, section.batch, section.seq_length)
+        self.shape = fit_batch(len(text) - 1, section.batch, section.seq_length)
         self._section = section
         once = int(text.seen_once.sum())
         self._unknown_rate = unknown_rate if 0 < once <= _RARE * len(text) else 0.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from charlm.config import Recipe
-from charlm.data.streams import Batches, Shape
+from charlm.data.streams import Batches, BatchShape
 from charlm.evaluation import perplexity
 from charlm.model.language_model import activation_bytes, count_parameters
 from charlm.optimizers import OPTIMIZERS
@@ -61,7 +61,7 @@ class Resolved:
     threads: int
 
 
-def training_bytes(recipe: Recipe, vocabulary_size: int, shape: Shape, precision: str, engine: str) -> int:
+def training_bytes(recipe: Recipe, vocabulary_size: int, shape: BatchShape, precision: str, engine: str) -> int:
     """About how much memory training takes: weights, gradients, moments, and what a step keeps for its backward pass."""
     train = recipe.train
     moments = len(OPTIMIZERS[train.optimizer].kept(train.momentum))

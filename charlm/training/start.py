@@ -15,7 +15,7 @@ from charlm.checkpoint import Checkpoint
 from charlm.config import LoadedRecipe, Recipe, SplitFiles, is_path, path_of, reconcile
 from charlm.data.dataset import Dataset, open_dataset
 from charlm.data.recorded import recorded_text
-from charlm.data.streams import fit
+from charlm.data.streams import fit_batch
 from charlm.data.vocabulary import Vocabulary, describe_characters
 from charlm.errors import CheckpointError, RecipeError, UsageError
 from charlm.files import is_utf8
@@ -205,7 +205,7 @@ def check_memory(recipe: Recipe, dataset: Dataset, resolved: Resolved) -> None:
         RecipeError: says how much is needed and how much there is.
     """
     start, stop = dataset.splits["train"]
-    shape = fit(stop - start - 1, recipe.train.batch, recipe.train.seq_length)
+    shape = fit_batch(stop - start - 1, recipe.train.batch, recipe.train.seq_length)
     needed = training_bytes(recipe, len(dataset.vocabulary), shape, resolved.precision, resolved.engine)
     available = memory_of(resolved.device)
     if available is not None and needed > available:

@@ -22,7 +22,7 @@ def encoded(text: str, unit: str = "char") -> Encoded:
 def test_compressors_see_the_whole_text(monkeypatch: pytest.MonkeyPatch, unit: str) -> None:
     """If this fails, the compressed sizes are those of another text."""
     monkeypatch.setattr(facts, "_BLOCK", 13)
-    result = facts.compressed(encoded(TEXT, unit), unit)
+    result = facts.compressed_size(encoded(TEXT, unit), unit)
     content = TEXT.encode()
     symbols = len(TEXT) if unit == "char" else len(content)
     assert result.characters == symbols
@@ -34,7 +34,7 @@ def test_a_long_text_is_truncated(monkeypatch: pytest.MonkeyPatch) -> None:
     """If this fails, a large text takes minutes, or bits are divided by characters that were not compressed."""
     monkeypatch.setattr(facts, "_BLOCK", 10)
     monkeypatch.setattr(facts, "COMPRESSED_BYTES", 100)
-    result = facts.compressed(encoded("x" * 1000), "char")
+    result = facts.compressed_size(encoded("x" * 1000), "char")
     assert result.characters == 100
     assert result.bits_per_character["gzip"] == 8 * len(gzip.compress(b"x" * 100, 9)) / 100
 
@@ -43,7 +43,7 @@ def test_names() -> None:
     """If this fails, a stray character cannot be distinguished from similar ones."""
     assert facts.name_of(0x0A, "char") == "U+000A LINE FEED"
     assert facts.name_of(0xE9, "char") == "U+00E9 LATIN SMALL LETTER E WITH ACUTE"
-    assert facts.name_of(0x81, "char") == "U+0081 (unnamed)"
+    assert facts.name_of(0x81, "char") == "U+0081 without a name"
     assert facts.name_of(0x0A, "byte") == "0x0A"
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from charlm.config import TrainSection
-from charlm.data.streams import IGNORED, Batches, fit
+from charlm.data.streams import IGNORED, Batches, fit_batch
 
 sizes = {"N": st.integers(2, 120), "B": st.integers(1, 9), "T": st.integers(1, 17)}
 
@@ -176,7 +176,7 @@ def test_windows_reach_the_whole_text(text_of: Callable[..., Any]) -> None:
 @given(targets=st.integers(1, 400), batch=st.integers(1, 50), seq_length=st.integers(1, 80))
 def test_fit_shrinks_only_what_it_must(targets: int, batch: int, seq_length: int) -> None:
     """If this fails, a tiny text gives empty batches, or the batch of a long text is shrunk."""
-    shape = fit(targets, batch, seq_length)
+    shape = fit_batch(targets, batch, seq_length)
     assert 1 <= shape.seq_length == min(seq_length, targets)
     assert 1 <= shape.batch <= batch
     assert shape.batch * shape.seq_length <= targets
