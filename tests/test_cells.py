@@ -1,4 +1,4 @@
-"""The entries of the cells: everything that is known of a cell without its equations."""
+"""The entries of the cells."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_recipe_chooses_each_form(entry: CellEntry) -> None:
 
 
 def test_the_schema_lists_all_cells_and_options() -> None:
-    """If this fails, editors and the help offer other values than there are."""
+    """If this fails, editors and the help offer values that do not exist."""
     properties = json_schema()["$defs"]["ModelSection"]["properties"]
     assert tuple(properties["cell"]["enum"]) == cells.cell_names()
     for key in cells.option_keys():
@@ -54,7 +54,7 @@ def test_a_form_that_does_not_exist_is_refused() -> None:
 @pytest.mark.parametrize("entry", CELLS, ids=lambda entry: entry.name)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_engines_without_a_kernel_are_refused_in_the_recipe(entry: CellEntry, engine: str) -> None:
-    """If this fails, a recipe is accepted that its engine cannot run, and a later module fails in its place."""
+    """If this fails, the schema accepts a recipe that its engine cannot run, and a later module fails."""
     if engine == "reference" or engine in entry.kernels:
         assert _section(entry, engine=engine).engine == engine
     else:

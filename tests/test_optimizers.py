@@ -1,4 +1,4 @@
-"""The table of optimizers says what PyTorch's optimizers do."""
+"""The table of optimizers agrees with PyTorch's optimizers."""
 
 from __future__ import annotations
 

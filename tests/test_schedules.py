@@ -29,7 +29,7 @@ def test_the_constant_schedule() -> None:
 
 
 def test_the_cosine_schedule() -> None:
-    """If this fails, the learning rate does not go from the peak to lr_final of it along half a cosine."""
+    """If this fails, the learning rate does not follow half a cosine from the peak to lr_final × peak."""
     rates = _rates(100, schedule="cosine", lr_final=0.1)
     for step, rate in enumerate(rates):
         assert rate == pytest.approx(0.5 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / 100))))
@@ -41,7 +41,7 @@ def test_the_cosine_schedule() -> None:
 
 
 def test_the_linear_schedule() -> None:
-    """If this fails, the learning rate does not go from the peak to lr_final of it along a straight line."""
+    """If this fails, the learning rate does not follow a straight line from the peak to lr_final × peak."""
     rates = _rates(100, schedule="linear", lr_final=0.2)
     assert rates == pytest.approx([0.5 * (1 - 0.8 * step / 100) for step in range(100)])
     section = TrainSection(lr=0.5, schedule="linear", lr_final=0.2)
@@ -51,7 +51,7 @@ def test_the_linear_schedule() -> None:
 
 
 def test_the_wsd_schedule() -> None:
-    """If this fails, wsd is not the peak, and then 1 − √x down to lr_final of it over the last decay_ratio."""
+    """If this fails, wsd does not keep the peak, or does not decay by 1 − √x to lr_final × peak over the last decay_ratio."""
     rates = _rates(100, schedule="wsd", lr_final=0.2, decay_ratio=0.25)
     assert rates[:76] == [0.5] * 76
     assert rates[76:] == pytest.approx([0.5 * (0.2 + 0.8 * (1 - math.sqrt((step - 75) / 25))) for step in range(76, 100)])
@@ -64,7 +64,7 @@ def test_the_wsd_schedule() -> None:
 
 
 def test_the_step_and_exponential_schedules() -> None:
-    """If this fails, gamma is not applied once per gamma_every epochs: in a jump, or smoothly."""
+    """If this fails, the factor gamma per gamma_every epochs is not applied, at once or smoothly."""
     stepped = _rates(60, schedule="step", gamma=0.5, gamma_every=2)
     assert stepped == [0.5] * 20 + [0.25] * 20 + [0.125] * 20
     smooth = _rates(60, schedule="exponential", gamma=0.5, gamma_every=2)
@@ -82,7 +82,7 @@ def test_the_warm_up_is_the_same_for_every_schedule(schedule: str) -> None:
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_only_a_schedule_that_needs_a_length_asks_for_it(schedule: str) -> None:
-    """If this fails, a run until its time is over ends in a traceback, or a length is planned for nothing."""
+    """If this fails, a run that only `time` limits ends in a traceback, or a length is planned although none is needed."""
     section = TrainSection(lr=0.5, schedule=schedule)
     if SCHEDULES[schedule].needs_length:
         with pytest.raises(AssertionError):
@@ -93,7 +93,7 @@ def test_only_a_schedule_that_needs_a_length_asks_for_it(schedule: str) -> None:
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_time_plans_the_length_that_a_schedule_needs(schedule: str, tmp_path: Path, english_file: Path) -> None:
-    """If this fails, `train.time` plans no end for a schedule that has one, and the run stops before its rate has come down."""
+    """If this fails, `train.time` plans no end for a schedule that needs one: it stops before the learning rate has decayed."""
     train = {"time": 20.0, "schedule": schedule, "batch": 8, "seq_length": 10}
     recipe = validate_recipe({"corpus": str(english_file), "model": {"hidden": 16}, "train": train}, "a test")
     assert defaults.needs_plan(recipe) == SCHEDULES[schedule].needs_length

@@ -1,4 +1,4 @@
-"""YAML 1.2: what recipes and cards mean, and that what is written is read back."""
+"""YAML 1.2 of recipes and cards: scalars, errors, limits, and the round trip."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from charlm.yaml_text import dump_yaml, parse_yaml
     ],
 )
 def test_scalars_follow_yaml_1_2(scalar: str, value: object) -> None:
-    """If this fails, a recipe means something else than its author wrote: lr 1e-3 a string, the prompt `no` a boolean."""
+    """If this fails, a value has the wrong type: lr 1e-3 becomes a string, the prompt `no` a boolean."""
     found = parse_yaml(f"key: {scalar}", "here")["key"]
     assert (found, type(found)) == (value, type(value))
 
@@ -119,7 +119,7 @@ def test_awkward_strings_survive_a_round_trip(text: str) -> None:
     ids=range(17),
 )  # fmt: skip
 def test_hostile_yaml_is_refused_at_once(text: str, message: str) -> None:
-    """If this fails, a small file takes minutes or gigabytes, or ends in another exception than one about the recipe."""
+    """If this fails, a small file takes minutes or gigabytes, or ends in a traceback."""
     with pytest.raises(RecipeError, match=message):
         parse_yaml(text, "here")
 

@@ -22,7 +22,7 @@ from charlm.config.model import ModelSection
 from charlm.config.names import field_names, fields, value_at
 from charlm.config.overrides import apply_overrides, check_key
 from charlm.config.paths import is_path, path_of
-from charlm.config.recipe import Recipe, ReportedSection
+from charlm.config.recipe import CheckpointSection, EvaluateSection, Recipe, ReportedSection, SampleSection
 from charlm.config.renames import RENAMED, with_present_names
 from charlm.config.train import TrainSection
 from charlm.config.validation import validate_recipe
@@ -32,11 +32,14 @@ __all__ = [
     "FIXED",
     "MAX_THREADS",
     "RENAMED",
+    "CheckpointSection",
     "DataSection",
+    "EvaluateSection",
     "LoadedRecipe",
     "ModelSection",
     "Recipe",
     "ReportedSection",
+    "SampleSection",
     "Section",
     "SplitFiles",
     "TrainSection",

@@ -67,7 +67,7 @@ def test_keys_lists_every_key_with_its_values_and_default(charlm: Callable[..., 
 
 
 def test_keys_can_be_filtered(charlm: Callable[..., Any]) -> None:
-    """Failing would mean that the help on one key is buried in that on seventy, or explains words that do not occur in it."""
+    """Failing would mean that other keys are listed too, or that the legend explains words that do not occur."""
     assert all(key.startswith("train.") for key in _paragraphs(charlm("recipe", "keys", "train").text))
     shown = charlm("recipe", "keys", "model.engine").text
     assert list(_paragraphs(shown)) == ["model.engine"] and "planned" not in shown and "fixed" not in shown
@@ -121,7 +121,7 @@ def test_schema_is_json(charlm: Callable[..., Any]) -> None:
 
 
 def test_info_tells_what_is_inside_without_its_path(charlm: Callable[..., Any], desk: Path) -> None:
-    """Failing would mean that a checkpoint hides what it is, or cannot be looked into."""
+    """Failing would mean that `info` does not show what a checkpoint contains."""
     assert charlm("train", "recipe.yaml", "--out", "run", "-q").code == 0
     shown = charlm("info", "run/last.safetensors").text
     assert "step 20" in shown and "all that going on needs" in shown and "layers.0.weight_hh" in shown
@@ -132,7 +132,7 @@ def test_info_tells_what_is_inside_without_its_path(charlm: Callable[..., Any], 
 
 
 def test_info_shows_control_characters(charlm: Callable[..., Any], desk: Path) -> None:
-    """Failing would mean that a checkpoint from elsewhere can write to the terminal what it likes."""
+    """Failing would mean that a checkpoint from elsewhere can send escape sequences to the terminal."""
     name = "a\x1b[31mb.txt"
     (desk / "text.txt").rename(desk / name)
     assert charlm("train", "recipe.yaml", "--set", 'corpus="./a\\e[31mb.txt"', "--out", "run", "-q", "--max-steps", 1).code == 0

@@ -292,7 +292,7 @@ def test_only_the_authors_own_recipe_is_compared_with_its_result(charlm, desk, m
     text = text.replace("value: 2.0", f"value: {changed.get('reported', 2.0)}")
     (desk / "mine.yaml").write_text(text, encoding="utf-8")
     shipped = {"shipped": desk / "shipped.yaml"}
-    monkeypatch.setattr("charlm.config.shipped_files", lambda kind: shipped)
+    monkeypatch.setattr("charlm.config.loading.shipped_files", lambda kind: shipped)
     monkeypatch.setattr("charlm.resources.shipped_files", lambda kind: shipped)
     done = charlm("train", "mine.yaml", "--out", "run", *arguments)
     assert done.code == 0, done.err

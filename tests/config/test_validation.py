@@ -89,7 +89,7 @@ def test_an_empty_section_means_its_defaults() -> None:
 
 
 def test_a_wrong_override_is_blamed_and_not_the_file(tmp_path: Path) -> None:
-    """If this fails, the error about a wrong --set names a shipped recipe, which is correct."""
+    """If this fails, the error about a wrong override names the file, which is correct."""
     path = tmp_path / "r.yaml"
     path.write_text("corpus: x\ntrain: {lr: fast, epochs: 2}\n", encoding="utf-8")
     with pytest.raises(RecipeError) as caught:
