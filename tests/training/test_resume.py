@@ -208,7 +208,7 @@ def test_another_length_and_a_finished_run_are_said(tmp_path: Path, tiny_run: Ca
     tiny_run(english_file, tmp_path / "r", *keys, "train.total_steps=6")
     run = tiny_run(english_file, tmp_path / "r", *keys, "train.total_steps=6", resume="auto")
     (said,) = [notice for notice in run.notices if "finished" in notice]
-    assert "6 steps" in said and "--set train.total_steps=12" in said
+    assert "6 steps" in said and "train.total_steps=12" in said
     longer = tiny_run(english_file, tmp_path / "r", *keys, "train.total_steps=12", resume="auto")
     (said,) = [notice for notice in longer.notices if "planned length" in notice]
     assert "12 steps, not 6 steps" in said and "from step 7 on" in said and "cosine" in said
@@ -607,6 +607,6 @@ def test_the_command_line_refuses_with_2(tmp_path: Path, command: Callable[..., 
     code, stderr = command("--out", out, "--resume", "auto", "--set", "model.hidden=5")
     assert (code, "model.hidden: was 16, is now 5" in stderr) == (2, True)
     code, stderr = command("--out", out, "--resume", "auto", "--overwrite")
-    assert (code, "Choose one" in stderr) == (2, True)
+    assert (code, "cannot be resumed and started anew" in stderr) == (2, True)
     code, stderr = command("--out", out, "--resume", "must", "--max-steps", "3")
     assert (code, "resumed from" in stderr) == (0, True)
