@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever sees half of one: the only place in charlm that does it."""
+"""Atomic file writes: a reader finds the whole old file or the whole new one. All of charlm's atomic writes use it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _TEMPORARY = re.compile(r"\.new-[0-9a-f]{32}")
 
 
 def temporary_sibling(path: Path) -> Path:
-    """A hidden name beside ``path`` that nobody else uses."""
+    """A unique hidden name in the folder of ``path``."""
     return path.with_name(f".new-{uuid4().hex}")
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what killed writers left in a folder: files with a name of :func:`temporary_sibling`; links stay.
+    """Remove the temporary files of killed processes (see :func:`temporary_sibling`) from a folder; links stay.
 
-    The caller makes sure that nobody writes there now.
+    The caller makes sure that no process is writing there.
     """
     for path in [entry for entry in folder.iterdir() if _TEMPORARY.fullmatch(entry.name)]:
         with suppress(OSError):
@@ -37,7 +37,7 @@ def remove_temporaries(folder: Path) -> None:
 
 
 def make_private_folder(path: Path) -> None:
-    """Make a folder, and those above it that are missing, for this user alone (mode 0700), whatever the umask.
+    """Make a folder, and its missing parents, for this user only (mode 0700), whatever the umask.
 
     Raises:
         OSError: it cannot be made.
@@ -49,10 +49,10 @@ def make_private_folder(path: Path) -> None:
 
 @contextmanager
 def whole_file(path: Path, *, mode: int | None = None) -> Iterator[BinaryIO]:
-    """Write a file atomically; makes its folder.
+    """Write a file atomically. Its folder is made if necessary.
 
-    The file is written under a temporary name, flushed, renamed, and the folder flushed: at any moment, also after a power
-    failure, a reader finds either the old file whole or the new one whole. If the block raises, nothing changes. A symbolic
+    The file is written under a temporary name, flushed and renamed; then the folder is flushed. At any moment, also after a
+    power failure, a reader finds the whole old file or the whole new one. If the block raises, nothing changes. A symbolic
     link at ``path`` is replaced, never followed.
 
     Args:
@@ -80,12 +80,12 @@ def whole_file(path: Path, *, mode: int | None = None) -> Iterator[BinaryIO]:
 
 @contextmanager
 def whole_path(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
-    """As :func:`whole_file`, for a writer that wants a path and may make files of its own beside it.
+    """Like :func:`whole_file`, for writers that need a path and may create other files in its folder.
 
-    Yields a path in a hidden folder beside ``path``, whose folder must exist.
+    Yields a path in a hidden folder in the folder of ``path``, which must exist.
 
     Args:
-        keep: in the same folder; the file that was at ``path`` gets this name, once the new one is complete.
+        keep: a name in the same folder for the old file, which gets it when the new file is complete.
 
     Raises:
         OSError: it cannot be written.
@@ -106,7 +106,7 @@ def whole_path(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
 
 
 def give_name(path: Path, name: Path) -> None:
-    """Give a file a second name in its folder, so that it has its first one at every moment until it is replaced."""
+    """Give a file a second name in its folder. It keeps its first name until another file replaces it."""
     link = temporary_sibling(name)
     try:
         os.link(path, link)
@@ -117,7 +117,7 @@ def give_name(path: Path, name: Path) -> None:
 
 
 def is_utf8(path: str) -> bool:
-    """Whether a path can be written as text: in Python the bytes of another name become lone surrogates."""
+    """Whether a path is valid UTF-8. Python represents other bytes by lone surrogates."""
     try:
         path.encode("utf-8")
     except UnicodeEncodeError:
@@ -126,12 +126,12 @@ def is_utf8(path: str) -> bool:
 
 
 def to_json(value: Any) -> str:
-    """JSON that can be encoded as UTF-8: lone surrogates (see :func:`is_utf8`) become escapes such as ``\\udcfc``."""
+    """Valid UTF-8 JSON: lone surrogates (see :func:`is_utf8`) become escapes such as ``\\udcfc``."""
     return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def flush_folder(folder: Path) -> None:
-    """Make a rename in this folder survive a power failure, where the system can do that."""
+    """Flush a folder, so that a rename in it survives a power failure, on systems that support it."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,7 +1,7 @@
-"""What the machine offers and what a run draws from it: device, precision, threads, and reproducible randomness.
+"""Device, precision, threads and reproducible random numbers.
 
-Every random choice of charlm is a function of (seed, purpose, step, …), not of how long the process has lived: a resumed
-run draws exactly what an uninterrupted one would have drawn.
+Every random choice of charlm is a function of (seed, purpose, step, …). It does not depend on earlier draws, so a resumed run
+and an uninterrupted one make the same choices.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import torch
 from charlm.errors import UsageError
 from charlm.threads import limit, most
 
-# Denormal numbers are flushed to zero: the tails of saturated gates make them, and they slow a CPU up to 20 times. The
-# setting belongs to a thread, and worker threads inherit it when they are created: it must be made before the first
-# parallel operation of the process, or a resumed run (which begins by reading tensors) would compute other bits.
+# Flush denormal numbers to zero: saturated gates produce them, and they make a CPU up to 20 times slower. Each thread has its
+# own setting, and worker threads inherit it when they are created. So it must be set before the first parallel operation of
+# the process; otherwise a resumed run, which first reads tensors, would not be bit-identical.
 torch.set_flush_denormal(True)
 
 
 def resolve_device(name: str) -> torch.device:
-    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` into a device that works.
+    """The device for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
-        UsageError: an unknown name, or CUDA where there is none.
+        UsageError: the name is unknown, or there is no such device.
     """
     if name == "auto":
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -52,10 +52,10 @@ def resolve_precision(name: str, device: torch.device, fp32_reason: str | None =
         fp32_reason: why ``auto`` is fp32 whatever the device, from the engine; ``None``: the device decides.
 
     Returns:
-        The precision and, for ``auto``, why.
+        The precision, and the reason for it.
 
     Raises:
-        UsageError: fp16 without CUDA (its range needs loss scaling, and CPUs gain nothing from it).
+        UsageError: fp16 without CUDA. (Its range needs loss scaling, and it does not make CPUs faster.)
     """
     if name == "fp16" and device.type != "cuda":
         raise UsageError("train.precision: fp16 needs a CUDA device; use bf16, fp32 or auto")
@@ -75,17 +75,17 @@ def resolve_precision(name: str, device: torch.device, fp32_reason: str | None =
 
 @cache
 def cpu_bf16_instructions() -> str:
-    """Name the instruction set with which the processor multiplies bf16 fast, or ``""``."""
+    """The instruction set for fast bf16 products, or ``""``."""
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split()
-    except OSError:  # not Linux: no portable way to ask, so the safe answer
+    except OSError:  # not Linux: unknown, so assume none
         return ""
     return next((name for name in ("amx_bf16", "avx512_bf16") if name in flags), "")
 
 
 @cache
 def cpu_name() -> str:
-    """The processor's model name, for figures and reports."""
+    """The processor's model name, for reports."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
@@ -96,7 +96,7 @@ def cpu_name() -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """A device as people know it: ``cpu (AMD EPYC, 2 threads)``, ``cuda:0 (NVIDIA H100)``."""
+    """A readable name: ``cpu (AMD EPYC, 2 threads)``, ``cuda:0 (NVIDIA H100)``."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     threads = most()
@@ -104,9 +104,9 @@ def device_name(device: torch.device) -> str:
 
 
 def prepare(threads: int | None) -> int:
-    """Set the process up for recurrent networks and return the number of CPU threads that it may use.
+    """Configure PyTorch for recurrent networks, and return the number of CPU threads that the process may use.
 
-    On a GPU fp32 means fp32: cuDNN, and matrix products if the environment asks, would otherwise use TF32's 10-bit mantissa.
+    This disables TF32 on GPUs, whose mantissa has only 10 bits.
 
     Args:
         threads: see :func:`charlm.threads.limit`.
@@ -118,13 +118,13 @@ def prepare(threads: int | None) -> int:
 
 
 def derived_seed(seed: int, *purpose: object) -> int:
-    """Hash (seed, purpose, …) to 63 bits: the start of one independent random sequence."""
+    """Hash (seed, purpose, …) to 63 bits: the seed of an independent random sequence."""
     text = repr((seed, *purpose)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
 
 def generator(device: torch.device | str, seed: int, *purpose: object) -> torch.Generator:
-    """A random generator that belongs to one purpose alone, such as ``("dropout", step, layer)``."""
+    """A random generator for one purpose, such as ``("dropout", step, layer)``."""
     return torch.Generator(device=device).manual_seed(derived_seed(seed, *purpose))
 
 
@@ -133,7 +133,7 @@ _AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @contextmanager
 def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
-    """Run matrix products in ``precision``; weights, sums and losses stay fp32."""
+    """Compute matrix products in ``precision``; weights, sums and losses stay fp32."""
     if precision == "fp32":
         yield
     else:

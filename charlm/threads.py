@@ -1,10 +1,10 @@
-"""How many CPU threads compute: a number for our own kernels, one for PyTorch, and a tuner that adapts them to a busy machine.
+"""The number of CPU threads, for the native kernels and for PyTorch, and a tuner that adapts it to a busy machine.
 
-Threads that work on one step wait for each other. Where another program takes a core, the others wait for the thread that lost
-it, step after step, and two threads can be ten times slower than one. So the number is chosen while the program runs: the work
-comes in pieces (a training step, a chunk of an evaluation), each piece is timed, and now and then another number is tried.
+The threads of a step wait for each other. If another program takes a core, all wait at every step for the thread that lost it,
+and two threads can be ten times slower than one. So the number is chosen while the program runs: each piece of work (a training
+step, a chunk of an evaluation) is timed, and sometimes another number is tried.
 
-This module knows nothing of models and engines.
+This module knows nothing about models and engines.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def limit(threads: int | None) -> int:
     """Set the number of threads that this process may use, and use all of them.
 
     Args:
-        threads: exactly so many, always; ``None``: what PyTorch took at its start (one per core, or ``OMP_NUM_THREADS``), and
-            fewer of them where the machine is busy.
+        threads: a fixed number; ``None``: at most PyTorch's default (one per core, or ``OMP_NUM_THREADS``), and fewer while
+            the machine is busy.
 
     Returns:
         The number.
@@ -45,16 +45,16 @@ def most() -> int:
 
 
 def is_fixed() -> bool:
-    """Whether the user has set the number."""
+    """Whether the user has fixed the number."""
     return _state["fixed"] is not None
 
 
 def use(threads: int, *, torch_threads: int | None = None) -> None:
-    """Compute with so many threads from now on.
+    """Set the number of threads.
 
     Args:
-        threads: of our own kernels.
-        torch_threads: of PyTorch's operations; ``None``: the same.
+        threads: for the native kernels.
+        torch_threads: for PyTorch's operations; ``None``: the same.
     """
     _state["kernels"] = threads
     wanted = threads if torch_threads is None else torch_threads
@@ -63,7 +63,7 @@ def use(threads: int, *, torch_threads: int | None = None) -> None:
 
 
 def kernel_threads() -> int:
-    """The number of threads that our own kernels use."""
+    """The number of threads of the native kernels."""
     return _state["kernels"] or torch.get_num_threads()
 
 
@@ -73,21 +73,21 @@ def kernel_threads() -> int:
 
 
 class Load:
-    """How many cores other programs use. Linux tells; elsewhere nothing is known."""
+    """How many cores other programs use; known on Linux only."""
 
     def __init__(self) -> None:
-        self._before = self._look()
+        self._before = self._measure()
         self._others: float | None = None
 
     def others(self, seconds: float = 0.1) -> float | None:
-        """Cores that other programs used lately; ``None``: not known.
+        """The number of cores that other programs used recently; ``None``: unknown.
 
         Args:
-            seconds: a shorter time than this is not looked at: the answer is then the one before.
+            seconds: shortest interval to measure. After a shorter one, the previous result is returned.
         """
         if self._before is None or time.monotonic() - self._before[0] < seconds:
             return self._others
-        now = self._look()
+        now = self._measure()
         if now is None:
             return self._others
         passed, busy, own = (after - before for after, before in zip(now, self._before, strict=True))
@@ -95,8 +95,8 @@ class Load:
         return self._others
 
     @staticmethod
-    def _look() -> tuple[float, float, float] | None:
-        """Seconds of wall time, of all programs on our cores, and of this process and its children."""
+    def _measure() -> tuple[float, float, float] | None:
+        """Seconds of wall time, and of CPU time: of all programs on our cores, and of this process and its children."""
         try:
             cores = {f"cpu{number}" for number in os.sched_getaffinity(0)}
             tick = os.sysconf("SC_CLK_TCK")
@@ -117,41 +117,40 @@ class Load:
 # --------------------------------------------------------------------------------------------------------------------
 
 _WINDOW = 0.15
-"""Seconds that a rate is measured over; one piece at least."""
+"""Seconds for measuring a rate; at least one piece."""
 
 _GAIN = 1.08
-"""Another number of threads must be so much faster to be taken."""
+"""Another number of threads is chosen if it is faster by this factor."""
 
 _FELL = 0.7
-"""A rate that falls to this share of the best asks for a trial at once."""
+"""A rate below this fraction of the best one starts a trial at once."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 30.0
-"""Seconds from one trial to the next: doubled each time that a trial changes nothing."""
+"""Seconds between two trials; doubled after each trial without a change."""
 
 _chosen: dict[str, int] = {}
-"""What the tuners of this process chose last, by the kind of work."""
+"""Kind of work → the number that the last tuner of this kind chose."""
 
 _load = Load()
 
 
 @dataclass
 class Tuner:
-    """Chooses how many threads the next piece of work gets.
+    """Chooses the number of threads for the next piece of work.
 
-    Where the results have the same bits for any number of threads (``invariant``), the number is chosen during the work: the
-    tuner measures the rate over a window, tries half or twice as many threads for a window, and keeps the faster. Trials become
-    rare while they change nothing; a rate that falls causes one at once. More threads are not tried where the system says that
-    other programs use the cores.
+    If results do not depend on the number of threads (``invariant``), it can change at any piece. The tuner measures the rate
+    over a window, tries half or twice as many threads for a window, and keeps the faster number. Trials without a change become
+    rarer. A falling rate starts one at once. More threads are not tried while other programs use the cores.
 
-    Elsewhere the number changes in :meth:`choose` only, by what the system says: as many threads as other programs leave cores.
+    Otherwise the number changes only in :meth:`choose`, to the number of cores that other programs leave free.
 
     Args:
-        kind: of work, such as ``training``: the next tuner of that kind begins with what this one chose.
-        invariant: our own kernels do all that depends on threads. PyTorch's operations then get one thread.
-        threads: the number to begin with; 0: see :meth:`choose`.
-        changed: is told a new number that stays (trials are not told).
-        most: threads to choose from.
-        clock: seconds.
+        kind: the kind of work, such as ``training``; the next tuner of this kind starts with the number that this one chose.
+        invariant: results do not depend on the number of threads. PyTorch's operations then get one thread.
+        threads: the initial number; 0: see :meth:`choose`.
+        changed: is called with each new number, except those of trials.
+        most: the maximum.
+        clock: returns seconds.
     """
 
     kind: str
@@ -164,7 +163,7 @@ class Tuner:
     _work: float = 0.0
     _seconds: float = 0.0
     _trial: int | None = None
-    _rate: float = 0.0  # of `threads`, when it was last measured
+    _rate: float = 0.0  # last measured with `threads`
     _best: float = 0.0  # since `threads` was chosen
     _pause: float = 0.0
     _waited: float = 0.0
@@ -179,14 +178,14 @@ class Tuner:
         self.threads = min(self.threads, self.most)
 
     def choose(self) -> None:
-        """Take as many threads as other programs leave cores, where the system says how many that is."""
+        """Choose the number of cores that other programs leave free, if it is known."""
         others = None if self._is_fixed else self.load.others()
         if others is not None:
             self._take(min(self.most, max(1, math.floor(self.most - others + 0.5))))
 
     @property
     def next(self) -> int:
-        """How many threads the next piece gets, trials included."""
+        """The number of threads for the next piece, trials included."""
         return self._trial or self.threads
 
     @contextmanager
@@ -194,20 +193,20 @@ class Tuner:
         """Run a piece of work with the chosen number of threads, and time it.
 
         Args:
-            work: how much it is, such as characters.
+            work: its amount, such as a number of characters.
         """
         use(self.next, torch_threads=1 if self.invariant else None)
-        self.load.others(1.0)  # so that an answer is never of long ago
+        self.load.others(1.0)  # keeps the measured interval short
         began = self.clock()
         yield
         if self.invariant and not self._is_fixed:
             self.observe(work, self.clock() - began)
 
     def observe(self, work: float, seconds: float) -> None:
-        """Take note of a piece of work, and decide about the next."""
+        """Record the time of a piece of work, and decide about the next."""
         self._work, self._seconds, self._waited = self._work + work, self._seconds + seconds, self._waited + seconds
         if self._trial is not None and self._seconds > 3 * self._work / self._rate:
-            self._end_trial(0.0)  # so slow that nothing more need be known
+            self._end_trial(0.0)  # too slow: no need to measure further
         elif self._seconds >= _WINDOW:
             rate, self._work, self._seconds = self._work / self._seconds, 0.0, 0.0
             if self._trial is not None:
@@ -220,7 +219,7 @@ class Tuner:
     def _begin_trial(self) -> None:
         is_first, fell = self._pause == 0, self._rate < _FELL * self._best
         others = self.load.others()
-        # Where nothing is known of others, the growing pauses bound what trials cost.
+        # If the load is unknown, the growing pauses limit the cost of trials.
         has_room = others is None or self.most - others >= self.threads + 0.5
         is_crowded = others is None or self.most - others < self.threads - 0.25
         if self.threads < self.most and has_room:

@@ -54,7 +54,7 @@ def _header(path: Path) -> tuple[int, dict[str, Any]]:
 
 
 def test_what_is_saved_is_loaded_bit_for_bit(run: Any, tmp_path: Path) -> None:
-    """If this fails, going on from a file is not going on from the moment when it was written."""
+    """If this fails, a run resumed from a file does not continue from the moment when it was written."""
     first = load(run.folder / "last.safetensors")
     assert first.optimizer, "`last` holds no moments"
     assert len(first.state) == 2

@@ -44,7 +44,7 @@ def test_its_model_predicts_as_it_did(charlm_run: Callable[..., Any], old_run: P
 
 
 def test_its_run_resumes_and_finds_its_text(charlm_run: Callable[..., Any], old_run: Path) -> None:
-    """If this fails, a run that an older charlm began cannot be finished, or cannot be measured on its own text."""
+    """If this fails, a run of an older charlm cannot be resumed, or cannot be measured on its own text."""
     recipe = old_run.parent / "recipe.yaml"
     values = with_present_names(load_recipe(str(old_run / "config.yaml"), stored=True).recipe.model_dump(mode="json"))
     recipe.write_text(json.dumps({**values, "corpus": "./run/text.txt"}), encoding="utf-8")

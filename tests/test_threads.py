@@ -140,7 +140,7 @@ def test_pytorch_gets_one_thread_where_our_kernels_do_the_work() -> None:
 def test_the_system_tells_what_others_use(monkeypatch: pytest.MonkeyPatch) -> None:
     """If this fails, our own threads count as other programs, and a quiet machine looks busy."""
     looks = iter([(0.0, 10.0, 1.0), (2.0, 14.0, 2.0), None])
-    monkeypatch.setattr(Load, "_look", staticmethod(lambda: next(looks)))
+    monkeypatch.setattr(Load, "_measure", staticmethod(lambda: next(looks)))
     load = Load()
     assert load.others() == pytest.approx(1.5)
     assert load.others() == pytest.approx(1.5)  # what is not known stays as it was

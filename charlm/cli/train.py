@@ -141,7 +141,7 @@ def _introduce(loaded: LoadedRecipe, begun: Started) -> None:
     """What is about to happen, before it happens."""
     from charlm.run_files import CONFIG
     from charlm.runtime import device_name
-    from charlm.training.plan import training_bytes
+    from charlm.training.memory import training_bytes
 
     trainer = begun.trainer
     recipe, dataset, resolved, plan = trainer.recipe, trainer.dataset, trainer.resolved, trainer.plan

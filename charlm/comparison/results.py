@@ -17,7 +17,7 @@ from charlm.errors import CheckpointError, RecipeError
 from charlm.evaluation.perplexity import perplexity
 from charlm.run_files import BEST, LAST, METRICS
 from charlm.training import defaults
-from charlm.training.start import portable
+from charlm.training.recipe_paths import portable
 
 _POINTS = 200
 """Maximum number of points of a training curve."""

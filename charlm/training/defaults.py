@@ -1,72 +1,63 @@
-"""The recipe of a text that came without one: what a recipe leaves open follows from the length of its text.
+"""Defaults for recipes without a length, from the length of their text.
 
-It applies to recipes that give no planned length (neither `epochs` nor `total_steps`), such as one that says only
-`corpus: mine.txt`; who gives a length has a plan. What such a recipe does say stays as it is. With N characters to train on:
+They apply to recipes that set neither `epochs` nor `total_steps`, such as one that says only `corpus: mine.txt`. Recipes that
+set a length are left as they are, and a value that a recipe sets is never changed. With N characters to train on:
 
-    read           C = 10 million characters; with `time` alone, what this machine reads in it; at most 40 passes
-    passes         E = C / N
+    budget         C = 10 million characters; with `time`, as many as this machine reads in it; at most 40 epochs
+    epochs         E = C / N
     hidden         512; 256 for a text below 100,000 characters
     init           orthogonal recurrent matrices
-    dropout        0.13·log₂E, from 0 to 0.7: the more often a text is read, the easier it is learned by heart; √(10⁶/N) of that
-                   above a million characters, of which there is more to learn
-    input_dropout  a third of it
-    batch, steps   32 × 32 below 3 million characters, since many small updates are what a short text needs; else 32 × 64
-    lr             0.005 (0.001 for a plain RNN), cooled to 10 %
-    weight decay   0.2; a moving average of some 500 updates is validated beside the weights
+    dropout        0.13·log₂E, from 0 to 0.7, since more epochs overfit more; multiplied by √(10⁶/N) above a million characters,
+                   since larger texts overfit less
+    input_dropout  a third of dropout
+    batch, steps   32 × 32 below 3 million characters, since short texts need many small steps; else 32 × 64
+    lr             0.005 (0.001 for a plain RNN), decayed to 10 %
+    weight decay   0.2; a moving average of about 500 steps is validated beside the weights
     evaluations    ten, on C/100 characters, from 2,000 to 200,000
 
-docs/results.md has the measurements behind it.
+docs/results.md has the measurements for these choices.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from typing import Any
 
 from charlm.config import FIXED, ModelSection, Recipe, fields, value_at
-from charlm.data.dataset import Dataset
-from charlm.data.streams import Batches
-from charlm.evaluation import perplexity
-from charlm.model.dropout import Dropout
-from charlm.model.language_model import LanguageModel
 from charlm.optimizers import OPTIMIZERS
 from charlm.schedules import SCHEDULES
-from charlm.threads import Tuner
-from charlm.training.plan import EXACT_CHARACTERS, Resolved, read_by_an_evaluation
-from charlm.training.update import Updater
-from charlm.training.weight_average import WeightAverage
 
 CHARACTERS = 10_000_000
+"""Characters to read, unless a time is given."""
 PASSES = 40
+"""Maximum number of epochs."""
 
 _LENGTH = ("epochs", "total_steps")
-_SHORT, _MUCH, _LONG = 100_000, 1_000_000, 3_000_000
-_EVALUATIONS = 10
-_WARM_UP, _TIMED_SECONDS = 3, 2.0
+_SHORT, _LARGE, _LONG = 100_000, 1_000_000, 3_000_000
+"""Characters: the limits for hidden, dropout and steps."""
 
 Values = dict[str, dict[str, Any]]
 """Section → key → value."""
 
 
 def needs_plan(recipe: Recipe) -> bool:
-    """Whether a recipe leaves its length to charlm. A schedule that needs no length runs until the time is over."""
+    """Whether a recipe has no length, and its schedule needs one. With a time limit, a constant schedule needs none."""
     train = recipe.train
     endless = train.time is not None and not SCHEDULES[train.schedule].needs_length
     return train.epochs is None and train.total_steps is None and not endless
 
 
 def rule(characters: int, budget: float = CHARACTERS, cell: str = "lstm") -> Values:
-    """What follows from a text's length.
+    """The defaults for a text.
 
     Args:
-        characters: N, of the training part.
+        characters: N, the length of the training part.
         budget: C, characters to read.
         cell: the recurrence.
     """
     passes = max(1e-6, min(budget / characters, PASSES))
     read = passes * characters
-    dropout = round(min(0.7, max(0.0, 0.13 * math.log2(passes))) * min(1.0, math.sqrt(_MUCH / characters)), 2)
+    dropout = round(min(0.7, max(0.0, 0.13 * math.log2(passes))) * min(1.0, math.sqrt(_LARGE / characters)), 2)
     return {
         "model": {
             "hidden": 256 if characters < _SHORT else 512, "init": "orthogonal", "dropout": dropout,
@@ -81,35 +72,35 @@ def rule(characters: int, budget: float = CHARACTERS, cell: str = "lstm") -> Val
     }  # fmt: skip
 
 
-_CHOSEN = [f"{section}.{key}" for section, keys in rule(CHARACTERS).items() for key in keys]
-"""What the rule has a say in."""
+_KEYS = [f"{section}.{key}" for section, keys in rule(CHARACTERS).items() for key in keys]
+"""The keys that have such defaults."""
 
 
 def with_defaults(recipe: Recipe, values: Values) -> Recipe:
-    """The recipe with these values wherever it says nothing itself."""
+    """The recipe with these values for the keys that it does not set."""
     update: dict[str, Any] = {}
     for name, section in values.items():
-        mine = getattr(recipe, name)
-        left_out = _said(recipe, name) | _not_applicable(recipe)
-        update[name] = mine.model_copy(update={key: value for key, value in section.items() if key not in left_out})
+        left_out = _keys_of(recipe, name) | _not_applicable(recipe)
+        filled = {key: value for key, value in section.items() if key not in left_out}
+        update[name] = getattr(recipe, name).model_copy(update=filled)
     return recipe.model_copy(update=update)
 
 
-def _said(recipe: Recipe, section: str) -> set[str]:
-    """The keys of a section that a recipe gives. A length of ``null`` is none."""
-    mine = getattr(recipe, section)
-    return {key for key in mine.model_fields_set if key not in _LENGTH or getattr(mine, key) is not None}
+def _keys_of(recipe: Recipe, section: str) -> set[str]:
+    """The keys of a section that a recipe sets. A length of ``null`` counts as not set."""
+    values = getattr(recipe, section)
+    return {key for key in values.model_fields_set if key not in _LENGTH or getattr(values, key) is not None}
 
 
 def chosen_overrides(before: Recipe, after: Recipe) -> list[str]:
-    """What :func:`with_defaults` has filled in, as overrides that a user could write: ``model.hidden=512`` and so on."""
-    parts = [(key, *key.split(".")) for key in _CHOSEN]
+    """The values that :func:`with_defaults` filled in, as overrides such as ``model.hidden=512``."""
+    parts = [(key, *key.split(".")) for key in _KEYS]
     left_out = _not_applicable(before)
-    return [f"{key}={value_at(after, key)}" for key, section, name in parts if name not in _said(before, section) | left_out]
+    return [f"{key}={value_at(after, key)}" for key, section, name in parts if name not in _keys_of(before, section) | left_out]
 
 
 def _not_applicable(recipe: Recipe) -> set[str]:
-    """Keys that would make no sense beside what the recipe says."""
+    """Keys whose defaults would conflict with the recipe."""
     left_out = set()
     if recipe.model.input == "one-hot":
         left_out.add("input_dropout")
@@ -117,19 +108,19 @@ def _not_applicable(recipe: Recipe) -> set[str]:
         left_out.add("hidden")  # the two must be equal
     optimizer = OPTIMIZERS[recipe.train.optimizer]
     if not optimizer.decoupled:
-        left_out.add("weight_decay")  # it would be no decay, but a part of the gradient
+        left_out.add("weight_decay")  # it would be L2 regularisation, part of the gradient
     if not optimizer.takes_adams_lr:
         left_out.add("lr")
     return left_out
 
 
 def restore_choices(recipe: Recipe, earlier: Recipe) -> Recipe:
-    """The recipe of a resumed run: what it does not say stays as the run had it.
+    """The recipe of a resumed run: for keys that it does not set, the values of the run so far.
 
-    That holds for what cannot change and for all that was chosen for the text, also if the recipe now gives another length; a
-    recipe without a length keeps the planned one, whatever the machine's speed is today.
+    These are the keys that cannot change, and those with defaults, even if the recipe now sets another length. A recipe
+    without a length keeps the planned one, however fast the machine is today.
     """
-    keys = {key for key, info in fields() if info.json_schema_extra == FIXED and "." in key} | {*_CHOSEN}
+    keys = {key for key, info in fields() if info.json_schema_extra == FIXED and "." in key} | {*_KEYS}
     if needs_plan(recipe):
         keys |= {f"train.{key}" for key in _LENGTH}
     else:
@@ -142,13 +133,13 @@ def restore_choices(recipe: Recipe, earlier: Recipe) -> Recipe:
 
 
 def as_planned(recipe: Recipe, earlier: Recipe, characters: int) -> Recipe:
-    """What training gives a recipe without a length, for comparison with what an earlier run of it had been given.
+    """A recipe without a length, with its defaults, for comparison with an earlier run of it.
 
     Args:
-        characters: N, of the training part.
+        characters: N, the length of the training part.
     """
     values = rule(characters, cell=recipe.model.cell)
-    if recipe.train.time is not None:  # then the machine's speed had a say
+    if recipe.train.time is not None:  # these defaults depended on the machine's speed
         for key in ("model.dropout", "model.input_dropout", "train.epochs", "evaluate.characters"):
             section, _, name = key.partition(".")
             values[section][name] = value_at(earlier, key)
@@ -156,51 +147,6 @@ def as_planned(recipe: Recipe, earlier: Recipe, characters: int) -> Recipe:
 
 
 def inherit_architecture(recipe: Recipe, other: ModelSection) -> Recipe:
-    """The recipe of a network that begins with another's weights: what it does not say of its architecture, the other says."""
+    """The recipe of a network with another network's initial weights: the keys of the architecture that it does not set."""
     architecture = [key for key, info in ModelSection.model_fields.items() if info.json_schema_extra == FIXED]
     return with_defaults(recipe, {"model": {key: getattr(other, key) for key in architecture}})
-
-
-def characters_in(seconds: float, recipe: Recipe, dataset: Dataset, resolved: Resolved, started_at: float) -> float:
-    """How many characters this machine reads in a time, from a few updates of the network that the rule would choose.
-
-    What else a run does is taken off: its start, evaluations, and a part for samples, saving and slower moments.
-
-    Args:
-        seconds: of the whole run.
-        started_at: of the run, by :func:`time.monotonic`.
-    """
-    characters = len(dataset.text("train"))
-    planned = with_defaults(recipe, rule(max(1, characters), cell=recipe.model.cell))
-    model = LanguageModel(planned.model, len(dataset.vocabulary), resolved.engine)
-    model.initialise(0)
-    model.to(resolved.device)
-    batches = Batches(dataset.text("train"), planned.train, 0.0)
-    per_character = _seconds_per_character(planned, model, batches, resolved, min(_TIMED_SECONDS, seconds / 20))
-    start, stop = dataset.splits["validation"]
-    closing = 0.0
-    if stop - start > 1:
-        exact = perplexity.seconds_per_character(model, dataset.text("validation"))
-        closing = min(seconds / 5, 1 + 1.4 * exact * min(stop - start, EXACT_CHARACTERS))
-    left = 0.85 * (seconds - (time.monotonic() - started_at) - closing) / per_character
-    planned = with_defaults(recipe, rule(max(1, characters), max(1.0, left), recipe.model.cell))
-    read = (_EVALUATIONS + 1) * read_by_an_evaluation(planned, max(1, stop - start))
-    # An evaluation has no backward pass, which is two thirds of an update. Half the time at least is for learning.
-    return max(1.0, left / 2, left - read / 3)
-
-
-def _seconds_per_character(recipe: Recipe, model: LanguageModel, batches: Batches, resolved: Resolved, seconds: float) -> float:
-    """What an update takes, by some seconds of them on the text itself, for each of its characters."""
-    update, average = Updater(model, recipe.train, resolved.precision), WeightAverage(model, 0.5)
-    tuner = Tuner("training", model.is_thread_invariant)
-    state, done, read, began = model.zero_state(batches.shape.batch), 0, 0, time.perf_counter()
-    while done < 2 * _WARM_UP or time.perf_counter() - began < seconds:
-        if done == _WARM_UP:
-            read, began = 0, time.perf_counter()
-        batch = batches.batch(0, done % batches.epoch_length(0))
-        inputs, targets = batch.inputs.to(resolved.device), batch.targets.to(resolved.device)
-        with tuner.piece(batch.scored):
-            state = update(inputs, targets, batch.scored, state, 1e-4, Dropout(recipe.model, 0, done)).state
-        done, read = done + 1, read + batch.scored
-        average.update(done)
-    return (time.perf_counter() - began) / read

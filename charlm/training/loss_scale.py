@@ -4,9 +4,14 @@ from __future__ import annotations
 
 
 class LossScale:
-    """fp16 only: gradients below 6e-8 would vanish, so the loss is multiplied by a power of two (Micikevicius 2018).
+    """Multiplies the loss by a power of two, since fp16 gradients below 6e-8 underflow (Micikevicius et al. 2018).
 
-    Where a gradient overflows, the step is left out and the scale halved; after ``GROW_AFTER`` good steps it doubles.
+    If a gradient overflows, the step is skipped and the scale is halved. After ``GROW_AFTER`` good steps, it is doubled.
+
+    Args:
+        enabled: false for other precisions; the scale is then 1.
+        scale: to start with.
+        good_steps: since the scale last changed.
     """
 
     GROW_AFTER = 1000
@@ -17,7 +22,7 @@ class LossScale:
         self.good_steps = good_steps
 
     def overflowed(self) -> bool:
-        """Halve the scale. Returns whether the step may simply be left out: not once the scale has come down to 1."""
+        """Halve the scale. Returns whether the step may be skipped; at a scale of 1, the training has diverged."""
         if self.scale <= 1:
             return False
         self.scale, self.good_steps = self.scale / 2, 0

@@ -15,7 +15,7 @@ from charlm.optimizers import OPTIMIZERS
 
 
 def make_optimizer(model: LanguageModel, section: TrainSection) -> torch.optim.Optimizer:
-    """The update rule over all weights. Weight decay acts on matrices; biases are left alone."""
+    """Construct the recipe's optimizer for all weights. Weight decay applies to matrices, not to biases."""
     matrices = [weight for weight in model.parameters() if weight.dim() > 1]
     biases = [weight for weight in model.parameters() if weight.dim() == 1]
     groups: list[dict[str, Any]] = [
@@ -29,7 +29,7 @@ def make_optimizer(model: LanguageModel, section: TrainSection) -> torch.optim.O
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: LanguageModel) -> dict[str, Tensor]:
-    """The optimizer's moments as ``parameter/slot`` → tensor; empty slots are left out."""
+    """The optimizer's moments as ``parameter/slot`` → tensor; empty slots are omitted."""
     return {
         f"{name}/{slot}": value
         for name, weight in model.named_parameters()
@@ -41,14 +41,14 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: LanguageModel) ->
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, model: LanguageModel, section: TrainSection, tensors: dict[str, Tensor]
 ) -> None:
-    """Put stored moments back, each copied into memory of its own.
+    """Restore stored moments. Each tensor is copied.
 
     Args:
-        section: that the optimizer was made from.
-        tensors: as :func:`optimizer_tensors` names them; empty: it has made no step yet.
+        section: the section that the optimizer was made from.
+        tensors: from :func:`optimizer_tensors`; empty before the first step.
 
     Raises:
-        CheckpointError: the moments are not those of this optimizer and these weights.
+        CheckpointError: the moments do not fit this optimizer and these weights.
     """
     entry = OPTIMIZERS[section.optimizer]
     names = dict(model.named_parameters())
@@ -62,7 +62,7 @@ def restore_optimizer(
         if stored.shape != (() if slot in entry.scalars else weight.shape):
             raise CheckpointError(f"the stored moment {key} {tuple(stored.shape)} does not fit {tuple(weight.shape)}")
         if slot in entry.scalars and not (0 <= stored.item() <= entry.scalars[slot] and math.isfinite(stored.item())):
-            raise CheckpointError(f"the stored number {key} is {stored.item():g}")
-        # Where PyTorch keeps them: moments and the numbers of fused optimizers beside the weights, other numbers on the CPU.
-        beside = slot not in entry.scalars or optimizer.defaults.get("fused")
-        optimizer.state[weight][slot] = stored.clone().to(weight.device if beside else "cpu")
+            raise CheckpointError(f"the stored number {key} is {stored.item():g}; expected 0 to {entry.scalars[slot]:g}")
+        # As in PyTorch: moments and scalars of fused optimizers are on the device of the weights, other scalars on the CPU.
+        on_device = slot not in entry.scalars or optimizer.defaults.get("fused")
+        optimizer.state[weight][slot] = stored.clone().to(weight.device if on_device else "cpu")

@@ -49,7 +49,7 @@ class Origin(Enum):
     FOREIGN = auto()
 
 
-def present(folder: Path) -> list[str]:
+def names_in_use(folder: Path) -> list[str]:
     """The names of the files in a folder that charlm would write to, without its lock.
 
     Raises:

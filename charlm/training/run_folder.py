@@ -56,7 +56,7 @@ class RunFolder:
         self._made = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
         try:
             path.mkdir(parents=True, exist_ok=True)
-            own_files.present(path)
+            own_files.names_in_use(path)
             self._lock = FolderLock(path)
         except OSError as error:
             raise RunFolderError(
@@ -103,7 +103,7 @@ class RunFolder:
         Raises:
             UsageError: charlm did not write one of them.
         """
-        found = {name: own_files.origin(self.path / name) for name in own_files.present(self.path)}
+        found = {name: own_files.origin(self.path / name) for name in own_files.names_in_use(self.path)}
         checkpoints = [name for name in found if is_checkpoint(name) and found[name] is Origin.CHARLM]
         has_mark = any(origin in (Origin.CHARLM, Origin.EDITED) for origin in found.values())
         if found.get(CONFIG) is Origin.UNMARKED:  # earlier versions wrote no mark

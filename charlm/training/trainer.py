@@ -39,7 +39,8 @@ from charlm.threads import Tuner
 from charlm.training.events import Evaluated, Event, Finished, Sampled, Saved, StepDone, ThreadsChanged
 from charlm.training.loss_scale import LossScale
 from charlm.training.optimizer import optimizer_tensors, restore_optimizer
-from charlm.training.plan import EXACT_CHARACTERS, Limits, Plan, Resolved, read_by_an_evaluation
+from charlm.training.plan import EXACT_CHARACTERS, Limits, Plan, characters_of_evaluation
+from charlm.training.resolve import Resolved
 from charlm.training.run_folder import RunFolder
 from charlm.training.update import Updater
 from charlm.training.weight_average import WeightAverage
@@ -348,7 +349,7 @@ class Trainer:
             return _CLOSING_SECONDS + samples
         per_character = perplexity.seconds_per_character(self.model, self.validation)
         limit = self.limits.max_seconds or math.inf
-        read = read_by_an_evaluation(self.recipe, len(self.validation))
+        read = characters_of_evaluation(self.recipe, len(self.validation))
         self._expected_pause = min(0.2 * limit, read * per_character / 3)  # the pieces are read side by side
         # A fifth of the time at most: of a longer text the exact figure covers the first part, and says how much.
         affordable = max(256, int(0.2 * limit / per_character))

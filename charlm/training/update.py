@@ -1,4 +1,4 @@
-"""One update of the weights: forward, loss, backward, clip, optimizer. The trainer repeats it; ``charlm bench`` times it."""
+"""One training step: forward, loss, backward, clip, optimizer. The trainer repeats it; ``charlm bench`` times it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from charlm.training.optimizer import make_optimizer
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an update found.
+    """The result of a training step.
 
     Attributes:
-        nats: mean over the scored characters, before the update.
+        nats: mean loss over the scored characters, before the update.
         norm: the gradient's Euclidean norm, before clipping.
-        state: after the last step, cut off from its gradient.
-        diverged: loss or gradient was not finite, and the weights are as they were.
+        state: after the last time step, detached.
+        diverged: loss or gradient was not finite; the weights are unchanged.
     """
 
     nats: float
@@ -62,13 +62,13 @@ class Updater:
         rate: float,
         dropout: Dropout | None = None,
     ) -> Outcome:
-        """Learn from one batch.
+        """Train on one batch.
 
         Args:
             inputs: ``(T, B)`` ids.
             targets: ``(T, B)`` ids, or ``IGNORED``.
-            scored: how many targets are not ignored.
-            state: that the batch starts from.
+            scored: the number of targets that are not ignored.
+            state: before the batch.
             rate: the learning rate.
             dropout: see :meth:`LanguageModel.forward`.
         """
@@ -87,22 +87,22 @@ class Updater:
             clipped = 1.0 if self._clip is None else min(1.0, self._clip / (norm + 1e-6))
             self._step(clipped / self.scale.scale)
             self.scale.succeeded()
-        left_out = not finite and math.isfinite(nats) and self.scale.overflowed()
-        return Outcome(nats, norm, tuple(part.detach() for part in state), diverged=not finite and not left_out)
+        skipped = not finite and math.isfinite(nats) and self.scale.overflowed()
+        return Outcome(nats, norm, tuple(part.detach() for part in state), diverged=not finite and not skipped)
 
     def _norm(self) -> float:
-        """The norm of all gradients, Σ over all weights."""
+        """The Euclidean norm of the gradient over all weights."""
         if self._fused is not None:
             return self._fused.norm()
         return torch.nn.utils.get_total_norm([weight.grad for weight in self._weights if weight.grad is not None]).item()
 
     def _step(self, factor: float) -> None:
-        """Apply the optimizer to gradients that are multiplied by ``factor`` first."""
+        """Multiply the gradients by ``factor``, then apply the optimizer."""
         if self._fused is not None:
             self._fused.step(factor)
             return
         if factor != 1:
             torch._foreach_mul_([weight.grad for weight in self._weights if weight.grad is not None], factor)
         self.optimizer.step()
-        # PyTorch's fused optimizers do not count their changes, but the native engine keeps packed copies of the weights.
+        # The native engine keeps packed copies of the weights, and PyTorch's fused optimizers do not count their changes.
         torch.autograd.graph.increment_version(self._weights)

@@ -11,14 +11,14 @@ from charlm.model.language_model import LanguageModel
 
 
 class WeightAverage:
-    """An exponential moving average of the weights, which is often better than the last of them (Polyak & Juditsky 1992).
+    """An exponential moving average of the weights, which often predicts better than the weights (Polyak & Juditsky 1992).
 
-    It is taken every ``EVERY`` steps, which costs nothing noticeable. At first it covers about the last tenth of the steps
-    so far, until that is longer than ``decay`` remembers.
+    It is updated every ``EVERY`` steps, which costs too little to measure. At first it covers about the last tenth of the
+    steps so far, and later the number of steps that ``decay`` implies.
 
     Args:
-        model: whose weights are averaged.
-        decay: per step, such as 0.999: about the last thousand steps count.
+        model: the model whose weights are averaged.
+        decay: per step; 0.999 averages over about the last thousand steps.
     """
 
     EVERY = 10
@@ -31,8 +31,8 @@ class WeightAverage:
         self._decay = decay**self.EVERY
 
     def update(self, step: int) -> None:
-        """Take in the weights after ``step`` steps."""
+        """Update the average with the weights after ``step`` steps."""
         if step % self.EVERY == 0:
-            taken = step // self.EVERY
+            number = step // self.EVERY
             with torch.no_grad():
-                torch._foreach_lerp_(self._averages, self._weights, 1 - min(self._decay, taken / (9 + taken)))
+                torch._foreach_lerp_(self._averages, self._weights, 1 - min(self._decay, number / (9 + number)))

@@ -1,4 +1,4 @@
-"""``charlm train`` from start to end: what it writes, where, and how a run goes on."""
+"""``charlm train`` from start to end: what it writes, where, and how a run is resumed."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_auto_goes_on_and_max_steps_counts_earlier_attempts(charlm, desk):
 
 
 def test_auto_starts_where_nothing_is_and_must_does_not(charlm, desk):
-    """Failing would mean that a script cannot tell "go on" from "go on or start"."""
+    """Failing would mean that a script cannot tell "resume" from "resume or start"."""
     refused = charlm("train", "recipe.yaml", "--out", "new", "--resume", "must")
     assert refused.code == 2 and "no run in new" in refused.err
     assert not (desk / "new").exists()
@@ -159,7 +159,7 @@ def test_a_fixed_key_cannot_change_while_a_run_goes_on(charlm, desk):
 
 
 def test_a_changed_text_is_not_gone_on_with(charlm, desk):
-    """Failing would mean that a run goes on with another text without saying so."""
+    """Failing would mean that a run is resumed with another text without a message."""
     charlm("train", "recipe.yaml", "--out", "run", "-q", "--max-steps", 1)
     (desk / "text.txt").write_text("another text altogether\n" * 100, encoding="utf-8")
     done = charlm("train", "recipe.yaml", "--out", "run", "--resume", "auto")
@@ -241,7 +241,7 @@ def test_the_summary_says_which_weights_and_which_characters(charlm, desk):
     finished = charlm("train", "recipe.yaml", "--out", "run", "--resume", "auto", *keys)
     assert "best weights  step 20\n" in finished.err
     again = charlm("train", "recipe.yaml", "--out", "run", "--resume", "auto", *keys)
-    assert "this run is finished" in again.err and "--set train.total_steps=40" in again.err
+    assert "this run is finished" in again.err and "resume it with train.total_steps=40" in again.err
 
 
 def test_a_text_is_a_recipe(charlm, desk):
@@ -300,7 +300,7 @@ def test_only_the_authors_own_recipe_is_compared_with_its_result(charlm, desk, m
 
 
 def test_going_on_needs_neither_the_unit_nor_the_split_again(charlm, desk):
-    """Failing would mean that a run is resumed only by who remembers every override that began it."""
+    """Failing would mean that a run can be resumed only with every override that it was started with."""
     given = ["--set", "data.unit=byte", "--set", "data.split=[0.8, 0.1, 0.1]", "--set", "train.seed=3"]
     assert charlm("train", "recipe.yaml", "--out", "run", "-q", "--max-steps", 1, *given).code == 0
     done = charlm("train", "recipe.yaml", "--out", "run", "-q", "--max-steps", 2, "--resume", "auto", "--json")
@@ -310,7 +310,7 @@ def test_going_on_needs_neither_the_unit_nor_the_split_again(charlm, desk):
 
 
 def test_the_command_that_goes_on_names_the_device(charlm, desk):
-    """Failing would mean that a run that was kept on the CPU goes on on a GPU, which is not exact."""
+    """Failing would mean that a run that was kept on the CPU is resumed on a GPU, which is not bit-identical."""
     done = charlm("train", "recipe.yaml", "--out", "run", "--device", "cpu", "--max-steps", 1)
     assert "--device cpu --resume auto" in done.err
 

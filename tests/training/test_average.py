@@ -1,4 +1,4 @@
-"""The average of the weights: what it is, that it is validated beside them, and that the better of the two is handed over."""
+"""The average of the weights: its formula, its validation beside the weights, and the choice of the better of the two."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from charlm.evaluation.perplexity import carried
 from charlm.training.weight_average import WeightAverage
 
 
-def test_it_is_the_average_that_is_documented(network: Callable[..., Any]) -> None:
+def test_the_average_has_the_documented_formula(network: Callable[..., Any]) -> None:
     """If this fails, the average remembers for longer or shorter than `decay` says, or starts from the initial weights."""
     model = network(9, hidden=4)
     average = WeightAverage(model, decay=0.9)
@@ -44,9 +44,9 @@ def test_the_better_of_the_two_is_the_runs_best(
     rate: float,
     averaged: bool,
 ) -> None:
-    """If this fails, `best` is the worse of weights and average, or the figure at the end is another model's.
+    """If this fails, `best` is the worse of weights and average, or the result at the end is another model's.
 
-    A high constant rate throws the weights about, which their average evens out; at a low one the average only lags behind.
+    With a high constant rate the weights oscillate, and their average is better. With a low one the average only lags behind.
     """
     keys = ("train.optimizer=sgd", f"train.lr={rate}", "train.schedule=constant", "train.average=0.98", "train.total_steps=400",
             "evaluate.every=100", "train.batch=2", "train.clip=null")  # fmt: skip
@@ -65,8 +65,8 @@ def test_the_better_of_the_two_is_the_runs_best(
     assert run.record["nats_per_character"] == pytest.approx(carried(best.model(torch.device("cpu")), text).nats_per_character)
 
 
-def test_without_it_nothing_is_said(tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path) -> None:
-    """If this fails, runs without an average carry one."""
+def test_runs_without_an_average_have_none(tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path) -> None:
+    """If this fails, runs without `train.average` store or report one."""
     run = tiny_run(english_file, tmp_path)
     assert all("average_nats" not in line for line in run.lines("evaluation"))
     assert not load(tmp_path / "last.safetensors").average

@@ -1,4 +1,4 @@
-"""What a recipe leaves open follows from the length of its text."""
+"""Defaults for recipes without a length, from the length of their text."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def test_every_length_and_time_gives_a_recipe(characters: int, budget: float) ->
     assert checked.train.epochs <= defaults.PASSES
 
 
-def test_the_more_often_a_text_is_read_the_more_is_dropped() -> None:
-    """If this fails, a short text is learned by heart, or a long one is held back for nothing."""
+def test_more_epochs_get_more_dropout() -> None:
+    """If this fails, a short text is overfitted, or a long one is regularised without need."""
     dropouts = [defaults.rule(characters)["model"]["dropout"] for characters in (10**8, 10**7, 10**6, 10**5, 10**4)]
     assert dropouts == sorted(dropouts)
     assert dropouts[:2] == [0, 0] and dropouts[2] == pytest.approx(0.43, abs=0.01) and dropouts[-1] > 0.6
 
 
-def test_what_the_recipe_says_stays() -> None:
-    """If this fails, a value that a user gave is overridden by the rule."""
+def test_values_of_the_recipe_stay() -> None:
+    """If this fails, a default replaces a value that a user set."""
     recipe = _recipe(model={"hidden": 48, "input": "one-hot"}, train={"lr": 0.01, "average": 0})
     planned = defaults.with_defaults(recipe, defaults.rule(10**6))
     assert (planned.model.hidden, planned.train.lr, planned.train.average, planned.model.input_dropout) == (48, 0.01, 0, 0)
@@ -81,8 +81,8 @@ def _started(
     return start(LoadedRecipe("mine", recipe, corpus.parent), Options(out, limits, resume=resume, device="cpu"))
 
 
-def test_a_run_says_and_stores_what_was_chosen_and_goes_on_with_it(tmp_path: Path, english_file: Path) -> None:
-    """If this fails, the user does not learn what trains, or a resumed run is planned anew and refused."""
+def test_a_run_reports_stores_and_resumes_with_its_defaults(tmp_path: Path, english_file: Path) -> None:
+    """If this fails, defaults are not reported, or a resumed run is planned again and refused."""
     first = _started(english_file, tmp_path, max_steps=3)
     (said,) = [notice for notice in first.notices if "chosen" in notice]
     assert "model.hidden=256" in said and "train.epochs=40" in said
@@ -116,8 +116,8 @@ SMALL = ("model.hidden=8", "train.batch=2", "train.seq_length=4")
 """So slow for each character that a few seconds are less than 40 passes."""
 
 
-def test_a_time_limit_plans_a_length_that_is_open(tmp_path: Path, english_file: Path) -> None:
-    """If this fails, `--max-time` cuts the cosine of a long plan in its middle, or a resumed run is planned anew."""
+def test_a_time_limit_plans_the_length(tmp_path: Path, english_file: Path) -> None:
+    """If this fails, `--max-time` cuts the cosine of a long plan in its middle, or a resumed run is planned again."""
     first = _ended(_started(english_file, tmp_path, *SMALL, max_steps=1, max_seconds=4.0))
     epochs = first.trainer.recipe.train.epochs
     assert 0 < epochs < 40
@@ -146,7 +146,7 @@ def test_another_time_replans_a_resumed_run_once(tmp_path: Path, english_file: P
 
 
 def test_another_length_keeps_what_was_chosen(tmp_path: Path, english_file: Path) -> None:
-    """If this fails, a planned run that is lengthened goes on with another learning rate and dropout than it began with."""
+    """If this fails, a planned run that is lengthened continues with another learning rate and dropout than before."""
     first = _ended(_started(english_file, tmp_path, "model.hidden=8", max_steps=1))
     again = _started(english_file, tmp_path, "model.hidden=8", "train.total_steps=5000", max_steps=2, resume="must")
     again.trainer.folder.close()
@@ -155,8 +155,8 @@ def test_another_length_keeps_what_was_chosen(tmp_path: Path, english_file: Path
     assert now.train == was.train.model_copy(update={"epochs": None, "total_steps": 5000})
 
 
-def test_a_short_time_is_still_mostly_for_learning(tmp_path: Path) -> None:
-    """If this fails, who gives a minute gets one update, or a checkpoint that cannot be read."""
+def test_a_short_time_is_mostly_for_training(tmp_path: Path) -> None:
+    """If this fails, a run of a minute has one step, or its checkpoint cannot be read."""
     text = tmp_path / "long.txt"
     text.write_text("so it goes, and so it goes on. " * 20_000, encoding="utf-8")
     begun = _started(text, tmp_path / "r", "train.time=2s", "model.hidden=8", max_steps=1)
@@ -179,7 +179,7 @@ def test_no_length_is_a_length_of_null(tmp_path: Path, english_file: Path) -> No
 
 @pytest.mark.parametrize("length", ["train.total_steps=5", "train.epochs=3"])
 def test_a_run_that_had_a_length_keeps_it(tmp_path: Path, english_file: Path, length: str) -> None:
-    """If this fails, who forgets `--set` when going on gets another plan, or none."""
+    """If this fails, resuming without the old `--set` gives another plan, or none."""
     first = _ended(_started(english_file, tmp_path, length, "model.hidden=8", "model.layers=2", max_steps=1))
     again = _ended(_started(english_file, tmp_path, max_steps=2, resume="must"))
     assert again.trainer.plan.total_steps == first.trainer.plan.total_steps
@@ -205,7 +205,7 @@ def test_fine_tuning_takes_the_architecture_from_the_checkpoint(tmp_path: Path, 
 
 
 def test_a_lost_best_is_measured_anew(tmp_path: Path, english_file: Path) -> None:
-    """If this fails, a run's last figure belongs to weights that are in none of its files."""
+    """If this fails, a run's result belongs to weights that are in none of its files."""
     overrides = ["model.hidden=8", "train.total_steps=6", "train.average=0.9"]
     _ended(_started(english_file, tmp_path, *overrides, max_steps=None))
     (tmp_path / "best.safetensors").unlink()

@@ -100,7 +100,7 @@ def halves(
     in_new_process: Callable[..., Any],
     english_file: Path,
 ) -> dict[str, tuple[Path, Path, dict[str, Any]]]:
-    """Each case stopped after K steps (first folder), and gone on with in one new process (second folder)."""
+    """Each case stopped after K steps (first folder), and resumed in a new process (second folder)."""
     folder = tmp_path_factory.mktemp("halves")
     for case, keys in CASES.items():
         tiny_run(english_file, folder / "first" / case, *COMMON, *keys, max_steps=K)
@@ -208,7 +208,7 @@ def test_another_length_and_a_finished_run_are_said(tmp_path: Path, tiny_run: Ca
     tiny_run(english_file, tmp_path / "r", *keys, "train.total_steps=6")
     run = tiny_run(english_file, tmp_path / "r", *keys, "train.total_steps=6", resume="auto")
     (said,) = [notice for notice in run.notices if "finished" in notice]
-    assert "6 steps" in said and "--set train.total_steps=12" in said
+    assert "6 steps" in said and "train.total_steps=12" in said
     longer = tiny_run(english_file, tmp_path / "r", *keys, "train.total_steps=12", resume="auto")
     (said,) = [notice for notice in longer.notices if "planned length" in notice]
     assert "12 steps, not 6 steps" in said and "from step 7 on" in said and "cosine" in said
@@ -278,7 +278,7 @@ def test_a_stop_interrupts_samples_and_validation_which_a_resumed_run_repeats(
             trainer.request_stop("interrupted")
             interrupted.append(trainer.step)
             options["progress"](1, 1_000_000)
-            raise AssertionError("it goes on although a stop was requested")
+            raise AssertionError("it continues although a stop was requested")
         return original(*arguments, **options)
 
     with monkeypatch.context() as patched:
@@ -328,7 +328,7 @@ def _killed(begin: Callable[..., Any], corpus: Path, out: Path, *keys: str, afte
 def test_logs_are_cut_back_to_the_checkpoint(
     tmp_path: Path, begin: Callable[..., Any], tiny_run: Callable[..., Any], english_file: Path
 ) -> None:
-    """If this fails, a step that was done twice because of a crash stands twice in metrics.jsonl or samples.txt."""
+    """If this fails, a step that was repeated after a crash is twice in metrics.jsonl or samples.txt."""
     keys = (*COMMON[:-3], "evaluate.every=5", "checkpoint.every=5", "sample.every=1", "sample.length=3")
     out = tmp_path / "killed"
     _killed(begin, english_file, out, *keys, after=8)
@@ -405,7 +405,7 @@ def test_a_real_process_interrupted_or_killed_goes_on_exactly(
     record = json.loads(stdout.splitlines()[-1])
     assert record["stopped_because"] == "interrupted"
     assert record["step"] == describe(outs[signal.SIGINT] / "last.safetensors")["progress"]["step"], "not saved"
-    assert "--resume auto" in stderr, "it does not say how to go on"
+    assert "--resume auto" in stderr, "it does not say how to resume"
     assert "Traceback" not in stderr
     processes[signal.SIGKILL].communicate(timeout=60)
     assert processes[signal.SIGKILL].returncode == -signal.SIGKILL
@@ -459,7 +459,7 @@ def test_an_unreadable_last_falls_back_on_previous(
 
 
 def test_a_damaged_last_does_not_become_previous(first_half: Path, tiny_run: Callable[..., Any], english_file: Path) -> None:
-    """If this fails, going on from `previous` destroys it: killed before the next save, nothing readable is left."""
+    """If this fails, resuming from `previous` destroys it: killed before the next save, nothing readable is left."""
     previous = (first_half / "previous.safetensors").read_bytes()
     step = describe(first_half / "previous.safetensors")["progress"]["step"]
     (first_half / "last.safetensors").write_bytes(b"damaged")
@@ -521,7 +521,7 @@ def test_a_run_with_no_readable_checkpoint_is_refused(first_half: Path, go_on: C
 
 
 def test_a_changed_fixed_field_is_refused_with_both_values(first_half: Path, go_on: Callable[..., Any]) -> None:
-    """If this fails, a run goes on as another model; afterwards the folder must be unlocked and unchanged."""
+    """If this fails, a run is resumed as another model; afterwards the folder must be unlocked and unchanged."""
     before = _tensors(first_half)
     with pytest.raises(RecipeError, match=r"(?s)model\.hidden: was 16, is now 17.*train\.seed: was 1, is now 2"):
         go_on("model.hidden=17", "train.seed=2")
@@ -545,7 +545,7 @@ def test_a_changed_learning_rate_is_taken_and_said(
 def test_another_text_is_refused(
     first_half: Path, tiny_run: Callable[..., Any], english: Callable[..., str], tmp_path: Path
 ) -> None:
-    """If this fails, a run goes on in another text at a position that means nothing there."""
+    """If this fails, a run is resumed in another text, at a position that means nothing there."""
     other = tmp_path / "english.txt"
     other.write_text(english(6000, seed=8), encoding="utf-8")
     with pytest.raises(RecipeError, match=r"is not the one this run was started with \(sha256 was"):
@@ -589,7 +589,7 @@ def command(endless: tuple[Path, tuple[str, ...]], capsys: pytest.CaptureFixture
 
 
 def test_resume_must_in_an_empty_folder_exits_2(tmp_path: Path, command: Callable[..., Any]) -> None:
-    """If this fails, a mistyped --out starts a new run where one was to go on."""
+    """If this fails, a mistyped --out starts a new run where one was to be resumed."""
     (tmp_path / "empty").mkdir()
     for out in (tmp_path / "nowhere", tmp_path / "empty"):
         code, stderr = command("--out", out, "--resume", "must")
@@ -607,6 +607,6 @@ def test_the_command_line_refuses_with_2(tmp_path: Path, command: Callable[..., 
     code, stderr = command("--out", out, "--resume", "auto", "--set", "model.hidden=5")
     assert (code, "model.hidden: was 16, is now 5" in stderr) == (2, True)
     code, stderr = command("--out", out, "--resume", "auto", "--overwrite")
-    assert (code, "Choose one" in stderr) == (2, True)
+    assert (code, "cannot be resumed and started anew" in stderr) == (2, True)
     code, stderr = command("--out", out, "--resume", "must", "--max-steps", "3")
     assert (code, "resumed from" in stderr) == (0, True)
