@@ -29,7 +29,7 @@ from charlm.model.engines import ENGINES
 from charlm.model.language_model import LanguageModel
 from charlm.optimizers import OPTIMIZERS
 from charlm.runtime import arithmetic
-from charlm.sampling import SamplingParams, generate_together, sample
+from charlm.sampling import SamplingParams, generate_parallel, sample
 from charlm.training.optimizer import optimizer_tensors, restore_optimizer
 from charlm.training.update import Updater
 from charlm.training.weight_average import WeightAverage
@@ -234,7 +234,7 @@ def _sampling(section: ModelSection, device: torch.device, length: int) -> tuple
     for engine, on in ((_engine(section, device), device), ("reference", CPU)):
         model = _model(section, engine, on)
         alone = [vocabulary.id_of(ord(one)) for one in sample(model, vocabulary, "12", length, SamplingParams(), seed=1)]
-        together = generate_together(model, vocabulary, [1, 2], SamplingParams(top_p=0.9), 1, [0, 1, 2])
+        together = generate_parallel(model, vocabulary, [1, 2], SamplingParams(top_p=0.9), 1, [0, 1, 2])
         texts.append(alone + [index for _ in range(length // 4) for index in next(together)])
     return float(sum(one != other for one, other in zip(*texts, strict=True))), f"of {len(texts[0])} characters differ"
 

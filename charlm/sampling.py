@@ -1,7 +1,7 @@
-"""Writes text, one character at a time: temperature, top-k, top-p, banned characters, stop text.
+"""Generates text, one character at a time: temperature, top-k, top-p, banned characters, stop text.
 
-The draw is defined here, in float64 and by the ids' order, and not left to a library: the same model, seed and options
-give the same text on every engine.
+The draw is defined here, in float64 and in the order of the ids, not by a library. So the same model, seed and options give
+the same text on every engine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from charlm.threads import Tuner
 
 Probabilities = npt.NDArray[np.float64]
 
-NONFINITE = "the model's scores are NaN or infinite, so nothing can be drawn: its weights have grown too large"
+NONFINITE = "the model's scores are NaN or infinite, so nothing can be drawn: its weights have become too large"
 
 _PROMPT_CHUNK = 1024
 _BLOCK = 128
@@ -34,12 +34,12 @@ _BLOCK = 128
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to choose from a distribution.
+    """Options of the draw from a distribution.
 
     Attributes:
-        temperature: divides the logits; 0: always the likeliest.
-        top_k: keep the k likeliest; 0: all.
-        top_p: keep the likeliest that together reach this probability (Holtzman et al. 2020); 1: all.
+        temperature: divides the logits; 0: always the most likely id.
+        top_k: keep the k most likely ids; 0: all.
+        top_p: keep the most likely ids that together reach this probability (Holtzman et al. 2020); 1: all.
         banned: ids that are never drawn.
     """
 
@@ -60,9 +60,9 @@ class SamplingParams:
 
 
 def distribution(logits: npt.ArrayLike, params: SamplingParams) -> Probabilities:
-    """The probabilities that a character is drawn with, ``(V,)``, summing to 1.
+    """The probabilities of the draw, ``(V,)``, with the sum 1.
 
-    Ties at the border of top-k go to the smaller id, so that exactly k remain.
+    Of equal logits at the border of top-k the smaller ids are kept, so exactly k remain.
     """
     scores = np.array(logits, dtype=np.float64)
     if not np.isfinite(scores).all():
@@ -70,7 +70,7 @@ def distribution(logits: npt.ArrayLike, params: SamplingParams) -> Probabilities
     if params.banned:
         scores[list(params.banned)] = -np.inf
     if not np.isfinite(scores.max()):
-        raise UsageError("every character is banned; nothing is left to draw")
+        raise UsageError("all characters are banned; nothing is left to draw")
     order = np.argsort(-scores, kind="stable")
     if params.temperature == 0:
         scores[order[1:]] = -np.inf
@@ -87,20 +87,23 @@ def distribution(logits: npt.ArrayLike, params: SamplingParams) -> Probabilities
 
 
 def draw(probabilities: Probabilities, uniform: float) -> int:
-    """The id at which the cumulative sum of probabilities, in the ids' order, passes ``uniform`` in [0, 1)."""
+    """The id at which the cumulative sum of probabilities, in the order of the ids, exceeds ``uniform`` in [0, 1)."""
     mass = np.cumsum(probabilities)
     index = int(np.searchsorted(mass, uniform * mass[-1], side="right"))
     return min(index, int(np.flatnonzero(probabilities)[-1]))
 
 
 def start_ids(vocabulary: Vocabulary) -> list[int]:
-    """What stands before an empty prompt: a newline if the model knows it, else its first symbol."""
+    """In place of an empty prompt: a newline if the vocabulary has it, else its first symbol."""
     newline = vocabulary.id_of(ord("\n"))
     return [newline if newline is not None else len(vocabulary) - len(vocabulary.symbols)]
 
 
-def read(model: LanguageModel, ids: Sequence[int]) -> tuple[Probabilities, State]:
-    """Read a prompt from a zero state.
+def prefill(model: LanguageModel, ids: Sequence[int]) -> tuple[Probabilities, State]:
+    """Run the model over a prompt, from a zero state.
+
+    Args:
+        ids: the prompt, not empty.
 
     Returns:
         The logits of the next character ``(V,)``, and the state.
@@ -118,16 +121,16 @@ def read(model: LanguageModel, ids: Sequence[int]) -> tuple[Probabilities, State
 def next_characters(
     model: LanguageModel, vocabulary: Vocabulary, prompt: Sequence[int], params: SamplingParams | None = None
 ) -> dict[str, float]:
-    """The probability of each symbol to follow a prompt, the likeliest first; ``<unk>`` is one of them.
+    """The probability of each symbol to follow a prompt, in descending order; ``<unk>`` is one of the symbols.
 
     Args:
         prompt: ids; empty: see :func:`start_ids`.
-        params: what would be drawn with them; ``None``: what the model predicts.
+        params: of the draw; ``None``: the model's own probabilities.
 
     Returns:
-        A symbol as :meth:`charlm.data.vocabulary.Vocabulary.shown` names it → its probability.
+        Symbol (see :meth:`charlm.data.vocabulary.Vocabulary.shown`) → probability.
     """
-    logits, _ = read(model, prompt or start_ids(vocabulary))
+    logits, _ = prefill(model, prompt or start_ids(vocabulary))
     probabilities = distribution(logits, params or SamplingParams())
     order = np.argsort(-probabilities, kind="stable").tolist()
     return {vocabulary.shown(index): float(probabilities[index]) for index in order}
@@ -142,18 +145,18 @@ def generate(
     number: int = 0,
     precision: str = "fp32",
 ) -> Iterator[int]:
-    """Yield ids without end. Memory does not grow.
+    """Yield ids without end, in constant memory.
 
     Args:
         prompt: ids to continue; empty: see :func:`start_ids`.
-        seed, number: each pair has its own random sequence; ``number`` tells several samples of one seed apart.
-        precision: ``fp32``, or ``bf16`` where the engine has it for sampling: faster, and not the same text.
+        seed, number: each pair has its own random sequence; ``number`` distinguishes samples of one seed.
+        precision: one of the engine's ``sampling_precisions``; ``bf16`` is faster and gives another text.
     """
-    for (index,) in generate_together(model, vocabulary, prompt, params, seed, [number], precision):
+    for (index,) in generate_parallel(model, vocabulary, prompt, params, seed, [number], precision):
         yield index
 
 
-def generate_together(
+def generate_parallel(
     model: LanguageModel,
     vocabulary: Vocabulary,
     prompt: Sequence[int],
@@ -162,13 +165,13 @@ def generate_together(
     numbers: Sequence[int],
     precision: str = "fp32",
 ) -> Iterator[list[int]]:
-    """Yield the next id of N samples that continue one prompt, without end: what :func:`generate` yields for each number."""
-    if vocabulary.unknown_id is not None:  # <unk> is no character
+    """Yield the next ids of N samples that continue one prompt; each sample is that of :func:`generate` for its number."""
+    if vocabulary.unknown_id is not None:  # <unk> is not a character
         params = replace(params, banned=params.banned | {vocabulary.unknown_id})
     random = [np.random.default_rng(derived_seed(seed, "sample", number)) for number in numbers]
     N = len(numbers)
-    logits, state = read(model, prompt or start_ids(vocabulary))
-    distribution(logits, params)  # says so if nothing is left to draw
+    logits, state = prefill(model, prompt or start_ids(vocabulary))
+    distribution(logits, params)  # raises if nothing is left to draw
     state = tuple(part.expand(-1, N, -1) for part in state)
     rows = np.tile(logits, (N, 1))
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -189,7 +192,7 @@ def generate_together(
 
 
 def _in_blocks(sampler: BlockSampler, random: list[np.random.Generator], tuner: Tuner) -> Iterator[list[int]]:
-    """The same with a block of characters per call."""
+    """Yield the next ids of N samples, computed in blocks."""
     count = 1  # the first characters appear at once; the blocks then grow
     while True:
         with tuner.piece(count * len(random)):
@@ -214,10 +217,10 @@ def sample(
     number: int = 0,
     progress: Progress | None = None,
 ) -> str:
-    """``length`` new characters after ``prompt``; unknown characters of the prompt are read as ``<unk>``.
+    """Generate ``length`` characters after ``prompt``. Unknown characters of the prompt are read as ``<unk>``.
 
     Args:
-        progress: called after each block of characters with (drawn, in all); may raise to end it.
+        progress: called after each block of characters with (drawn, length); may raise to end the sampling.
     """
     ids = generate(model, vocabulary, vocabulary.encode(prompt, "map"), params, seed, number)
     drawn: list[int] = []
@@ -228,8 +231,8 @@ def sample(
     return vocabulary.decode(drawn)
 
 
-def until(pieces: Iterator[bytes], stop: bytes) -> Iterator[bytes]:
-    """Pass pieces on until ``stop`` has appeared; it is left out. What may still become ``stop`` is held back."""
+def truncate_at_stop(pieces: Iterator[bytes], stop: bytes) -> Iterator[bytes]:
+    """Yield pieces up to the first ``stop``, exclusive. An end that may be the beginning of ``stop`` is held back."""
     if not stop:
         yield from pieces
         return

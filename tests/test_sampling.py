@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from charlm.data.vocabulary import Vocabulary
 from charlm.errors import UsageError
 from charlm.runtime import derived_seed
-from charlm.sampling import SamplingParams, distribution, draw, generate, read, sample, start_ids, until
+from charlm.sampling import SamplingParams, distribution, draw, generate, sample, start_ids, truncate_at_stop
 
 LETTERS = Vocabulary("char", tuple(map(ord, "\nabcdefgh")))
 LOGITS = np.log([0.4, 0.3, 0.2, 0.1])
@@ -145,7 +145,7 @@ def test_generating_is_reading_what_was_written(model: Callable[..., Any]) -> No
     ids = list(itertools.islice(generate(network, LETTERS, prompt, SamplingParams(), 3), 40))
     random = iter(np.random.default_rng(derived_seed(3, "sample", 0)).random(40))
     for n, index in enumerate(ids):
-        logits, _ = read(network, prompt + ids[:n])
+        logits, _ = prefill(network, prompt + ids[:n])
         expected = draw(distribution(logits, SamplingParams(banned=frozenset({0}))), next(random))
         assert index == expected
 
@@ -155,7 +155,7 @@ def test_greedy_text_is_the_likeliest_each_time(model: Callable[..., Any]) -> No
     network = model()
     ids = list(itertools.islice(generate(network, LETTERS, [2, 3], SamplingParams(temperature=0), 1), 20))
     for n, index in enumerate(ids):
-        logits, _ = read(network, [2, 3, *ids[:n]])
+        logits, _ = prefill(network, [2, 3, *ids[:n]])
         assert index == 1 + int(np.argmax(logits[1:]))
     assert ids == list(itertools.islice(generate(network, LETTERS, [2, 3], SamplingParams(temperature=0), 99, 7), 20))
 
@@ -184,9 +184,9 @@ def test_an_empty_prompt_starts_after_a_line_end(model: Callable[..., Any]) -> N
 def test_a_prompt_longer_than_a_chunk(model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """If this fails, a long prompt's beginning is forgotten at a chunk's border."""
     prompt = LETTERS.encode("abcdefgh" * 5)
-    whole, state = read(model(), prompt)
+    whole, state = prefill(model(), prompt)
     monkeypatch.setattr("charlm.sampling._PROMPT_CHUNK", 7)
-    pieces, again = read(model(), prompt)
+    pieces, again = prefill(model(), prompt)
     np.testing.assert_allclose(pieces, whole, atol=1e-6)
     torch.testing.assert_close(again[0], state[0], rtol=0, atol=1e-6)
 
@@ -235,7 +235,7 @@ _small = st.binary(max_size=12).map(lambda data: bytes(b"ab"[byte % 2] for byte 
 def test_until_cuts_at_the_first_stop(pieces: list[bytes], stop: bytes) -> None:
     """If this fails, text after the stop is passed on, or text before it is lost, for some way of cutting the stream."""
     whole = b"".join(pieces)
-    assert b"".join(until(iter(pieces), stop)) == (whole.split(stop)[0] if stop else whole)
+    assert b"".join(truncate_at_stop(iter(pieces), stop)) == (whole.split(stop)[0] if stop else whole)
 
 
 @given(pieces=st.lists(_small, max_size=8), stop=_small.filter(bool))
@@ -252,11 +252,11 @@ def test_until_passes_on_what_cannot_become_the_stop(pieces: list[bytes], stop: 
             given_ += piece
             yield piece
 
-    for piece in until(feed(), stop):
+    for piece in truncate_at_stop(feed(), stop):
         passed += piece
         assert stop not in passed
 
 
 def test_until_stops_reading() -> None:
     """If this fails, a model goes on writing after the stop text: an endless stream must end."""
-    assert b"".join(until(itertools.cycle([b"x", b"y."]), b".x")) == b"xy"
+    assert b"".join(truncate_at_stop(itertools.cycle([b"x", b"y."]), b".x")) == b"xy"

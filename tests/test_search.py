@@ -69,10 +69,10 @@ def test_other_settings_are_other_runs(search: Any, recipe: str, tmp_path: Path)
         search.trained(narrow, 3, 1, tmp_path / "runs")
 
 
-def test_settings_without_a_figure_are_an_error(search: Any, recipe: str, tmp_path: Path) -> None:
+def test_settings_without_a_result_are_an_error(search: Any, recipe: str, tmp_path: Path) -> None:
     """If this fails, a search without validation text ends with a traceback after its first training."""
     (candidate,) = search.candidates([recipe], overrides=["data.split=[1, 0, 0]"])
-    with pytest.raises(UsageError, match="no validation figure"):
+    with pytest.raises(UsageError, match="no validation result"):
         search.trained(candidate, 3, 1, tmp_path / "runs")
 
 

@@ -67,7 +67,7 @@ def sample(
         raise _too_long(f"{num:,} × {length:,}")
 
     from charlm.loaded import load
-    from charlm.sampling import SamplingParams, next_characters, until
+    from charlm.sampling import SamplingParams, next_characters, truncate_at_stop
 
     opened = load(checkpoint, device)
     network, vocabulary = opened.network, opened.vocabulary
@@ -90,7 +90,7 @@ def sample(
     drawn: Iterator[Iterable[int]] = _samples(network, vocabulary, ids, params, seed, num, length, precision.value)
     if as_json:
         drawn = _limited(drawn)
-    samples = (until((_bytes_of(index, vocabulary) for index in one), end) for one in drawn)
+    samples = (truncate_at_stop((_bytes_of(index, vocabulary) for index in one), end) for one in drawn)
     if as_json:
         collected = [_joined(pieces) for pieces in samples]
         record = {
@@ -142,7 +142,7 @@ def _samples(
     Args:
         length: of each; 0: without end.
     """
-    from charlm.sampling import generate, generate_together
+    from charlm.sampling import generate, generate_parallel
 
     side_by_side = model.engine.samples_in_parallel
     most = min(_GROUP, _GROUP_CHARACTERS // length) if side_by_side and length else 1
@@ -154,7 +154,7 @@ def _samples(
             yield islice(ids, length) if length else ids
         else:
             numbers = range(start, start + size)
-            rows = islice(generate_together(model, vocabulary, prompt, params, seed, numbers, precision), length)
+            rows = islice(generate_parallel(model, vocabulary, prompt, params, seed, numbers, precision), length)
             yield from zip(*rows, strict=True)
         start, size = start + size, max(1, min(4 * size, most))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -83,7 +84,7 @@ def compare(
     equal: Equal = "characters",
     max_time: float | str | None = None,
     to: float | None = None,
-    out: Path | None = None,
+    out: str | os.PathLike[str] | None = None,
     resume: Resume = "auto",
     overwrite: bool = False,
     device: str = "auto",
@@ -116,7 +117,7 @@ def compare(
     """
     seconds = _check(vary, seeds, equal, max_time, to)
     planned = candidates(recipes, cells, vary, overrides)
-    folder = out if out is not None else default_folder(recipes, equal)
+    folder = Path(out) if out is not None else default_folder(recipes, equal)
     runner = _Runner(folder, "never" if overwrite else resume, overwrite, device, reporter or SilentReporter())
     if equal == "parameters":
         planned = runner.with_equal_parameters(planned)

@@ -283,13 +283,13 @@ def test_many_short_samples_appear_as_they_are_drawn(charlm: Any, trained: Path,
     from charlm import sampling
 
     drawn: list[int] = []
-    original = sampling.generate_together
+    original = sampling.generate_parallel
 
     def counted(model: Any, vocabulary: Any, prompt: Any, params: Any, seed: int, numbers: Any, *rest: Any) -> Any:
         drawn.append(len(numbers))
         return original(model, vocabulary, prompt, params, seed, numbers, *rest)
 
-    monkeypatch.setattr(sampling, "generate_together", counted)
+    monkeypatch.setattr(sampling, "generate_parallel", counted)
     monkeypatch.setattr("charlm.cli.sample._GROUP", 10)
     grouped = charlm("sample", trained / "run", "--num", 30, "--length", 3, "--seed", 4).text
     assert drawn[0] == 1 and max(drawn) <= 10 and sum(drawn) == 30

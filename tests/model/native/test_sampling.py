@@ -14,7 +14,7 @@ from charlm.data.vocabulary import Vocabulary
 from charlm.errors import DivergedError
 from charlm.model.language_model import LanguageModel
 from charlm.model.native.sampling import NativeSampler
-from charlm.sampling import SamplingParams, generate, generate_together, read
+from charlm.sampling import SamplingParams, generate, generate_parallel, prefill
 from charlm.threads import use
 
 LETTERS = Vocabulary("char", tuple(range(97, 97 + 40)))
@@ -69,7 +69,7 @@ def test_every_setting_is_the_reference_s(params: SamplingParams) -> None:
 def test_samples_side_by_side_are_each_what_they_are_alone(fixture: str) -> None:
     """If this fails, `--num 5` writes other texts than five commands."""
     model = _model(fixture)
-    together = list(itertools.islice(generate_together(model, LETTERS, [4, 9, 1], SamplingParams(), 7, range(5)), 200))
+    together = list(itertools.islice(generate_parallel(model, LETTERS, [4, 9, 1], SamplingParams(), 7, range(5)), 200))
     for number in range(5):
         assert [row[number] for row in together] == _text(model, SamplingParams(), 200, number=number)
 
@@ -104,7 +104,7 @@ def test_weights_that_are_not_numbers_are_named() -> None:
 def test_scores_that_stop_being_numbers_do_not_crash() -> None:
     """If this fails, a state that overflows while the text is written reads or writes outside its place."""
     model = _model("rnn, three layers")
-    logits, state = read(model, [4, 9, 1])
+    logits, state = prefill(model, [4, 9, 1])
     spoilt = tuple(torch.full_like(part, torch.nan) for part in state)
     for params in (SamplingParams(), *SETTINGS[1:]):
         sampler = NativeSampler(
