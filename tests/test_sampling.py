@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from charlm.data.vocabulary import Vocabulary
 from charlm.errors import UsageError
 from charlm.runtime import derived_seed
-from charlm.sampling import SamplingParams, distribution, draw, generate, sample, start_ids, truncate_at_stop
+from charlm.sampling import SamplingParams, distribution, draw, generate, prefill, sample, start_ids, truncate_at_stop
 
 LETTERS = Vocabulary("char", tuple(map(ord, "\nabcdefgh")))
 LOGITS = np.log([0.4, 0.3, 0.2, 0.1])
