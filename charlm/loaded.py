@@ -1,4 +1,4 @@
-"""A trained model, opened: the one way from a run's name, folder or file to something that writes and answers questions.
+"""Opens a trained model from a run's name, folder or file, for sampling and evaluation.
 
 :func:`load` and :class:`Model` are public (``charlm.load``, ``charlm.Model``), and the commands use them too.
 """
@@ -33,7 +33,7 @@ from charlm.runtime import prepare, resolve_device
 from charlm.sampling import SamplingParams, generate, next_characters
 
 Unknown = Literal["error", "skip", "map"]
-"""What happens to characters outside a vocabulary: refused, left out, or read as ``<unk>``."""
+"""Treatment of characters outside a vocabulary: refused, left out, or read as ``<unk>``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,9 +42,9 @@ class Model:
 
     Attributes:
         path: the checkpoint's file.
-        checkpoint: what is stored there.
+        checkpoint: its content.
         network: the weights, on ``device``.
-        device: where it computes.
+        device: the device of the computations.
     """
 
     path: Path
@@ -54,12 +54,12 @@ class Model:
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe that it was trained with."""
+        """The recipe of its training."""
         return self.checkpoint.recipe
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """The symbols that it knows."""
+        """Its symbols."""
         return self.checkpoint.vocabulary
 
     @property
@@ -83,22 +83,22 @@ class Model:
         *,
         unknown: Unknown = "error",
     ) -> str:
-        """Continue a prompt; the same seed and options give the same text on every engine, and in ``charlm sample``.
+        """Continue a prompt; the same seed and options give the same text on every engine and in ``charlm sample``.
 
         Args:
-            prompt: text to continue; empty: as after a line end.
-            length: how many characters (bytes, with ``data.unit: byte``) to write.
-            temperature: below 1 safer, above 1 wilder; 0: always the likeliest.
-            top_k: draw only from the k likeliest; 0: from all.
-            top_p: draw only from the likeliest that together reach this probability.
-            seed: ``None``: drawn.
-            unknown: what happens to characters of the prompt that the vocabulary lacks.
+            prompt: text to continue; empty: a line end.
+            length: number of new characters (bytes, with ``data.unit: byte``).
+            temperature: below 1: safer; above 1: more random; 0: always the most likely character.
+            top_k: draw only from the k most likely characters; 0: all.
+            top_p: draw only from the most likely characters that together reach this probability.
+            seed: ``None``: random.
+            unknown: treatment of prompt characters outside the vocabulary.
 
         Returns:
             The new characters only.
 
         Raises:
-            UsageError: an option is out of its range, or the prompt has unknown characters.
+            UsageError: an option is out of range, or the prompt has unknown characters.
         """
         if length < 0:
             raise UsageError(f"{length}: expected 0 or more", parameter="length")
@@ -111,18 +111,18 @@ class Model:
         """Score every character but the first, each given all before it: the exact result of ``charlm eval perplexity``.
 
         Args:
-            text: is read as the recipe reads its corpus (see :meth:`as_read`); unknown characters are scored as ``<unk>``.
+            text: read as the recipe reads its corpus (see :meth:`as_read`); unknown characters are scored as ``<unk>``.
 
         Raises:
             CorpusError: the text has fewer than two characters.
         """
         read = self._text(text)
         if len(read) < 2:
-            raise CorpusError(f"the text has {len(read)} characters; at least two are needed, the first is not scored")
+            raise CorpusError(f"the text has {len(read)} characters; expected at least two, since the first is not scored")
         return perplexity.carried(self.network, read, unknown_id=self.vocabulary.unknown_id)
 
     def next_characters(self, prompt: str, *, unknown: Unknown = "error") -> dict[str, float]:
-        """The probability of each symbol to follow a prompt, the likeliest first.
+        """The probability of each symbol to follow a prompt, in descending order.
 
         ``<unk>`` is one of the symbols. Bytes that are not printable ASCII are named ``\\xNN``.
 
@@ -147,10 +147,10 @@ class Model:
         return hidden_states(self.network, self._text(text), which)
 
     def attention(self, text: str) -> npt.NDArray[np.float64]:
-        """How much a model with ``model.attention`` looks at each earlier step at the end of a text of N characters.
+        """The attention weights at the end of a text of N characters, for a model with ``model.attention``.
 
         Returns:
-            ``(N − 1,)``, oldest first. What is missing from a sum of 1 looks at nothing.
+            ``(N − 1,)``, oldest first. 1 − their sum is the weight of attending to nothing.
 
         Raises:
             UsageError: the model has no attention, or the text has fewer than two characters.
@@ -181,13 +181,13 @@ def load(checkpoint: str | os.PathLike[str], device: str | torch.device = "auto"
     """Open a trained model.
 
     Args:
-        checkpoint: a file, a run's folder (its best weights), or the name of a run under ``checkpoints/``.
+        checkpoint: a file, a run's folder (best weights), or the name of a run under ``checkpoints/``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         engine: ``native``, ``torch`` or ``reference``; ``auto``: the fastest here. All give the same results.
 
     Raises:
         UsageError: no such checkpoint, device or engine, or an engine that cannot run the model here.
-        CheckpointError: the file is damaged or is not charlm's.
+        CheckpointError: the file is damaged, or was not written by charlm.
     """
     if engine != "auto" and engine not in ENGINES:
         raise UsageError(f"{engine}: expected auto, {' or '.join(ENGINES)}", parameter="engine")
@@ -200,14 +200,14 @@ def load(checkpoint: str | os.PathLike[str], device: str | torch.device = "auto"
 
 
 def info(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a checkpoint says of itself, without loading its weights: the keys of ``charlm info --json``.
+    """The content of a checkpoint without its weights: the keys of ``charlm info --json``.
 
     Args:
         checkpoint: see :func:`load`.
 
     Raises:
         UsageError: no such checkpoint.
-        CheckpointError: the file is damaged or is not charlm's.
+        CheckpointError: the file is damaged, or was not written by charlm.
     """
     path = checkpoints.find_checkpoint(os.fspath(checkpoint))
     return {"checkpoint": str(path), **checkpoints.describe(path)}

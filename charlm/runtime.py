@@ -85,7 +85,7 @@ def cpu_bf16_instructions() -> str:
 
 @cache
 def cpu_name() -> str:
-    """The processor's model name, for reports."""
+    """The processor's model name, for results and reports."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):

@@ -26,7 +26,7 @@ from charlm.threads import Tuner
 
 Probabilities = npt.NDArray[np.float64]
 
-NONFINITE = "the model's scores are NaN or infinite, so nothing can be drawn: its weights have become too large"
+NONFINITE = "the model's logits are NaN or infinite, so nothing can be drawn: its weights have become too large"
 
 _PROMPT_CHUNK = 1024
 _BLOCK = 128

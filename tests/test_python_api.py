@@ -172,5 +172,5 @@ def test_hidden_states_are_those_of_the_equations(run: Path, engine: str, englis
             np.testing.assert_allclose(h[place], state[0][:, 0], atol=1e-5)
             np.testing.assert_allclose(c[place], state[1][:, 0], atol=1e-5)
     assert model.hidden_states("").shape == (0, 2, 12)
-    with pytest.raises(UsageError, match=r"^which 'z': a lstm has the state h and c"):
+    with pytest.raises(UsageError, match=r"^which 'z': expected h or c, the state of the cell lstm"):
         model.hidden_states(text, "z")

@@ -100,7 +100,7 @@ def test_tastes_that_cannot_be() -> None:
     for wrong in ({"temperature": -1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.1}):
         with pytest.raises(UsageError, match=r"^t"):
             SamplingParams(**wrong)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="every character is banned"):
+    with pytest.raises(UsageError, match="all characters are banned"):
         distribution([1.0, 2.0], SamplingParams(banned=frozenset({0, 1})))
 
 

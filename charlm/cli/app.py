@@ -1,6 +1,6 @@
-"""Puts the commands together and turns what goes wrong into a few plain lines and an exit code.
+"""Assembles the commands and turns errors into short messages and exit codes.
 
-0 done; 2 the command or recipe is wrong; 1 anything else that failed; 130 interrupted.
+0: done; 2: the command or the recipe is wrong; 1: another failure; 130: interrupted.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _Interrupted(Exception):  # noqa: N818 - not an error
 
 
 class _Commands(TyperGroup):
-    """Hands Ctrl-C on, which Typer would answer with silence."""
+    """Passes Ctrl-C on, which Typer would hide."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -78,7 +78,7 @@ def _global_options(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Options of every command. ``--debug`` is read by :func:`run`, since it also matters before a command starts."""
+    """Options of every command. ``--debug`` is read by :func:`run`, since it also applies before a command starts."""
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -120,7 +120,7 @@ def _outcome(given: list[str], debug: bool) -> int:
 
 
 def _undelivered(error: OutputError) -> int:
-    """``charlm sample … | head`` is no failure: the reader has read enough. Any other broken output is one."""
+    """If the reader closed the pipe (``charlm sample … | head``), this is no failure; any other broken output is."""
     if error.reader_left:
         return 0
     complain(str(error))
@@ -136,7 +136,7 @@ def _explain(error: Exception) -> int:
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        advice = "\nMake room. What was saved before is whole; resume a training with --resume auto." if full else ""
+        advice = "\nFree some space. Saved files are intact; resume a training with --resume auto." if full else ""
         complain(f"{error.strerror or error}{where}{advice}")
     elif isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "allocate memory" in str(error):
         complain(f"not enough memory: {error}\nUse a smaller train.batch, train.seq_length or model.hidden.")
@@ -152,8 +152,8 @@ def _flag(name: str, value: object) -> str:
 
 
 def _explain_usage(error: Any) -> int:
-    """In our own few lines, where Typer would draw a box."""
-    if message := str(error.format_message()):  # empty: no arguments were given, and the help has been printed
+    """In the same form as other errors, without Typer's box."""
+    if message := str(error.format_message()):  # empty: no arguments, and the help was printed
         command = error.ctx.command_path if error.ctx is not None else "charlm"
-        complain(f"{message}\nTo see what can be given: {command} --help")
+        complain(f"{message}\nSee: {command} --help")
     return int(error.exit_code)

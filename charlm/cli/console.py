@@ -1,7 +1,7 @@
-"""How charlm speaks: the only place that knows Rich.
+"""Output on the terminal: the only module that uses Rich.
 
 Results go to stdout, progress and notices to stderr. Live drawing and colour only on a terminal (and none where
-``NO_COLOR`` is set). Text that people read on a terminal has its control characters made visible.
+``NO_COLOR`` is set). Control characters in text are made visible on a terminal.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from charlm.progress import Progress
 
-_COLUMNS = 160  # of a table in a file or pipe
+_COLUMNS = 160  # width of a table in a file or pipe
 
 
 def _console(to_stderr: bool) -> Console:
@@ -41,7 +41,7 @@ def out(text: str) -> None:
 
 
 def results(pairs: Sequence[tuple[str, str]], width: int = 21) -> None:
-    """Write ``name  value`` lines to stdout, the values aligned; a terminal gets them wrapped."""
+    """Write ``name  value`` lines to stdout, with aligned values, wrapped on a terminal."""
     for name, value in pairs:
         out(_fact(f"{name:<{width}} ", value, to_stderr=False))
 
@@ -50,13 +50,13 @@ def notice(text: str, *, wrap: bool = True) -> None:
     """Write a line to stderr.
 
     Args:
-        wrap: break it between words where a terminal is narrower; not for a command that people copy.
+        wrap: break long lines between words on a terminal; not for a command that people copy.
     """
     print(wrapped(text) if wrap else text, file=sys.stderr, flush=True)
 
 
 def wrapped(text: str, *, start: str = "", indent: int = 0, to_stderr: bool = True) -> str:
-    """Break lines between words so that they fit the terminal; without a terminal, the text as it is.
+    """Break lines between words so that they fit the terminal. Without a terminal the text is unchanged.
 
     A word that is too long, such as a path, stays whole.
 
@@ -80,20 +80,20 @@ def wrapped(text: str, *, start: str = "", indent: int = 0, to_stderr: bool = Tr
 
 
 def _fact(name: str, value: str, *, to_stderr: bool = True) -> str:
-    """A name and its value, wrapped; a command, to be copied, and a single word stay on one line."""
+    """A name and its value, wrapped. A command (people copy it) and a single word stay on one line."""
     if value.startswith("charlm ") or " " not in value:
         return name + value
     return wrapped(value, start=name, indent=len(name), to_stderr=to_stderr)
 
 
 def show_dimmed(text: str) -> None:
-    """Write a text to stderr that is not part of the result, with no end of line after it."""
+    """Write a text that is not part of the result to stderr, dimmed, without a line end."""
     dim, plain = ("\x1b[2m", "\x1b[0m") if sys.stderr.isatty() and not os.environ.get("NO_COLOR") else ("", "")
     print(f"{dim}{visible(text)}{plain}", end="", file=sys.stderr, flush=True)
 
 
 def json_line(record: dict[str, Any]) -> None:
-    """Write a record to stdout as one line of JSON; a figure that is not finite becomes null, since JSON has no NaN.
+    """Write a record to stdout as one line of JSON; numbers that are not finite become null, since JSON has no NaN.
 
     On a terminal, control characters are escaped as JSON allows; in a file or pipe the text is exact.
     """
@@ -121,7 +121,7 @@ def complain(text: str) -> None:
 
 
 def visible(text: str) -> str:
-    """Make control characters visible: ``\\x1b`` instead of an escape that the terminal would obey.
+    """Make control characters visible: ``\\x1b`` instead of an escape sequence that the terminal would execute.
 
     Newlines and tabs stay. Invisible formatting characters (such as those that reverse the reading direction) are shown
     too.
@@ -130,7 +130,7 @@ def visible(text: str) -> str:
 
 
 def visible_word(text: str) -> str:
-    """As :func:`visible`, on one line: newlines, tabs and unusual spaces are shown too."""
+    """Like :func:`visible`, on one line: newlines, tabs and unusual spaces are escaped too."""
     shown = (_escaped(c) if _is_control(c) or (c.isspace() and c != " ") else c for c in text)
     return "".join(shown)
 
@@ -144,7 +144,7 @@ def _escaped(character: str) -> str:
 
 
 def shell_words(words: Sequence[str]) -> str:
-    """A command line that a shell (bash, ksh, zsh) reads back: what cannot be shown is written as ``$'\\xfc'``."""
+    """A command line quoted for a shell (bash, ksh, zsh); bytes that cannot be shown are written as ``$'\\xfc'``."""
     return " ".join(_shell_word(word) for word in words)
 
 
@@ -162,7 +162,7 @@ def _shell_word(word: str) -> str:
 
 
 def table(title: str | None, headers: Sequence[str], rows: Sequence[Sequence[str]], to_stderr: bool = False) -> None:
-    """Print a table; columns that hold only numbers (and ``–`` for none) are aligned to the right."""
+    """Print a table; columns of numbers (and ``–`` for none) are right-aligned."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -181,7 +181,7 @@ def table(title: str | None, headers: Sequence[str], rows: Sequence[Sequence[str
 
 
 def facts(pairs: Sequence[tuple[str, str]]) -> None:
-    """Write ``name  value`` lines to stderr, aligned; a value that is a command stays on one line, to be copied."""
+    """Write ``name  value`` lines to stderr, with aligned values; a command stays on one line."""
     from rich.text import Text
 
     console = _console(True)
@@ -192,19 +192,19 @@ def facts(pairs: Sequence[tuple[str, str]]) -> None:
 
 
 def is_terminal(to_stderr: bool = True) -> bool:
-    """Whether live drawing makes sense."""
+    """Whether stderr (or stdout) is a terminal."""
     return _console(to_stderr).is_terminal
 
 
 def columns() -> int:
-    """Columns of the terminal on stdout; where there is none, as many as a table may have."""
+    """Width of the terminal on stdout; without a terminal, the maximum width of a table."""
     console = _console(False)
     return console.width if console.is_terminal else _COLUMNS
 
 
 @contextmanager
 def progress_bar(label: str, unit: str = "bytes") -> Iterator[Progress]:
-    """A bar on stderr, drawn only on a terminal; yields the callback that advances it."""
+    """A progress bar on stderr, drawn only on a terminal; yields the callback that advances it."""
     if not is_terminal():
         yield lambda done, total: None
         return
@@ -226,9 +226,9 @@ def progress_bar(label: str, unit: str = "bytes") -> Iterator[Progress]:
 
 @contextmanager
 def still_bar() -> Iterator[Callable[[str, int, int, float | None], None]]:
-    """A bar on stderr that is drawn only when it is told something, so that it takes no time from what is measured.
+    """A progress bar on stderr that is redrawn only when it is called, so that it does not disturb measurements.
 
-    Yields a function to be told (label, done, in all, estimated seconds left or ``None``).
+    Yields a function that receives (label, done, total, estimated seconds left or ``None``).
     """
     if not is_terminal():
         yield lambda label, done, total, left: None
@@ -248,15 +248,15 @@ def still_bar() -> Iterator[Callable[[str, int, int, float | None], None]]:
 
 @contextmanager
 def download_progress() -> Iterator[Progress]:
-    """A bar for a download."""
+    """A progress bar for a download."""
     with progress_bar("downloading") as advance:
         yield advance
 
 
 class _Echo:
-    """Keeps what is typed out of the display: turns the terminal's echo off, from the foreground and while the process runs.
+    """Keeps typed characters out of the display: turns off the terminal's echo while this process is in the foreground.
 
-    Keys that send signals go on working. What is typed is left for the shell to read.
+    Keys that send signals still work. Typed characters are left for the shell.
     """
 
     def __init__(self, show_cursor: Callable[[bool], object]) -> None:
@@ -283,7 +283,7 @@ class _Echo:
                 self._on_suspend = signal.signal(signal.SIGTSTP, self._suspend)
 
     def restore(self) -> None:
-        """Put the terminal back as it was."""
+        """Restore the terminal's settings."""
         if self._on_suspend is not None:
             signal.signal(signal.SIGTSTP, self._on_suspend)
             self._on_suspend = None
@@ -296,7 +296,7 @@ class _Echo:
             self._saved = None
 
     def _suspend(self, number: int, frame: Any) -> None:
-        """Ctrl-Z: leave the shell a terminal that echoes, and take it again afterwards."""
+        """Ctrl-Z: restore the echo for the shell, and turn it off again afterwards."""
         self.restore()
         self._show_cursor(True)
         os.kill(os.getpid(), signal.SIGTSTP)
@@ -305,7 +305,7 @@ class _Echo:
 
 
 class Live:
-    """The training display: a line that is redrawn on a terminal, and plain lines now and then where there is none.
+    """The training display: a line that is redrawn on a terminal; without a terminal, occasional plain lines.
 
     Args:
         total: planned steps, or ``None``.
@@ -336,7 +336,7 @@ class Live:
             self._task = self._progress.add_task("", total=total, status="", left="")
 
     def update(self, done: int, status: str, left: str, total: int | None = None) -> None:
-        """Redraw the line (terminal only); ``total`` replaces the planned steps."""
+        """Redraw the line (only on a terminal); ``total`` replaces the planned steps."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, status=status, left=left, total=total or self._total)
 
@@ -353,11 +353,11 @@ class Live:
 
     @property
     def is_drawn(self) -> bool:
-        """Whether there is a terminal to redraw on."""
+        """Whether the line is drawn on a terminal."""
         return self._progress is not None
 
     def close(self) -> None:
-        """Take the line away."""
+        """Remove the line."""
         if self._progress is not None:
             try:
                 self._progress.stop()

@@ -1,4 +1,4 @@
-"""The learning curve of a run: drawn with characters, or as a PNG where matplotlib is there."""
+"""The learning curve of a run, as text or, with matplotlib, as a PNG."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Curve:
 
 
 def read_curve(folder: Path) -> Curve:
-    """Read what a run recorded."""
+    """Read the learning curve of a run."""
     from charlm.comparison.results import learning_curve, records
 
     lines = records(folder)
@@ -36,11 +36,11 @@ def read_curve(folder: Path) -> Curve:
 
 
 def draw(curve: Curve, width: int = 64, height: int = 12) -> str:
-    """The curve as text: ``·`` training, ``●`` validation; empty if there is nothing to see yet."""
+    """The curve as text: ``·`` training, ``●`` validation; empty if there are fewer than three points."""
     points = curve.training + curve.validation
     if len(points) < 3:
         return ""
-    # The first steps of a training dwarf all that follows, so the axis ends at the value reached after a twentieth.
+    # The loss of the first steps is much higher than all later ones, so the axis ends at the value after a twentieth.
     settled = [nats for step, nats in points if step >= points[len(curve.training) - 1][0] / 20] or [points[0][1]]
     top, bottom = max(settled), min(nats for _, nats in points)
     last = max(step for step, _ in points)
@@ -65,7 +65,7 @@ def write_png(curve: Curve, path: Path) -> bool:
     """Write the curve as a picture.
 
     Returns:
-        Whether it was written: matplotlib (the ``plot`` extra) is installed, and no other program's file is in the way.
+        Whether it was written: this needs matplotlib (the ``plot`` extra), and no file of another program at this path.
     """
     if importlib.util.find_spec("matplotlib") is None or not curve.training:
         return False
@@ -89,7 +89,7 @@ def write_png(curve: Curve, path: Path) -> bool:
 
 
 def _save(figure: Figure, path: Path) -> bool:
-    """Write a picture atomically, and only over one that charlm drew."""
+    """Write a picture atomically. Only a picture that charlm drew is replaced."""
     from charlm.files import whole_file
     from charlm.training.own_files import PICTURE_SOFTWARE, may_draw
 
@@ -101,10 +101,10 @@ def _save(figure: Figure, path: Path) -> bool:
 
 
 def write_comparison_png(curves: Mapping[str, Sequence[Sequence[Point]]], measured_on: str, path: Path) -> bool:
-    """Draw the learning curves of several runs against characters and, side by side, against seconds of training.
+    """Draw the learning curves of several runs, against characters (left) and against seconds of training (right).
 
     Args:
-        curves: candidate → the curve of each of its runs, which share a colour.
+        curves: candidate → the curves of its runs, which share a colour.
         measured_on: ``training`` or ``validation``.
 
     Returns:

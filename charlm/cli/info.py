@@ -1,4 +1,4 @@
-"""``charlm info``: what is inside a checkpoint."""
+"""``charlm info``: the content of a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from charlm.cli.console import json_line, out, size, visible_word
 
 
 def info(
-    checkpoint: Annotated[str, typer.Argument(help="A checkpoint's file, a run's folder (its best), or a run's name.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Everything, as one JSON line.")] = False,
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint file, a run's folder (best weights), or a run's name.")],
+    as_json: Annotated[bool, typer.Option("--json", help="All details, as one JSON line.")] = False,
 ) -> None:
-    """Show what is inside a checkpoint, without loading its weights."""
+    """Show the content of a checkpoint, without loading its weights."""
     from charlm.loaded import info
     from charlm.yaml_text import dump_yaml
 
@@ -24,7 +24,7 @@ def info(
     weights = {name: shape for name, shape in found["tensors"].items() if name.startswith("model.")}
     progress, corpus, resolved = found["progress"], found["corpus"], found["resolved"]
     symbols = len(found["vocabulary"]["symbols"]) + 1 if found["vocabulary"]["unit"] == "char" else 256
-    can_go_on = any(name.startswith("state.") for name in found["tensors"])
+    is_resumable = any(name.startswith("state.") for name in found["tensors"])
     _line(f"{found['checkpoint']}: {size(found['bytes'])}, written by charlm {found['charlm']}, format {found['format']}")
     _line(
         f"corpus      {corpus['name']}, {corpus['characters']:,} characters, sha256 {corpus['sha256']} "
@@ -37,7 +37,7 @@ def info(
     _line(
         f"ran with    engine {resolved['engine']}, {resolved['precision']}, {resolved['device']}, {resolved['threads']} threads"
     )
-    _line(f"holds       {'all that going on needs' if can_go_on else 'weights only'}")
+    _line(f"holds       {'full training state (resumable)' if is_resumable else 'weights only'}")
     for name, shape in weights.items():
         _line(f"  {name.removeprefix('model.'):<24} {' × '.join(map(str, shape))}")
     _line("recipe")
@@ -46,5 +46,5 @@ def info(
 
 
 def _line(text: str) -> None:
-    """Write a line of what stands in a file, which may come from anywhere."""
+    """Write a line from an untrusted file, with control characters visible."""
     out(visible_word(text))

@@ -9,11 +9,11 @@ from charlm.errors import UsageError
 MAX_LENGTH = 10**12
 MAX_STEPS = 10**12
 MAX_SEED = 2**63 - 1
-"""Upper bounds of options: no sane use reaches them."""
+"""Upper bounds of options, beyond any real use."""
 
 
 class Unknown(StrEnum):
-    """What happens to characters outside a model's vocabulary."""
+    """Treatment of characters outside a model's vocabulary."""
 
     error = "error"
     skip = "skip"
@@ -21,7 +21,7 @@ class Unknown(StrEnum):
 
 
 class Precision(StrEnum):
-    """The operands of matrix products."""
+    """Type of the operands of matrix products."""
 
     fp32 = "fp32"
     bf16 = "bf16"
@@ -44,10 +44,10 @@ class ResumeChoice(StrEnum):
 
 
 def parse_folder(given: str) -> Path:
-    """The folder that ``--out`` names. A shell does not expand the ``~`` of ``--out=~/runs``, so it is expanded here.
+    """The folder given to ``--out``. The ``~`` of ``--out=~/runs``, which shells do not expand, is expanded here.
 
     Raises:
-        UsageError: it is empty, which a path would take for the current folder, or names a user who does not exist.
+        UsageError: it is empty (a path would mean the current folder), or names a user who does not exist.
     """
     from charlm.config import path_of
 
@@ -57,15 +57,15 @@ def parse_folder(given: str) -> Path:
 
 
 def unknown_note(share: float) -> str:
-    """What must be said beside a result on a text of which this share is unknown; empty if it is negligible."""
+    """A note for a result on a text with this share of unknown characters; empty if the share is negligible."""
     return f" ({share:.1%} of the characters scored as <unk>)".replace("%", " %") if share >= 0.001 else ""
 
 
 def read_text(given: str, option: str = "--prompt") -> str:
-    """The text that TEXT, @FILE or - (standard input) means; line ends stay as they are.
+    """The text given as TEXT, @FILE or - (standard input); line ends are kept.
 
     Raises:
-        UsageError: a file that cannot be read, or is not UTF-8.
+        UsageError: the file cannot be read, or is not UTF-8.
     """
     try:
         if given == "-":

@@ -1,4 +1,4 @@
-"""``charlm sample``: write text with a model."""
+"""``charlm sample``: generate text with a model."""
 
 from __future__ import annotations
 
@@ -24,45 +24,47 @@ if TYPE_CHECKING:
     from charlm.sampling import SamplingParams
 
 _GROUP, _GROUP_CHARACTERS = 1024, 1_000_000
-"""Samples that are drawn side by side at most, and the characters of all of them that may be in memory."""
+"""Maximum number of samples that are drawn in parallel, and of their characters in memory."""
 
 _JSON_CHARACTERS = 100_000_000
-"""Characters that ``--json`` may hold in memory."""
+"""Maximum number of characters that ``--json`` holds in memory."""
 
 _FLUSH_SECONDS = 0.1
 
 
 def sample(
-    checkpoint: Annotated[str, typer.Argument(help="A checkpoint's file, a run's folder (its best), or a run's name.")],
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint file, a run's folder (best weights), or a run's name.")],
     prompt: Annotated[str, typer.Option(help="Text to continue; @FILE reads a file, - standard input.")] = "",
     length: Annotated[int, typer.Option(min=0, max=MAX_LENGTH, help="New characters; 0: until stopped.")] = 500,
     temperature: Annotated[
         float | None,
-        typer.Option(help="Below 1 safer, above 1 wilder; 0: always the likeliest.", show_default="0.8; 1 for --probabilities"),
+        typer.Option(
+            help="Below 1: safer; above 1: more random; 0: always the most likely.", show_default="0.8; 1 for --probabilities"
+        ),
     ] = None,
-    top_k: Annotated[int, typer.Option(min=0, max=MAX_LENGTH, help="Draw only from the K likeliest; 0: from all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Draw only from the likeliest that together reach P.")] = 1.0,
-    num: Annotated[int, typer.Option(min=1, max=1_000_000_000, help="How many samples.")] = 1,
-    seed: Annotated[int | None, typer.Option(min=0, max=MAX_SEED, help="Makes it repeatable.", show_default="drawn")] = None,
-    stop: Annotated[str, typer.Option(help="Stop when this text appears; it is not written.")] = "",
+    top_k: Annotated[int, typer.Option(min=0, max=MAX_LENGTH, help="Draw only from the K most likely characters; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Draw only from the most likely characters that together reach P.")] = 1.0,
+    num: Annotated[int, typer.Option(min=1, max=1_000_000_000, help="Number of samples.")] = 1,
+    seed: Annotated[int | None, typer.Option(min=0, max=MAX_SEED, help="Same seed, same text.", show_default="drawn")] = None,
+    stop: Annotated[str, typer.Option(help="Stop before this text.")] = "",
     ban: Annotated[str, typer.Option(metavar="CHARACTERS", help="Characters that are never drawn.")] = "",
-    unknown: Annotated[Unknown, typer.Option(help="Prompt characters outside the vocabulary.")] = Unknown.error,
+    unknown: Annotated[Unknown, typer.Option(help="Treatment of prompt characters outside the vocabulary.")] = Unknown.error,
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="List the likeliest next characters instead of drawing.")
+        bool, typer.Option("--probabilities", help="List the most likely next characters instead of drawing.")
     ] = False,
     precision: Annotated[
-        Precision, typer.Option(help="bf16 is faster on a CPU that has it, and writes another text.")
+        Precision, typer.Option(help="bf16 is faster on CPUs that support it, and gives another text.")
     ] = Precision.fp32,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line instead of text.")] = False,
 ) -> None:
-    """Write text. Only new characters go to stdout, exactly as drawn; on a terminal the prompt is shown before them."""
+    """Generate text. Only new characters are written to stdout, exactly as drawn; a terminal also shows the prompt."""
     text = read_text(prompt)
     from charlm.data.vocabulary import utf8_bytes
 
     end = utf8_bytes(stop, "--stop")
     if length == 0 and not stop and (as_json or num > 1) and not probabilities:
-        raise UsageError("--length 0 without --stop writes without end; it goes with one sample and without --json")
+        raise UsageError("--length 0 without --stop never ends; it works only with one sample and without --json")
     if as_json and num * length > _JSON_CHARACTERS and not probabilities:
         raise _too_long(f"{num:,} × {length:,}")
 
@@ -78,7 +80,7 @@ def sample(
         temperature = 1.0 if probabilities else 0.8
     params = SamplingParams(temperature, top_k, top_p, banned)
     if precision.value not in network.engine.sampling_precisions:
-        raise UsageError("--precision bf16: only the native engine samples in bf16, and it cannot be used here")
+        raise UsageError("--precision bf16: only the native engine samples in bf16, and it cannot run this model here")
     if probabilities:
         _show_probabilities(next_characters(network, vocabulary, ids, params), as_json)
         return
@@ -99,7 +101,7 @@ def sample(
             "temperature": temperature,
             "samples": [one.decode("utf-8", "replace") for one in collected],
         }
-        if vocabulary.unit == "byte":  # which need not be UTF-8
+        if vocabulary.unit == "byte":  # not always valid UTF-8
             record["samples_base64"] = [base64.b64encode(one).decode("ascii") for one in collected]
         json_line(record)
         return
@@ -116,7 +118,7 @@ def _encode(text: str, vocabulary: Vocabulary, unknown: Unknown) -> list[int]:
     try:
         return vocabulary.encode(text, unknown.value)
     except UsageError as error:
-        refused = UsageError(f"{error}; choose --unknown skip (leave them out) or --unknown map (read them as <unk>)")
+        refused = UsageError(f"{error}; use --unknown skip (leave them out) or --unknown map (read them as <unk>)")
         escapes = re.search(r"\\[nt]", text)
         if escapes is None or vocabulary.id_of(ord("\\")) is not None:
             raise refused from None
@@ -137,15 +139,15 @@ def _samples(
     length: int,
     precision: str,
 ) -> Iterator[Iterable[int]]:
-    """The ids of each sample. Short ones are drawn side by side, in growing groups: the first appear at once.
+    """The ids of each sample. Short samples are drawn in parallel, in growing groups, so that the first appear at once.
 
     Args:
-        length: of each; 0: without end.
+        length: characters of each; 0: without end.
     """
     from charlm.sampling import generate, generate_parallel
 
-    side_by_side = model.engine.samples_in_parallel
-    most = min(_GROUP, _GROUP_CHARACTERS // length) if side_by_side and length else 1
+    in_parallel = model.engine.samples_in_parallel
+    most = min(_GROUP, _GROUP_CHARACTERS // length) if in_parallel and length else 1
     start, size = 0, 1
     while start < num:
         size = min(size, num - start)
@@ -160,10 +162,10 @@ def _samples(
 
 
 def _limited(samples: Iterable[Iterable[int]]) -> Iterator[Iterator[int]]:
-    """The same samples; refuses more characters of them than fit into memory.
+    """The same samples, with a limit on their characters in memory.
 
     Raises:
-        UsageError: there are more, which shows only while they are drawn if ``--stop`` ends them.
+        UsageError: more characters were drawn (their number is unknown in advance if ``--stop`` ends the samples).
     """
     left = _JSON_CHARACTERS
 
@@ -187,8 +189,8 @@ def _joined(pieces: Iterable[bytes]) -> bytes:
 
 def _too_long(characters: str) -> UsageError:
     return UsageError(
-        f"--json holds all samples in memory, {_JSON_CHARACTERS:,} characters at most, and these are {characters}; "
-        "without --json they are written as they are drawn"
+        f"--json holds all samples in memory, at most {_JSON_CHARACTERS:,} characters, and these are {characters}; "
+        "without --json they are written while they are drawn"
     )
 
 
@@ -199,7 +201,7 @@ def _bytes_of(index: int, vocabulary: Vocabulary) -> bytes:
 
 
 def _write(pieces: Iterable[bytes]) -> None:
-    """Exact bytes into a file or pipe, ten times a second."""
+    """Write exact bytes to a file or pipe, flushed ten times per second."""
     flushed_at = time.monotonic()
     for piece in pieces:
         sys.stdout.buffer.write(piece)
@@ -209,7 +211,7 @@ def _write(pieces: Iterable[bytes]) -> None:
 
 
 def _show(pieces: Iterable[bytes], number: int, num: int, prompt: str) -> None:
-    """On a terminal: each character as it comes, with control characters visible, after the prompt."""
+    """On a terminal: the prompt, then each character at once, with control characters visible."""
     if num > 1:
         notice(f"── sample {number + 1} of {num} ──")
     if prompt:

@@ -1,6 +1,6 @@
-"""The standard streams of the process: open, in UTF-8, and never the reason that a run is lost.
+"""The standard streams of the process: always open, in UTF-8, and unable to crash a run.
 
-Set up before anything else opens a file. Knows nothing of commands.
+They are set up before any other file is opened. This module knows nothing about commands.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class OutputError(CharlmError):
     """A result could not be written to standard output.
 
     Attributes:
-        reader_left: the reader of a pipe closed it, as ``head`` does.
+        reader_left: whether the reader closed the pipe, as ``head`` does.
     """
 
     def __init__(self, message: str, *, reader_left: bool) -> None:
@@ -33,10 +33,10 @@ class OutputError(CharlmError):
 def prepare_streams() -> None:
     """Give the process three usable standard streams; call it first.
 
-    - A descriptor that the caller closed is opened on the null device, in the wrong direction: no file that is opened later
-      gets its number, and using it is an error.
-    - All three are UTF-8, whatever the locale says.
-    - A failure of standard error is ignored, and from then on nothing is written there: progress is not worth a run.
+    - A descriptor that the caller closed is opened on the null device, in the wrong direction. So no other file gets its
+      number, and using it is an error.
+    - All three are UTF-8 in every locale.
+    - After a failure of standard error nothing more is written there: lost progress messages must not end a run.
     - A failure of standard output raises :class:`OutputError`, once.
     """
     _use_utf8_names()
@@ -48,7 +48,7 @@ def prepare_streams() -> None:
     sys.stdin = io.TextIOWrapper(
         io.BufferedReader(io.FileIO(0, "r", closefd=False)), encoding="utf-8", errors="surrogateescape"
     )
-    # Python must never fail to print: what UTF-8 cannot hold (half of a surrogate pair) is escaped.
+    # Printing must never fail: characters that UTF-8 cannot encode (half of a surrogate pair) are escaped.
     results, messages = _Results(io.FileIO(1, "w", closefd=False)), _Messages(2, "w", closefd=False)
     sys.stdout = io.TextIOWrapper(results, encoding="utf-8", errors="backslashreplace", line_buffering=results.isatty())
     # No buffer of bytes: its lock would not let a signal handler print while a message is being written.
@@ -57,10 +57,10 @@ def prepare_streams() -> None:
 
 @contextmanager
 def delivery(saved: str) -> Iterator[None]:
-    """Write a result that must arrive: here a reader that left is a failure too.
+    """Write a result that must be delivered: a closed pipe is a failure too.
 
     Args:
-        saved: says in the error where the result can still be found.
+        saved: added to the error: where the result is saved.
     """
     try:
         yield
@@ -70,9 +70,9 @@ def delivery(saved: str) -> Iterator[None]:
 
 
 def _use_utf8_names() -> None:
-    """Restart in Python's UTF-8 mode where arguments and file names would be ASCII.
+    """Restart in Python's UTF-8 mode if arguments and file names would be ASCII.
 
-    Python chooses UTF-8 itself for the locales C and POSIX, unless ``PYTHONUTF8=0`` says no. In ASCII it can neither read
+    Python chooses UTF-8 itself for the locales C and POSIX, unless ``PYTHONUTF8=0`` is set. In ASCII it can neither read
     an argument ``ü`` nor open a file of that name. The codec cannot change while Python runs.
     """
     if codecs.lookup(sys.getfilesystemencoding()).name == "ascii" and sys.executable:
@@ -80,14 +80,14 @@ def _use_utf8_names() -> None:
 
 
 def _discard_from_now_on(descriptor: int) -> None:
-    """Send what follows to the null device: also what Python still holds, and what other libraries print."""
+    """Send all further output to the null device, including Python's buffers and the output of other libraries."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, descriptor)
     os.close(null)
 
 
 class _Messages(io.FileIO):
-    """Standard error: whole blocks, and silence after the first failure."""
+    """Standard error: complete writes, and no output after the first failure."""
 
     def write(self, data: Any, /) -> int:
         left = memoryview(data).cast("B")
@@ -95,7 +95,7 @@ class _Messages(io.FileIO):
         try:
             while left:
                 written = super().write(left)
-                if written is None:  # another process has made the terminal or pipe non-blocking
+                if written is None:  # another process made the terminal or pipe non-blocking
                     select.select([], [self], [])
                 else:
                     left = left[written:]
@@ -105,7 +105,7 @@ class _Messages(io.FileIO):
 
 
 class _Results(io.BufferedWriter):
-    """Standard output: whole, or an :class:`OutputError`; an interruption neither loses nor repeats anything."""
+    """Standard output: complete, or an :class:`OutputError`; an interruption neither loses nor repeats bytes."""
 
     def write(self, data: Any, /) -> int:
         left = memoryview(data).cast("B")

@@ -1,8 +1,7 @@
-"""What simple methods need for a text after the same training text: a Kneser–Ney n-gram and three compressors.
+"""Baselines on the same training text: a Kneser–Ney n-gram and three compressors.
 
-A network is worth its training only where it needs fewer bits per character than these. The n-gram reads what the network
-reads: ids of the same vocabulary, ``<unk>`` among them, the first character not scored, no context before it. Compressors
-read the bytes themselves.
+A network should need fewer bits per character than these. The n-gram reads the same ids as the network, ``<unk>`` included;
+the first character is not scored and has no context. Compressors read bytes.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ from charlm.evaluation.texts import EvaluationText
 from charlm.progress import Progress
 
 ORDERS = 20
-"""The longest n-gram that is tried: a character and the 19 before it."""
+"""The highest order of n-grams: a character and the 19 before it."""
 
 TRAINING_CHARACTERS = 20_000_000
-"""How much of a longer training text is used, its last characters: an n-gram needs 150 bytes of memory for each."""
+"""Only the last characters of a longer training text are used: an n-gram needs 150 bytes of memory per character."""
 
 TEXT_CHARACTERS = 20_000_000
-"""The longest text that is scored, for the same reason."""
+"""Maximum length of the scored text, for the same reason."""
 
 _HELD_BACK = 20  # the order is chosen on the last 1/20 of the training text
 
@@ -38,10 +37,10 @@ _Floats = npt.NDArray[np.float64]
 
 
 def measure_baselines(corpus: Dataset, evaluated: EvaluationText, progress: Progress) -> dict[str, Any]:
-    """What every method here needs for a text after the corpus's training part.
+    """Measure every baseline on a text, after the training part of the corpus.
 
     Args:
-        progress: is told how many of the methods are done.
+        progress: receives (methods done, all methods).
 
     Returns:
         ``ngram``, ``gzip``, ``bz2`` and ``xz`` in bits per scored character; ``ngram_order``, ``training_characters``.
@@ -67,9 +66,9 @@ def measure_baselines(corpus: Dataset, evaluated: EvaluationText, progress: Prog
 
 
 def ngram_bits(train: _Ids, text: _Ids, symbols: int) -> tuple[float, int]:
-    """What the best n-gram needs for a text, in bits, and its order.
+    """The bits of the best n-gram for a text, and its order.
 
-    The order is chosen without looking at the text: counts of the first 19/20 of the training text predict the rest of it.
+    The order is chosen on the training text only: its first 19/20 give the counts, and the rest is predicted.
 
     Args:
         train: ids of the training text.
@@ -93,9 +92,9 @@ def ngram_probabilities(train: _Ids, text: _Ids, symbols: int) -> Iterator[_Floa
 
         p_k(w | h) = (c(hw) − D(c(hw))) / Σ_v c(hv)  +  (Σ_v D(c(hv)) / Σ_v c(hv)) · p_{k−1}(w | h′)
 
-    down to p_0 = 1/V. At the highest order c counts occurrences in the training text; below it, in how many different
-    contexts hw occurs, that is after how many different characters (the text's beginning is one more). Where h never
-    occurred, p_k = p_{k−1}. From Chen and Goodman, *An Empirical Study of Smoothing Techniques for Language Modeling* (1999).
+    down to p_0 = 1/V. At the highest order c counts occurrences in the training text; below it, the number of different
+    characters before hw (the beginning of the text is one more). If h never occurred, p_k = p_{k−1}. From Chen and Goodman,
+    *An Empirical Study of Smoothing Techniques for Language Modeling* (1999).
 
     Args:
         train: N ids of the training text.
@@ -104,7 +103,7 @@ def ngram_probabilities(train: _Ids, text: _Ids, symbols: int) -> Iterator[_Floa
     """
     N, joined = len(train), np.concatenate([train, text])
     lower = np.full(len(text), 1 / symbols)
-    # Each k-gram is known by the id of the (k − 1)-gram that it begins with, and its last character.
+    # A k-gram is identified by the id of its first k − 1 characters and by its last character.
     ends, contexts = np.arange(len(joined)), np.zeros(len(joined), dtype=np.int64)
     shorter: _Grams | None = None
     for order in count(1):
@@ -120,17 +119,17 @@ def ngram_probabilities(train: _Ids, text: _Ids, symbols: int) -> Iterator[_Floa
 class _Grams:
     """The G different k-grams of training text and text.
 
-    An occurrence in the training text is left out if the (k − 1)-gram that it begins with occurs once there and never in
-    the text: then the k-gram too occurs once, and the text does not ask for it. Of long ones that is nearly all.
+    An occurrence in the training text is left out if its first k − 1 characters occur once there and never in the text: then
+    the k-gram also occurs once, and the text does not need it. This holds for nearly all long k-grams.
 
     Attributes:
         N: length of the training text; the text follows it.
         ends: ascending positions, in both, at which a k-gram ends; ``trained`` of them in the training text.
-        ids: which of the G each is.
-        contexts: ``(G,)`` id of the (k − 1)-gram that it begins with.
+        ids: the k-gram at each position, below G.
+        contexts: ``(G,)`` id of the first k − 1 characters.
         counts: ``(G,)`` occurrences in the training text.
-        is_needed: ``(G,)`` whether longer ones that begin with it are wanted.
-        left_out: occurrences in the training text that were left out.
+        is_needed: ``(G,)`` whether longer k-grams that begin with it are needed.
+        left_out: number of occurrences in the training text that are left out.
     """
 
     def __init__(self, N: int, order: int, ends: _Ids, ids: _Ids, contexts: _Ids) -> None:
@@ -143,7 +142,7 @@ class _Grams:
 
     def interpolated(self, counts: _Ids, lower: _Floats) -> _Floats:
         """p_k of the text's characters, ``(M,)``, from p_{k−1}; counts: ``(G,)`` c(hw)."""
-        # What was left out occurs once, after one character.
+        # K-grams that are left out occur once, after one character.
         discounts = discounts_of(np.bincount(counts, minlength=5)[1:5] + [self.left_out, 0, 0, 0])[np.minimum(counts, 3)]
         total, spared = np.bincount(self.contexts, counts), np.bincount(self.contexts, discounts)
         ids, at = self.ids[self.trained :], self.ends[self.trained :] - self.N
@@ -156,10 +155,10 @@ class _Grams:
 
 
 def _predecessors(shorter: _Grams, longer: _Grams) -> _Ids:
-    """``(G,)`` after how many different characters each of the shorter ones occurs in the training text.
+    """``(G,)`` the number of different characters before each of the shorter k-grams in the training text.
 
-    So many are the different longer ones that end with it: counted at one end of each. What ends where no longer one does
-    is that of one that was left out, or the text's beginning.
+    This is the number of different longer k-grams that end with it; each is counted at one of its ends. An end without a
+    longer k-gram belongs to one that is left out, or to the beginning of the text.
     """
     is_one = np.ones(shorter.N, dtype=np.bool_)
     longer_ends, longer_ids = longer.ends[: longer.trained], longer.ids[: longer.trained]
@@ -172,9 +171,9 @@ def _predecessors(shorter: _Grams, longer: _Grams) -> _Ids:
 
 
 def discounts_of(counts_of_counts: npt.ArrayLike) -> _Floats:
-    """D(0) = 0, D(1), D(2), D(3 and more), from how many n-grams have the count 1, 2, 3, 4 (Chen and Goodman).
+    """D(0) = 0, D(1), D(2), D(3 and more), from the numbers of n-grams with count 1, 2, 3, 4 (Chen and Goodman).
 
-    Where these are too few for the formula, or give no discount between 0 and the count: ½, 1, 1½.
+    If these are too few for the formula, or a discount is not positive: ½, 1, 1½.
     """
     n1, n2, n3, n4 = (int(n) for n in np.asarray(counts_of_counts))
     if min(n1, n2, n3) > 0:
@@ -191,7 +190,7 @@ def discounts_of(counts_of_counts: npt.ArrayLike) -> _Floats:
 
 
 def _xz(data: bytes) -> bytes:
-    # A dictionary of the text's size: all of it is remembered, and no more memory taken than that needs.
+    # A dictionary of the size of the text holds all of it, and needs no more memory.
     strongest = {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": max(len(data), 1 << 12)}
     return lzma.compress(data, filters=[strongest])
 
@@ -201,14 +200,14 @@ COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "bz2": lambda data: bz2.compress(data, 9),
     "xz": _xz,
 }
-"""Each at its strongest. gzip looks back 32 kB, bz2 works in blocks of 900 kB, xz remembers everything."""
+"""Each at its highest level. gzip has a window of 32 kB, bz2 blocks of 900 kB, xz a window of the whole text."""
 
 
 COMPRESSIBLE = 1000
-"""Of fewer characters compressors say nothing: they write whole bytes and blocks, so a text may seem to cost nothing."""
+"""Minimum characters for compressors, which write whole bytes and blocks: a shorter text may seem to cost nothing."""
 
 
 def compressor_bits(name: str, train: bytes, text: bytes) -> int:
-    """By how many bits the compressed training text grows if the text follows it."""
+    """The growth of the compressed training text in bits if the text is appended."""
     compress = COMPRESSORS[name]
     return 8 * (len(compress(train + text)) - len(compress(train)))

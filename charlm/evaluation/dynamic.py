@@ -1,9 +1,9 @@
-"""Dynamic evaluation: the model goes on learning from the text that it has already been scored on (Krause et al. 2018).
+"""Dynamic evaluation: the model is trained on the text after scoring it, segment by segment (Krause et al. 2018).
 
-A text repeats its own names, words and habits. So after each segment of n characters has been scored, a copy of the model
-takes one step of gradient descent on it, W ← W − rate·∂(mean nats of the segment)/∂W, and then scores the next. Every
-character is still predicted from those before it alone, as in the exact figure; but it is another question (how well does
-this model *learn*?), so the figure is reported apart and never compared with static ones.
+A text repeats its own names, words and habits. After each segment of n characters is scored, a copy of the model takes one
+step of gradient descent on it, W ← W − rate·∂(mean nats of the segment)/∂W, and then scores the next segment. Every
+character is still predicted only from those before it, as in the exact result. But the question differs (how well does this
+model *learn*?), so the result is reported separately and never compared with static ones.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SEGMENT = 32
 """Characters between two updates."""
 
 RATE = 0.1
-"""The learning rate; from 0.05 to 0.15 it hardly matters (docs/results.md)."""
+"""The learning rate; results hardly change from 0.05 to 0.15 (docs/results.md)."""
 
 
 def dynamic(
@@ -36,16 +36,16 @@ def dynamic(
     unknown_id: int | None = None,
     progress: Progress | None = None,
 ) -> Score:
-    """Score every character but the first, each given all before it, and learn on the way. The model is left as it is.
+    """Score every character but the first, each given all before it, and train a copy of the model meanwhile.
 
     Args:
         text: N characters; N − 1 are scored.
         segment: n, characters between two updates.
-        rate: of plain gradient descent; 0 gives the exact, static figure.
-        unknown_id: what to count as unknown.
+        rate: learning rate of plain gradient descent; 0 gives the exact, static result.
+        unknown_id: the id to count as unknown.
 
     Raises:
-        DivergedError: the rate is so high that the weights stop being finite.
+        DivergedError: the rate is too high, so that weights became NaN or infinite.
     """
     learner = copy.deepcopy(model)
     learner.flatten_for_cudnn()
@@ -63,9 +63,10 @@ def dynamic(
         total += float(nats.detach())
         if not math.isfinite(total):
             if start == 0:
-                raise DivergedError("the model's scores are NaN or infinite: its weights have grown too large")
+                raise DivergedError("the model's logits are NaN or infinite: its weights have become too large")
             raise DivergedError(
-                f"the model's weights or scores became NaN or infinite after {start:,} characters; use a lower --dynamic-rate"
+                f"the model's weights or logits became NaN or infinite after {start:,} characters; "
+                f"use a learning rate below {rate:g}"
             )
         with torch.no_grad():
             torch._foreach_add_(weights, gradients, alpha=-rate)

@@ -1,4 +1,4 @@
-"""What a model holds in its hidden units while it reads a text: the state of every layer after every character."""
+"""The state of every layer after every character of a text."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ HiddenStates = npt.NDArray[np.float32]
 
 
 def hidden_states(model: LanguageModel, text: Text, which: str = "h") -> HiddenStates:
-    """Read a text from a zero state, and keep one part of the state after each character.
+    """Read a text from a zero state, and return one part of the state after each character.
 
-    Beside the result it needs memory for one chunk of the text.
+    Besides the result, this needs memory for one chunk of the text.
 
     Args:
         text: N characters.
-        which: ``h``, the output; or ``c``, the cell state of an LSTM. Engines return ``c`` after their last step only, so it
-            is read step by step with the reference engine, which is slower.
+        which: ``h``, the output; or ``c``, the cell state of an LSTM. Engines return ``c`` only after the last step, so it is
+            computed one step per call, which is slower.
 
     Returns:
         ``(N, L, H)`` in fp32.
@@ -35,11 +35,13 @@ def hidden_states(model: LanguageModel, text: Text, which: str = "h") -> HiddenS
     """
     names = model.layers[0].entry.state
     if which not in names:
-        raise UsageError(f"{which!r}: a {model.section.cell} has the state {' and '.join(names)}", parameter="which")
+        raise UsageError(
+            f"{which!r}: expected {' or '.join(names)}, the state of the cell {model.section.cell}", parameter="which"
+        )
     result = np.empty((len(text), model.section.layers, model.section.hidden), dtype=np.float32)
     is_output = which == names[0]
     if not is_output:
-        model = model.with_engine("reference")
+        model = model.for_single_steps()
     tuner = Tuner("evaluation", model.is_thread_invariant)
     with torch.inference_mode():
         state = model.zero_state(1)
@@ -56,6 +58,6 @@ def hidden_states(model: LanguageModel, text: Text, which: str = "h") -> HiddenS
                         steps.append(state[names.index(which)][:, 0])
                     part = torch.stack(steps)
             if not bool(torch.isfinite(part).all()):
-                raise DivergedError("the model's states are NaN or infinite: its weights have grown too large")
+                raise DivergedError("the model's states are NaN or infinite: its weights have become too large")
             result[start : start + len(ids)] = part.float().cpu().numpy()
     return result

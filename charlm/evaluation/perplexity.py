@@ -1,13 +1,13 @@
-"""How well a model predicts a text: negative log-likelihood in nats per character, and its exponential, perplexity.
+"""The negative log-likelihood of a text in nats per character, and its exponential, perplexity.
 
-Every figure is Σ nats / Σ scored characters, summed in float64; never a mean of means. The first character of a text has
-no predecessor and is never scored. Three ways to read the text:
+Every result is Σ nats / Σ scored characters, summed in float64, never a mean of means. The first character of a text has
+no predecessor and is never scored. There are three ways to read the text:
 
     carried     exact: one stream, state carried from the first character to the last
-    segments    cheap, for use during training: S pieces side by side, each warmed on the W characters before it
-    reset       windows of N characters, each from a zero state: what models without carried state report
+    segments    cheap, for validation during training: S segments in parallel, each after the W characters before it
+    reset       windows of N characters, each from a zero state, as for models without carried state
 
-All arithmetic is fp32, whatever precision the model was trained in.
+All arithmetic is fp32, for every training precision.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from charlm.progress import Progress
 from charlm.threads import Tuner
 
 CHUNK = 1024
-"""Characters read per call; any value gives the same figure."""
+"""Characters per call; the result does not depend on it."""
 
 _LOGITS_AT_ONCE = 1 << 22
 _WINDOWS_AT_ONCE = 64
@@ -38,12 +38,12 @@ _WINDOWS_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Score:
-    """What a text cost.
+    """The score of a text.
 
     Attributes:
         nats: Σ −ln p of the scored characters.
-        characters: how many were scored.
-        unknown_characters: how many of them the vocabulary lacks; each was scored as ``<unk>``.
+        characters: number of scored characters.
+        unknown_characters: number of them outside the vocabulary, which were scored as ``<unk>``.
     """
 
     nats: float
@@ -57,24 +57,24 @@ class Score:
 
     @property
     def bits_per_character(self) -> float:
-        """The same in bits."""
+        """Mean negative log-likelihood in bits."""
         return self.nats_per_character / math.log(2)
 
     @property
     def perplexity(self) -> float:
-        """exp(nats per character): as uncertain as a fair choice among so many characters."""
+        """exp(nats per character): the number of equally likely characters with the same uncertainty."""
         return perplexity(self.nats_per_character)
 
 
 def perplexity(nats_per_character: float) -> float:
-    """exp, with infinity where a float ends."""
+    """exp(nats per character); infinity beyond the range of a float."""
     return math.exp(nats_per_character) if nats_per_character < 700 else math.inf
 
 
 def seconds_per_character(model: LanguageModel, text: Text) -> float:
-    """What :func:`carried` takes here, from a short trial on the beginning of a text of at least two characters."""
+    """Duration of :func:`carried` per character here, measured on the beginning of a text of at least two characters."""
     trial = text[slice(0, 257)]
-    for _ in range(2):  # the first call pays for set-up
+    for _ in range(2):  # the first call includes set-up
         began = time.perf_counter()
         carried(model, trial)
     return (time.perf_counter() - began) / (len(trial) - 1)
@@ -89,12 +89,12 @@ def carried(
     progress: Progress | None = None,
     each: npt.NDArray[np.float64] | None = None,
 ) -> Score:
-    """The exact figure: every character but the first, each given all before it.
+    """The exact result: every character but the first, each given all before it.
 
     Args:
         text: N characters; N − 1 are scored.
-        chunk: characters per call; 0: all at once. The figure does not depend on it.
-        unknown_id: what to count as unknown.
+        chunk: characters per call; 0: all at once. The result does not depend on it.
+        unknown_id: the id to count as unknown.
         each: ``(N − 1,)``, filled with the nats of each scored character.
     """
     targets = len(text) - 1
@@ -120,7 +120,7 @@ def carried(
 def reset(
     model: LanguageModel, text: Text, *, window: int, unknown_id: int | None = None, progress: Progress | None = None
 ) -> Score:
-    """Windows of ``window`` characters one after the other, each from a zero state; the last may be shorter."""
+    """Windows of ``window`` characters, each from a zero state; the last may be shorter."""
     targets = len(text) - 1
     starts = np.arange(0, targets, window, dtype=np.int64)
     total, unknown = 0.0, 0
@@ -145,16 +145,16 @@ def segments(
     characters: int | None = None,
     progress: Progress | None = None,
 ) -> Score:
-    """The cheap figure: as :func:`carried`, but read in S pieces side by side.
+    """The cheap result: like :func:`carried`, but read in S segments in parallel.
 
-    Each piece but the first starts from the state after the W characters before it, which are read and not scored. What
-    the model remembers from further back is lost; the difference is far below 1e-3 nats for W = 1,000. Every character
-    but the first is scored once. A short text is cut into fewer pieces, none shorter than W.
+    Each segment but the first starts from the state after the W characters before it, which are read but not scored. Older
+    context is lost; the difference is far below 1e-3 nats for W = 1,000. Every character but the first is scored once. A
+    short text is cut into fewer segments, none shorter than W.
 
     Args:
-        pieces: S at most.
+        pieces: maximum of S.
         warm: W.
-        characters: score only so many, in pieces that lie evenly over the text: its beginning may be unlike the rest.
+        characters: score only this many, in segments spread evenly over the text, since its beginning may be untypical.
     """
     starts, lengths = spread(len(text), pieces=pieces, warm=warm, characters=characters)
     S, targets = len(starts), int(lengths.sum())
@@ -162,7 +162,7 @@ def segments(
     with torch.inference_mode():
         state = model.zero_state(S)
         if S > 1 and warm > 0:
-            # Starts are at least W apart, so all pieces but the first have W characters before them.
+            # Starts are at least W apart, so W characters precede every segment but the first.
             before, _ = side_by_side(text.ids, starts[1:] - warm, np.full(S - 1, warm, dtype=np.int64))
             warmed = model.zero_state(S - 1)
             for part in torch.split(before.to(state[0].device), CHUNK):
@@ -170,7 +170,7 @@ def segments(
                     _, warmed = model.features(part, warmed)
             state = tuple(torch.cat([zero[:, :1], after], dim=1) for zero, after in zip(state, warmed, strict=True))
         total = 0.0
-        for at in range(0, int(lengths.max()), CHUNK):  # chunk by chunk, so that a long text needs no memory
+        for at in range(0, int(lengths.max()), CHUNK):  # chunk by chunk, so that memory does not grow with the text
             inputs, expected = side_by_side(text.ids, starts + at, np.clip(lengths - at, 0, CHUNK))
             nats, state = _read(model, inputs, expected, state, tuner)
             total += nats
@@ -182,11 +182,11 @@ def segments(
 def spread(
     length: int, *, pieces: int, warm: int, characters: int | None
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Which characters of a text of ``length`` :func:`segments` scores.
+    """The characters that :func:`segments` scores in a text of ``length`` characters.
 
     Returns:
-        ``(S,)`` each piece's first scored character, counted from the text's second character, which is the first that can be
-        scored; and ``(S,)`` how many each piece scores.
+        ``(S,)`` the first scored character of each segment, counted from the second character of the text (the first that
+        can be scored); and ``(S,)`` the number of scored characters of each segment.
     """
     targets = min(length - 1, characters or length)
     S = _pieces(targets, pieces, warm)
@@ -196,7 +196,7 @@ def spread(
 
 
 def read_by_segments(length: int, *, pieces: int, warm: int, characters: int | None) -> int:
-    """How many characters :func:`segments` reads of a text of ``length``, those that only warm the state included."""
+    """The number of characters that :func:`segments` reads in a text of ``length``, scored or not."""
     targets = min(length - 1, characters or length)
     return targets + (_pieces(targets, pieces, warm) - 1) * warm
 
@@ -227,20 +227,20 @@ def _nats(model: LanguageModel, features: Tensor, targets: Tensor) -> float:
 
 
 def _blocks(model: LanguageModel, features: Tensor, targets: Tensor) -> Iterator[Tensor]:
-    """−ln p of each target in float64, the output layer in blocks so that a long chunk needs little memory.
+    """−ln p of each target in float64. The output layer is computed in blocks, so that a long chunk needs little memory.
 
     Args:
         features: ``(T, B, H)``.
-        targets: ``(T, B)`` ids, or ``IGNORED``, which cost nothing.
+        targets: ``(T, B)`` ids; ``IGNORED`` ones are not scored.
 
     Raises:
-        DivergedError: the scores are NaN or infinite.
+        DivergedError: the logits are NaN or infinite.
     """
     rows = max(1, _LOGITS_AT_ONCE // model.vocabulary_size)
     for part, expected in zip(torch.split(features.flatten(0, 1), rows), torch.split(targets.flatten(), rows), strict=True):
         nats = model.nll(part, expected)
         if not math.isfinite(float(nats.sum())):
             raise DivergedError(
-                "the model's scores are NaN or infinite, so it has no perplexity: its weights have grown too large"
+                "the model's logits are NaN or infinite, so it has no perplexity: its weights have become too large"
             )
         yield nats

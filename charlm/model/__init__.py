@@ -1,1 +1,1 @@
-"""The networks: the cells' equations, the engines that execute them, and the language model made of them."""
+"""The networks: the cells' equations, the engines that execute them, and the language model."""

@@ -1,16 +1,15 @@
 """The recurrent cells, each written once as its equations: one time step, for B streams at once.
 
-This is the truth that every faster engine is tested against. Read a function beside its textbook: the names are the
-textbook's, the order of the gates is PyTorch's, so that weights move to ``torch.nn`` unchanged. Gates and parameters are
-declared in the cell's entry in :mod:`charlm.cells`.
+Every faster engine is tested against these equations. Names are those of textbooks; the order of the gates is PyTorch's, so
+weights move to ``torch.nn`` unchanged. Gates and parameters are declared in the cell's entry in :mod:`charlm.cells`.
 
     B streams    H hidden units    G gates (RNN 1, GRU 3, LSTM 4)
 
-    x   (B, G·H)   what the input contributes to each gate, W_ih·input + b_ih; computed for all steps beforehand.
+    x   (B, G·H)   the input's part of each gate, W_ih·input + b_ih, computed for all steps beforehand.
                    A cell whose entry has no weight_ih receives the input itself, (B, D)
     h   (B, H)     hidden state, the cell's output
     c   (B, H)     the LSTM's cell state
-    W   (G·H, H)   recurrent weights W_hh, the gates' blocks on top of each other;   b  (G·H,)  their bias b_hh
+    W   (G·H, H)   recurrent weights W_hh, one block of rows per gate;   b  (G·H,)  their bias b_hh
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 State = tuple[Tensor, ...]
-"""What a cell carries from one step to the next: ``(h,)``, or ``(h, c)`` for the LSTM."""
+"""The state that a cell carries from step to step: ``(h,)``, or ``(h, c)`` for the LSTM."""
 
 Step = Callable[..., State]
 """One time step: (x, state, then the entry's other parameters in order) → next state; its first part is the output."""
@@ -31,15 +30,15 @@ Step = Callable[..., State]
 def rnn_tanh(x: Tensor, state: State, W: Tensor, b: Tensor) -> State:
     """Elman's network (1990): h′ = tanh(x + W·h + b).
 
-    The gradient that reaches h from k steps later is a product of k factors Wᵀ·diag(1 − h′²): it shrinks (or explodes)
-    geometrically, so a plain RNN learns nothing from far back (Bengio et al. 1994).
+    The gradient of h from k steps later is a product of k factors Wᵀ·diag(1 − h′²): it shrinks (or explodes)
+    geometrically, so a plain RNN learns no long dependencies (Bengio et al. 1994).
     """
     (h,) = state
     return (torch.tanh(x + _product(h, W, b)),)
 
 
 def rnn_relu(x: Tensor, state: State, W: Tensor, b: Tensor) -> State:
-    """The same with max(0, ·) in place of tanh: no saturation, but no bound either (Le et al. 2015)."""
+    """The same with max(0, ·) instead of tanh: no saturation, but no bound (Le et al. 2015)."""
     (h,) = state
     return (torch.relu(x + _product(h, W, b)),)
 
@@ -49,7 +48,7 @@ def lstm(x: Tensor, state: State, W: Tensor, b: Tensor) -> State:
 
     i = σ(·)   f = σ(·)   g = tanh(·)   o = σ(·)      c′ = f∘c + i∘g      h′ = o∘tanh(c′)
 
-    The cell state is the cure for the vanishing gradient: ∂c′/∂c = f, and where f is near 1 the gradient passes unshrunk.
+    The cell state prevents vanishing gradients: ∂c′/∂c = f, and if f is near 1 the gradient passes unchanged.
     """
     h, c = state
     i, f, g, o = (x + _product(h, W, b)).chunk(4, dim=-1)
@@ -79,7 +78,7 @@ def lstm_coupled(x: Tensor, state: State, W: Tensor, b: Tensor) -> State:
 
     f = σ(·)   g = tanh(·)   o = σ(·)      c′ = f∘c + (1 − f)∘g      h′ = o∘tanh(c′)
 
-    Gates f, g, o: three quarters of the LSTM's weights. c′ is a mean of c and g, so |c| never grows beyond 1.
+    Gates f, g, o: three quarters of the LSTM's weights. c′ is a mean of c and g, so |c| never exceeds 1.
     """
     h, c = state
     f, g, o = (x + _product(h, W, b)).chunk(3, dim=-1)
@@ -94,8 +93,8 @@ def gru(x: Tensor, state: State, W: Tensor, b: Tensor) -> State:
 
     r = σ(x_r + W_r·h + b_r)   z = σ(x_z + W_z·h + b_z)   n = tanh(x_n + r∘(W_n·h + b_n))      h′ = (1 − z)∘n + z∘h
 
-    Here z near 1 keeps the old state. Cho et al. (2014) and PyTorch write it so; texts that write h′ = (1 − z)∘h + z∘n
-    (Chung et al. 2014) mean 1 − z by their z.
+    Here z near 1 keeps the old state, as in Cho et al. (2014) and PyTorch. Texts with h′ = (1 − z)∘h + z∘n (Chung et al.
+    2014) have 1 − z in place of z.
     """
     (h,) = state
     x_r, x_z, x_n = x.chunk(3, dim=-1)
@@ -109,8 +108,8 @@ def gru(x: Tensor, state: State, W: Tensor, b: Tensor) -> State:
 def gru_reset_before(x: Tensor, state: State, W: Tensor, b: Tensor) -> State:
     """Gated recurrent unit as first published (Cho et al. 2014): the reset gate acts before the product. Gates r, z, n.
 
-    n = tanh(x_n + W_n·(r∘h) + b_n), all else as in :func:`gru`. It needs r before W_n can be applied: two products in a
-    row where the other form needs one, which is why cuDNN prefers the other.
+    n = tanh(x_n + W_n·(r∘h) + b_n), the rest as in :func:`gru`. W_n can be applied only after r is known: two products
+    in a row instead of one, so cuDNN has only the other form.
     """
     (h,) = state
     H = h.shape[-1]
@@ -123,7 +122,7 @@ def gru_reset_before(x: Tensor, state: State, W: Tensor, b: Tensor) -> State:
 
 
 def _product(h: Tensor, W: Tensor, b: Tensor) -> Tensor:
-    """W·h + b in the precision of the moment, handed on in the state's own (bf16 products, fp32 gates)."""
+    """W·h + b in the precision of autocast, returned in the precision of the state (bf16 products, fp32 gates)."""
     return F.linear(h, W, b).to(h.dtype)
 
 

@@ -1,12 +1,12 @@
-"""Dropout: numbers are zeroed at random while training, so that no unit can rely on another being there.
+"""Dropout: values are zeroed at random during training, so that no unit can rely on another.
 
-    embedding    rows of symbols lose some of their D numbers for a whole step   (Gal & Ghahramani 2016)
-    outputs      of each layer, on the way to the next or to the output layer    (Srivastava et al. 2014; Zaremba et al. 2014);
+    embedding    elements of the embedding, the same for a whole step            (Gal & Ghahramani 2016)
+    outputs      outputs of each layer, before the next or the output layer      (Srivastava et al. 2014; Zaremba et al. 2014);
                  locked: the same units at all T steps of a stream               (Gal & Ghahramani 2016)
     recurrent    single weights of W_hh, for a whole step                        (Wan et al. 2013; Merity et al. 2018)
 
-What is kept is scaled up by 1/(1 − p), so that sums stay what they were on average; p is rounded to a multiple of 2⁻¹⁶. Zeros
-follow from (seed, step, place) alone, on every engine and device: a resumed run draws the same ones.
+Kept values are scaled by 1/(1 − p), which keeps the mean; p is rounded to a multiple of 2⁻¹⁶. The zeros depend only on
+(seed, step, place), on every engine and device, so a resumed run has the same ones.
 
     T time steps    B streams    D embedding width    H hidden units    G gates    V symbols
 """
@@ -75,10 +75,10 @@ class Dropout:
 
 
 def kept(key: int, count: int, threshold: int, device: torch.device) -> Tensor:
-    """Which of ``count`` neighbours are kept, in the random sequence of a key.
+    """A mask of ``count`` values in the random sequence of a key; ``True``: kept.
 
-    SplitMix64 (Steele et al. 2014) hashes key and position to 64 bits, which decide about four neighbours each: 16 bits below
-    ``threshold`` mean a zero. It is computed on the device: a large batch's mask takes a CPU longer than a GPU's whole step.
+    SplitMix64 (Steele et al. 2014) hashes key and position to 64 bits, 16 for each of four neighbours: a number below
+    ``threshold`` means a zero. The mask is computed on the device: a CPU would need longer for it than a GPU for the step.
     """
     z = torch.arange(1, -(-count // 4) + 1, dtype=torch.int64, device=device)
     z.mul_(_signed(0x9E3779B97F4A7C15)).add_(_signed(key))
@@ -86,14 +86,14 @@ def kept(key: int, count: int, threshold: int, device: torch.device) -> Tensor:
     z.bitwise_xor_(_shifted(z, 27)).mul_(_signed(0x94D049BB133111EB))
     z.bitwise_xor_(_shifted(z, 31))
     quarters = z.view(torch.int16)[:count]  # the lowest 16 bits first, as memory is little-endian
-    return quarters.bitwise_xor_(-32768) >= threshold - 32768  # both 2¹⁵ lower: unsigned order, by a signed comparison
+    return quarters.bitwise_xor_(-32768) >= threshold - 32768  # both minus 2¹⁵: an unsigned comparison with signed integers
 
 
 def _signed(bits: int) -> int:
-    """64 bits as PyTorch's integers have them; products and sums wrap around alike."""
+    """64 bits as a signed integer, which PyTorch has; products and sums wrap around identically."""
     return (bits & (1 << 64) - 1 ^ 1 << 63) - (1 << 63)
 
 
 def _shifted(z: Tensor, places: int) -> Tensor:
-    """Each number's 64 bits moved to the right, zeros coming in (PyTorch's own shift copies the sign)."""
+    """A logical right shift of each number (PyTorch's shift copies the sign)."""
     return (z >> places).bitwise_and_((1 << 64 - places) - 1)

@@ -1,11 +1,11 @@
-"""The ways to execute a recurrent layer over T time steps. Same weights, same shapes, same results, other speed.
+"""Engines: ways to execute a model, with the same weights and results but different speed.
 
-    reference   the equations of :mod:`charlm.model.cells` in a loop: any device, any precision, the truth for the others
+    reference   the equations of :mod:`charlm.model.cells` in a loop: any device and precision; the others are tested against it
     torch       PyTorch's fused kernels: oneDNN on a CPU, cuDNN on a GPU
-    native      our own kernels in C++, for CPUs: :mod:`charlm.model.native`
+    native      charlm's C++ kernels, for CPUs: :mod:`charlm.model.native`
 
-To add an engine: write a class with ``why_not`` and ``run`` and name it in ``ENGINES``. ``engine: auto`` takes the first
-that can run the layer.
+To add an engine, write a subclass of :class:`ReferenceEngine` with ``why_not`` and ``run``, and list it in ``ENGINES``.
+``engine: auto`` takes the first that can run the model.
 
     T time steps    B streams    D input width    H hidden units    G gates    V symbols
 """
@@ -31,7 +31,7 @@ from charlm.model.native.engine import NativeEngine
 
 
 class FusedOptimizer(Protocol):
-    """Does an optimizer's step in fewer passes than PyTorch, with the same result and the same stored moments."""
+    """An optimizer's step in fewer passes than PyTorch, with the same result and the same stored moments."""
 
     def norm(self) -> float:
         """The Euclidean norm of all gradients."""
@@ -41,7 +41,7 @@ class FusedOptimizer(Protocol):
 
 
 class BlockSampler(Protocol):
-    """Draws characters of N parallel streams, many per call."""
+    """Generates characters for N parallel streams, many per call."""
 
     @property
     def is_nonfinite(self) -> bool:
@@ -74,21 +74,21 @@ class Engine(Protocol):
     fp32_reason: str | None
 
     def why_not(self, model: ModelSection, device: torch.device) -> str | None:
-        """Say why this engine cannot run such a model here; ``None``: it can."""
+        """Return why this engine cannot run this model on this device; ``None``: it can."""
 
     def is_thread_invariant(self, model: ModelSection) -> bool:
-        """Whether an update of such a model has the same bits for any number of threads, if PyTorch itself gets one thread."""
+        """Whether an update has the same bits for any number of threads, if PyTorch itself has one thread."""
 
     def run(
         self, layer: RecurrentLayer, inputs: Tensor, state: State, embedding: Tensor | None, weight_hh: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        """Read T steps.
+        """Run a layer over T steps.
 
         Args:
-            inputs: ``(T, B, D)`` numbers, or ``(T, B)`` ids that stand for rows of ``embedding``.
+            inputs: ``(T, B, D)`` numbers, or ``(T, B)`` ids of rows of ``embedding``.
             state: each ``(B, H)``.
-            embedding: ``(V, D)``; ``None`` with ids: the ids stand for one-hot vectors, and D = V.
-            weight_hh: in place of the layer's own, when training.
+            embedding: ``(V, D)``; ``None`` with ids: one-hot vectors, D = V.
+            weight_hh: replaces the layer's own, in training only.
 
         Returns:
             The outputs h of every step, ``(T, B, H)``, and the state after the last.
@@ -105,10 +105,10 @@ class Engine(Protocol):
         """
 
     def nll(self, features: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
-        """What each target costs, ``(N,)`` in fp64, without a gradient; arguments as of :meth:`cross_entropy`."""
+        """−ln p of each target, ``(N,)`` in fp64, without gradients; arguments as for :meth:`cross_entropy`."""
 
     def fused_optimizer(self, optimizer: torch.optim.Optimizer) -> FusedOptimizer | None:
-        """This engine's own code for the optimizer's steps; ``None``: it has none, and PyTorch's is used."""
+        """This engine's code for the optimizer; ``None``: PyTorch's is used."""
 
     def drop(self, values: Tensor, period: int, key: int, threshold: int) -> Tensor:
         """Dropout; arguments and result as in :func:`charlm.model.dropout.masked`."""
@@ -124,7 +124,7 @@ class Engine(Protocol):
         banned: frozenset[int],
         dtype: torch.dtype,
     ) -> BlockSampler | None:
-        """This engine's own code to continue N streams after a prompt; ``None``: it has none for this network.
+        """This engine's code to continue N streams after a prompt; ``None``: this network is sampled step by step.
 
         Args:
             logits: ``(N, V)`` for the next character.
@@ -144,7 +144,7 @@ class Engine(Protocol):
 
 
 class ReferenceEngine:
-    """The textbook: one step after the other."""
+    """The equations, step by step."""
 
     name = "reference"
     sampling_precisions: tuple[str, ...] = ("fp32",)
@@ -152,7 +152,7 @@ class ReferenceEngine:
     fp32_reason: str | None = "the reference engine gains nothing from bf16"
 
     def why_not(self, model: ModelSection, device: torch.device) -> str | None:
-        """It runs everything, everywhere."""
+        """This engine runs every model on every device."""
         return None
 
     def is_thread_invariant(self, model: ModelSection) -> bool:
@@ -218,8 +218,8 @@ class ReferenceEngine:
     def _input_gates(layer: RecurrentLayer, inputs: Tensor, embedding: Tensor | None) -> Tensor:
         """W_ih·input + b_ih for all steps at once, ``(T, B, G·H)``; a cell may have no b_ih.
 
-        For ids it is a lookup: a one-hot vector times a matrix is one of its columns, so the products of all V symbols
-        make a table of V rows, from which T·B rows are gathered. (Unless these are fewer: then only they are multiplied.)
+        Ids are looked up: a matrix times a one-hot vector is one of its columns, so the products of all V symbols form a
+        table, from which T·B rows are gathered. If there are fewer ids than symbols, only their rows are computed.
         """
         if embedding is not None and not inputs.is_floating_point() and inputs.numel() < len(embedding):
             inputs = F.embedding(inputs, embedding)
@@ -231,14 +231,14 @@ class ReferenceEngine:
 
     @staticmethod
     def _vectors(layer: RecurrentLayer, inputs: Tensor, embedding: Tensor | None) -> Tensor:
-        """The inputs themselves, ``(T, B, D)``, for a cell that has no weight_ih."""
+        """The inputs themselves, ``(T, B, D)``, for a cell without weight_ih."""
         if inputs.is_floating_point():
             return inputs
         return F.one_hot(inputs, layer.width) if embedding is None else F.embedding(inputs, embedding)
 
 
 class TorchEngine(ReferenceEngine):
-    """PyTorch's kernels: the whole sequence in one call. A layer at a time, which is what cuDNN runs fastest."""
+    """PyTorch's kernels: all T steps of a layer in one call, which is fastest with cuDNN."""
 
     name = "torch"
     fp32_reason: str | None = None
@@ -255,7 +255,7 @@ class TorchEngine(ReferenceEngine):
         weight_ih, inputs = self._input_product(layer.weight_ih, inputs, embedding, state[0].dtype)
         weight_hh = layer.weight_hh if weight_hh is None else weight_hh
         weights: list[Tensor] = [weight_ih, weight_hh, layer.bias_ih, layer.bias_hh]
-        carried = tuple(part.unsqueeze(0) for part in state)  # PyTorch counts layers in front; here is one
+        carried = tuple(part.unsqueeze(0) for part in state)  # PyTorch's first dimension: one layer
         if inputs.device.type == "cuda":
             # Autocast's wrapper around cuDNN casts to fp16 whatever type autocast has: bf16 would silently be fp16.
             dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else inputs.dtype
@@ -263,35 +263,34 @@ class TorchEngine(ReferenceEngine):
             if dtype != weight_hh.dtype or weight_hh is not layer.weight_hh:
                 weights = one_block(weights, dtype)
             with torch.autocast("cuda", enabled=False):
-                outputs, carried_on = self._kernel(layer, inputs, carried, weights)
+                outputs, last = self._kernel(layer, inputs, carried, weights)
         else:
-            outputs, carried_on = self._kernel(layer, inputs, carried, weights)
-        return outputs, tuple(part.squeeze(0).to(state[0].dtype) for part in carried_on)
+            outputs, last = self._kernel(layer, inputs, carried, weights)
+        return outputs, tuple(part.squeeze(0).to(state[0].dtype) for part in last)
 
     @staticmethod
     def _kernel(layer: RecurrentLayer, inputs: Tensor, carried: State, weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """One call of PyTorch's: the outputs, and the state with PyTorch's dimension of layers in front."""
+        """One call of PyTorch's kernel: the outputs, and the state with PyTorch's first dimension of layers."""
         # In PyTorch's order: has biases, layers, dropout, training, bidirectional, batch first.
         options = (True, 1, 0.0, torch.is_grad_enabled(), False, False)
         kernel = getattr(torch, layer.entry.kernels["torch"])
-        outputs, *carried_on = kernel(inputs, carried if len(carried) > 1 else carried[0], weights, *options)
-        return outputs, carried_on
+        outputs, *last = kernel(inputs, carried if len(carried) > 1 else carried[0], weights, *options)
+        return outputs, last
 
     @staticmethod
     def _input_product(
         weight_ih: Tensor, inputs: Tensor, embedding: Tensor | None, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        """The weights and the vectors whose product is the input's share of the gates.
+        """Weights and vectors whose product is the input's part of the gates.
 
         PyTorch's kernels take vectors, not ids. With an embedding, W_ih·(E·x) = (W_ih·E)·x for a one-hot x: multiplying the
-        matrices first makes the vectors V wide instead of D, so that a wide embedding costs what a narrow input costs. It
-        pays where there are more ids than symbols, and V < D.
+        matrices first makes the vectors V wide instead of D, which is faster if V < D and there are more ids than symbols.
         """
         if inputs.is_floating_point():
             return weight_ih, inputs
         if embedding is not None:
             V, D = embedding.shape
-            if min(D, inputs.numel()) <= V or inputs.device.type == "cuda":  # cuDNN wants its weights as they lie, in one block
+            if min(D, inputs.numel()) <= V or inputs.device.type == "cuda":  # cuDNN needs its weights in one block
                 return weight_ih, F.embedding(inputs, embedding)
             weight_ih = F.linear(weight_ih, embedding)
         one_hot = torch.eye(weight_ih.shape[1], dtype=dtype, device=inputs.device)
@@ -299,7 +298,7 @@ class TorchEngine(ReferenceEngine):
 
 
 def flatten_for_cudnn(layer: RecurrentLayer) -> None:
-    """Lay a layer's weights into one block of GPU memory, in cuDNN's order; elsewhere nothing happens."""
+    """Move the weights of a layer into one block of GPU memory, in cuDNN's order; on a CPU nothing happens."""
     if TorchEngine.name in layer.entry.kernels:
         hidden = layer.weight_hh.shape[1]
         holder = getattr(nn, layer.entry.cell.upper())(layer.width, hidden, device="meta")
@@ -309,19 +308,19 @@ def flatten_for_cudnn(layer: RecurrentLayer) -> None:
 
 
 def for_cudnn(state: State, dtype: torch.dtype) -> State:
-    """The state as cuDNN accepts it: of the inputs' type and contiguous, which one prompt's state for many samples is not."""
+    """The state for cuDNN: in the type of the inputs, and contiguous (an expanded state of a prompt is not)."""
     return tuple(part.to(dtype).contiguous() for part in state)
 
 
 def one_block(weights: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """The same weights as views of one new block of memory, in cuDNN's order, which would otherwise copy them at every call."""
+    """The same weights as views of one new block of memory, in cuDNN's order; otherwise cuDNN copies them at every call."""
     block = torch.cat([weight.flatten() for weight in weights]).to(dtype)
     parts = torch.split(block, [weight.numel() for weight in weights])
     return [part.view(weight.shape) for part, weight in zip(parts, weights, strict=True)]
 
 
 ENGINES: dict[str, Engine] = {"native": NativeEngine(), "torch": TorchEngine(), "reference": ReferenceEngine()}
-"""Every engine, the fastest first: the order in which ``auto`` asks them."""
+"""All engines, the fastest first; ``auto`` tries them in this order."""
 
 
 def resolve_engine(model: ModelSection, device: torch.device) -> tuple[str, str]:
@@ -331,7 +330,7 @@ def resolve_engine(model: ModelSection, device: torch.device) -> tuple[str, str]
         Its name and why it was chosen.
 
     Raises:
-        UsageError: the engine that was asked for by name cannot run this model here.
+        UsageError: the recipe names an engine that cannot run this model here.
     """
     if model.engine != "auto":
         if reason := ENGINES[model.engine].why_not(model, device):

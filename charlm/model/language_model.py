@@ -1,12 +1,12 @@
-"""The language model: symbols in, a distribution over the next symbol out.
+"""The language model: from symbols to a distribution over the next symbol.
 
     ids (T, B) → [embedding] → recurrent layer 1 … L, dropout after each → output layer → logits (T, B, V)
 
-With ``attention``, the last layer also looks at its own past outputs (:mod:`charlm.model.attention`).
+With ``attention``, the last layer also attends to its own past outputs (:mod:`charlm.model.attention`).
 With ``residual``, each layer but the first adds its input to its output, so that gradients reach the lower layers directly
 (He et al. 2016; in stacked LSTMs: Wu et al. 2016).
 
-State is a value: ``model(ids, state)`` returns the next state and keeps none, so evaluating or sampling can never disturb
+State is a value: ``model(ids, state)`` returns the next state and stores none, so evaluation and sampling cannot disturb
 training. Its parts are ``(L, B, H)`` in fp32: ``(h,)``, or ``(h, c)`` for the LSTM; then attention's memory, ``(W, B, H)``.
 
     T time steps    B streams    L layers    D input width    H hidden units    G gates    V symbols
@@ -54,14 +54,14 @@ class LanguageModel(nn.Module):
         self.output_bias = nn.Parameter(torch.empty(vocabulary_size))
 
     def initialise(self, seed: int) -> None:
-        """Draw the initial weights. Each matrix has its own random sequence, so that one choice never shifts another."""
+        """Draw the initial weights. Each matrix has its own random sequence, independent of the others."""
         H, bound = self.section.hidden, 1 / math.sqrt(self.section.hidden)
         init = self.section.init
         with torch.no_grad():
             for name, weight in self.named_parameters():
                 rng = generator("cpu", seed, "initial weights", name)
                 if name == "attention.output":
-                    weight.zero_()  # at first nothing that is looked up counts
+                    weight.zero_()  # attention has no effect at first
                 elif init == "normal":
                     weight.zero_() if weight.dim() == 1 else weight.normal_(0, 0.01, generator=rng)
                 elif init == "orthogonal" and name.endswith("weight_hh"):
@@ -74,7 +74,7 @@ class LanguageModel(nn.Module):
             for layer in self.layers:
                 if "f" in layer.entry.gates and self.section.forget_bias is not None:
                     biases = [bias for name, bias in layer.named_parameters() if name.startswith("bias")]
-                    for number, bias in enumerate(biases):  # a cell adds its biases up
+                    for number, bias in enumerate(biases):  # a cell sums its biases
                         bias[layer.entry.rows("f", H)] = 0 if number else self.section.forget_bias
 
     def zero_state(self, streams: int) -> State:
@@ -84,12 +84,12 @@ class LanguageModel(nn.Module):
         return tuple(torch.zeros(shape, dtype=like.dtype, device=like.device) for shape in shapes)
 
     def forward(self, ids: Tensor, state: State, dropout: Dropout | None = None) -> tuple[Tensor, State]:
-        """Read T steps of B streams.
+        """Run the model over T steps of B streams.
 
         Args:
             ids: ``(T, B)`` integers below V.
             state: see :meth:`zero_state`.
-            dropout: ``None``: none (evaluation, sampling).
+            dropout: ``None`` in evaluation and sampling.
 
         Returns:
             Logits of the next symbol ``(T, B, V)``, and the state after the last step.
@@ -98,7 +98,7 @@ class LanguageModel(nn.Module):
         return self.logits(features), state
 
     def features(self, ids: Tensor, state: State, dropout: Dropout | None = None) -> tuple[Tensor, State]:
-        """What the output layer sees, ``(T, B, H)``, and the next state."""
+        """The input of the output layer, ``(T, B, H)``, and the next state."""
         values, carried = self._layers(ids, state, dropout)
         if self.attention is not None:
             values, memory = self.attention(values, state[-1])
@@ -108,7 +108,7 @@ class LanguageModel(nn.Module):
         return values, carried
 
     def attention_weights(self, ids: Tensor, state: State) -> Tensor:
-        """How much the last step looks at each of the W steps before it: ``(B, W)``, oldest first. Needs attention."""
+        """Attention weights of the last step over the W steps before it: ``(B, W)``, oldest first. The model has attention."""
         assert self.attention is not None
         values, _ = self._layers(ids, state, None)
         return self.attention.weights(values, state[-1])
@@ -125,7 +125,7 @@ class LanguageModel(nn.Module):
         """The last layer's outputs ``(T, B, H)``, and each layer's next state.
 
         Args:
-            each: receives every layer's own outputs, before they are added to its input and dropped out.
+            each: receives the outputs of every layer, before residual connection and dropout.
         """
         values: Tensor = ids
         embedding: Tensor | None = self.embedding
@@ -148,10 +148,10 @@ class LanguageModel(nn.Module):
         return values, tuple(torch.stack(parts) for parts in zip(*after, strict=True))
 
     def nll_sum(self, ids: Tensor, targets: Tensor, state: State, dropout: Dropout | None = None) -> tuple[Tensor, State]:
-        """What the targets cost, for training: Σ −ln p(target), a scalar, and the next state.
+        """The loss for training: Σ −ln p(target) in nats, a scalar, and the next state.
 
         Args:
-            targets: ``(T, B)`` ids; ``IGNORED`` ones cost nothing.
+            targets: ``(T, B)`` ids; ``IGNORED`` ones are not scored.
             ids, state, dropout: see :meth:`forward`.
         """
         features, state = self.features(ids, state, dropout)
@@ -162,16 +162,16 @@ class LanguageModel(nn.Module):
 
         Args:
             features: ``(N, H)``.
-            targets: ``(N,)`` ids; ``IGNORED`` ones cost nothing.
+            targets: ``(N,)`` ids; ``IGNORED`` ones are not scored.
         """
         return self.engine.cross_entropy(features, self.output_matrix(), self.output_bias, targets)
 
     def nll(self, features: Tensor, targets: Tensor) -> Tensor:
-        """What each target costs, for evaluation: −ln p(target), ``(N,)`` in fp64, without a gradient.
+        """The loss for evaluation: −ln p of each target, ``(N,)`` in fp64, without gradients.
 
         Args:
             features: ``(N, H)``.
-            targets: ``(N,)`` ids; ``IGNORED`` ones cost nothing.
+            targets: ``(N,)`` ids; ``IGNORED`` ones are not scored.
         """
         with torch.no_grad():
             return self.engine.nll(features, self.output_matrix(), self.output_bias, targets)
@@ -187,12 +187,12 @@ class LanguageModel(nn.Module):
         return weight
 
     def flatten_for_cudnn(self) -> None:
-        """Lay each layer's weights into one block of GPU memory, as cuDNN wants them; elsewhere nothing happens."""
+        """Move the weights of each layer into one block of GPU memory, as cuDNN requires; on a CPU nothing happens."""
         for layer in self.layers:
             flatten_for_cudnn(layer)
 
     def with_engine(self, name: str) -> LanguageModel:
-        """The same weights (not copies) executed by another engine."""
+        """The same weights (not copies) with another engine."""
         other = copy.copy(self)
         other.engine = ENGINES[name]
         return other
@@ -210,7 +210,7 @@ class LanguageModel(nn.Module):
         return self.engine.is_thread_invariant(self.section)
 
     def parameter_count(self) -> int:
-        """How many numbers training adjusts."""
+        """Number of trained parameters."""
         return sum(weight.numel() for weight in self.parameters())
 
 
@@ -220,12 +220,12 @@ def embedding_width(model: ModelSection) -> int | None:
 
 
 def count_parameters(model: ModelSection, vocabulary_size: int) -> int:
-    """The number of parameters of such a model, without building it."""
+    """Number of parameters of a model, without building it."""
     return sum(math.prod(shape) for shape in parameter_shapes(model, vocabulary_size).values())
 
 
 def parameter_shapes(model: ModelSection, vocabulary_size: int) -> dict[str, tuple[int, ...]]:
-    """The name and the shape of each parameter of such a model, without building it."""
+    """Name and shape of each parameter of a model, without building it."""
     H, V, width = model.hidden, vocabulary_size, embedding_width(model)
     shapes: dict[str, tuple[int, ...]] = {"embedding": (V, width)} if width else {}
     for number in range(model.layers):

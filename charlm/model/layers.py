@@ -1,4 +1,4 @@
-"""The parameters of a recurrent layer, and of a whole network, as engines see them.
+"""The parameters of a recurrent layer and of a network, as engines use them.
 
 D input width    H hidden units    V symbols
 """
@@ -16,14 +16,14 @@ from charlm.config import ModelSection
 
 
 class RecurrentLayer(nn.Module):
-    """One layer's parameters: those that the cell's entry declares, in PyTorch's layout where PyTorch has them.
+    """One layer's parameters: as declared in the cell's entry, in PyTorch's layout if PyTorch has the cell.
 
     Args:
         model: the recipe's section, which chooses the cell.
         width: D.
     """
 
-    # Cells that have other parameters than these have no kernel that needs them.
+    # For the type checker; cells without one of these have no kernel that needs it.
     weight_ih: Tensor
     weight_hh: Tensor
     bias_ih: Tensor

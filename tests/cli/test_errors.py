@@ -220,9 +220,9 @@ TABLE = [
             (f"{TRAIN} --init", ""),
         )
     ],
-    ("eval perplexity huge.safetensors text.txt", 1, ["scores are NaN or infinite"]),
-    ("eval perplexity huge.safetensors text.txt --context reset:50", 1, ["scores are NaN or infinite"]),
-    ("eval perplexity huge.safetensors text.txt --dynamic", 1, ["scores are NaN or infinite"]),
+    ("eval perplexity huge.safetensors text.txt", 1, ["logits are NaN or infinite"]),
+    ("eval perplexity huge.safetensors text.txt --context reset:50", 1, ["logits are NaN or infinite"]),
+    ("eval perplexity huge.safetensors text.txt --dynamic", 1, ["logits are NaN or infinite"]),
     ("sample deep.safetensors", 1, ["900 layers in 7 tensors"]),
     ("info deep.safetensors", 1, ["900 layers in 7 tensors"]),
     # commands
@@ -277,7 +277,7 @@ def test_a_full_disk_is_explained(charlm, bench, monkeypatch):
     monkeypatch.setattr("charlm.checkpoint.find_checkpoint", fail)
     done = charlm("info", "run")
     assert done.code == 1
-    for word in ("No space left", "/full/metrics.jsonl", "Make room"):
+    for word in ("No space left", "/full/metrics.jsonl", "Free some space"):
         assert word in done.err
 
 

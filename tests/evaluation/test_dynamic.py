@@ -71,5 +71,5 @@ def test_unknown_characters_are_counted(model: Any, text_of: Callable[..., Any])
 
 def test_a_rate_that_is_too_high_is_said(model: Any, text_of: Callable[..., Any]) -> None:
     """If this fails, infinity or nonsense is reported as a figure."""
-    with pytest.raises(DivergedError, match="lower --dynamic-rate"):
+    with pytest.raises(DivergedError, match="use a learning rate below"):
         dynamic(model, text_of(PHRASE * 40, V), rate=1e38)

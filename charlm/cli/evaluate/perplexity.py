@@ -1,4 +1,4 @@
-"""``charlm eval perplexity``: how well a model predicts a text, exactly."""
+"""``charlm eval perplexity``: the exact perplexity of a model on a text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from charlm.cli.evaluate.arguments import (
 from charlm.cli.options import MAX_LENGTH, Split, unknown_note
 from charlm.errors import UsageError
 
-_CHUNK = 1024  # charlm.evaluation.perplexity.CHUNK, which help does not wait for
+_CHUNK = 1024  # charlm.evaluation.perplexity.CHUNK, without importing torch for the help
 
 
 def perplexity(
@@ -30,34 +30,35 @@ def perplexity(
     file: FileArgument = None,
     split: SplitOption = None,
     context: Annotated[
-        str, typer.Option(help="carried: one stream from the first character to the last; reset:N: windows of N.")
+        str, typer.Option(help="carried: one stream from the first to the last character; reset:N: windows of N.")
     ] = "carried",
     dynamic: Annotated[
-        bool, typer.Option("--dynamic", help="Keep learning from what has been scored; the checkpoint does not change.")
+        bool, typer.Option("--dynamic", help="Train a copy of the model on the scored text while evaluating.")
     ] = False,
     dynamic_rate: Annotated[
-        float | None, typer.Option(min=0, max=1000, help="Its learning rate.", show_default="0.1, after every 32 characters")
+        float | None,
+        typer.Option(min=0, max=1000, help="Learning rate of --dynamic.", show_default="0.1, one step per 32 characters"),
     ] = None,
     chunk: Annotated[
-        int, typer.Option(min=0, max=MAX_LENGTH, help="Characters per call, 0: all. Changes only speed.")
+        int, typer.Option(min=0, max=MAX_LENGTH, help="Characters per call; 0: all. Affects only speed.")
     ] = _CHUNK,
     engine: EngineOption = None,
     device: DeviceOption = "auto",
     baselines: Annotated[
-        bool, typer.Option("--baselines", help="What an n-gram, gzip, bz2 and xz need after the same training text.")
+        bool, typer.Option("--baselines", help="Also measure an n-gram, gzip, bz2 and xz after the same training text.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure perplexity exactly: fp32, every character but the first scored once, sums in float64."""
     window = _window(context)
     if dynamic_rate is not None and not dynamic:
-        raise UsageError("--dynamic-rate belongs to --dynamic")
+        raise UsageError("--dynamic-rate works only with --dynamic")
     if dynamic_rate is not None and not math.isfinite(dynamic_rate):
-        raise UsageError(f"--dynamic-rate {dynamic_rate:g} is not a number to learn with")
+        raise UsageError(f"--dynamic-rate {dynamic_rate:g}: expected a finite number")
     if dynamic and window is not None:
         raise UsageError("--dynamic reads the text as one stream; remove --context reset")
     if dynamic and chunk != _CHUNK:
-        raise UsageError("--dynamic reads 32 characters at a time; remove --chunk, which belongs to the static evaluation")
+        raise UsageError("--dynamic reads 32 characters at a time; remove --chunk")
 
     from charlm.evaluation import perplexity as measure
     from charlm.evaluation.baselines import TEXT_CHARACTERS, measure_baselines
@@ -69,8 +70,8 @@ def perplexity(
     opened = load(checkpoint, device, engine=engine or "auto")
     if baselines and split is Split.train:
         raise UsageError(
-            "--baselines: after the training text an n-gram or a compressor needs next to nothing for its own text again; "
-            "choose --split validation or test, or a FILE"
+            "--baselines: an n-gram and a compressor already know the training text; choose --split validation or test, "
+            "or a FILE"
         )
     evaluated = read_evaluated(opened, file, split)
     text = evaluated.text
@@ -138,14 +139,14 @@ def _print(record: dict[str, Any], unit: str) -> None:
     if record["dynamic"]:
         rate, segment = record["dynamic"]["rate"], record["dynamic"]["segment"]
         lines.append(
-            ("dynamic", f"the model kept learning: a step of rate {rate:g} after every {segment} characters")
+            ("dynamic", f"trained on the scored text, learning rate {rate:g}, one step per {segment} characters")
         )  # fmt: skip
     lines.append(("sha256", record["sha256"]))
     if record["unknown_characters"]:
         nats = record["unknown_nats"]
         bits = nats / math.log(2) / record["characters"]
         lines.append(
-            ("unknown", f"{record['unknown_characters']:,} scored as <unk>; naming them would cost {nats:,.1f} nats more, "
+            ("unknown", f"{record['unknown_characters']:,} scored as <unk>; coding them would cost {nats:,.1f} nats more, "
                         f"{bits:.4f} bits per {kind}")
         )  # fmt: skip
     results(lines)
@@ -158,5 +159,5 @@ def _print(record: dict[str, Any], unit: str) -> None:
         for name in ("gzip", "bz2", "xz"):
             out(f"  {name:<19} {found[name]:.6f}")
         if record["characters"] < COMPRESSIBLE:
-            notice("so short a text says nothing of compressors: they write whole bytes and blocks")
+            notice("text too short for compressor baselines: compressors write whole bytes and blocks")
     notice(f"{record['characters_per_second']:,.0f} characters/s, engine {record['engine']}, {record['device']}")

@@ -143,7 +143,7 @@ def test_info_reads_a_checkpoint(charlm, trained):
     for word in ("step 20", "text.txt", "hidden: 8", "weights only"):
         assert word in shown.text
     assert charlm("info", trained / "run", "--json").record["recipe"]["model"]["hidden"] == 8
-    assert "all that going on needs" in charlm("info", trained / "run" / "last.safetensors").text
+    assert "full training state (resumable)" in charlm("info", trained / "run" / "last.safetensors").text
 
 
 def test_a_validation_file_is_found_again_from_another_folder(charlm, desk, monkeypatch, tmp_path_factory):
@@ -175,7 +175,7 @@ def test_dynamic_evaluation_is_told_apart_and_changes_nothing(charlm, trained):
     assert learned["characters"] == static["characters"] and learned["nats_per_character"] != static["nats_per_character"]
     still = charlm("eval", "perplexity", trained / "run", "--dynamic", "--dynamic-rate", "0", "--json").record
     assert still["nats_per_character"] == pytest.approx(static["nats_per_character"], rel=1e-6)
-    assert b"kept learning" in charlm("eval", "perplexity", trained / "run", "--dynamic").out
+    assert b"trained on the scored text" in charlm("eval", "perplexity", trained / "run", "--dynamic").out
     assert path.read_bytes() == before
     assert charlm("eval", "perplexity", trained / "run", "--dynamic-rate", "1").code == 2
     for rate in ("inf", "nan", "-1"):
@@ -209,7 +209,7 @@ def test_baselines_are_reported_in_json_and_in_words(charlm, trained):
 
 def test_compressors_say_nothing_of_a_short_text(charlm, trained, tmp_path):
     """If this fails, rounding to whole bytes is taken for a compressor that needs less than nothing."""
-    assert "so short a text" in charlm("eval", "perplexity", trained / "run", "--baselines").err
+    assert "text too short" in charlm("eval", "perplexity", trained / "run", "--baselines").err
     (tmp_path / "long.txt").write_text("the king sleeps and the queen burns " * 30, encoding="utf-8")
     done = charlm("eval", "perplexity", trained / "run", tmp_path / "long.txt", "--baselines")
     assert done.code == 0 and "so short" not in done.err
