@@ -21,7 +21,7 @@ STAGES = [
     {"checkpoint"},
     {"evaluation", "sampling"},
     {"loaded", "training"},
-    {"bench", "comparison"},
+    {"bench", "comparison", "export"},
     {"cli"},
 ]
 """From the first to the last: a module may import from its own stage and from those before it."""

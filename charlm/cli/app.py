@@ -21,6 +21,7 @@ from charlm.cli.compare import compare
 from charlm.cli.console import complain, notice
 from charlm.cli.corpus import corpus_app
 from charlm.cli.evaluate import evaluate_app
+from charlm.cli.export import export
 from charlm.cli.info import info
 from charlm.cli.recipe import recipe_app
 from charlm.cli.sample import sample
@@ -59,6 +60,7 @@ app.command()(sample)
 app.add_typer(evaluate_app, name="eval")
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(recipe_app, name="recipe")
+app.command()(export)
 app.command()(info)
 app.command()(bench)
 
