@@ -16,7 +16,7 @@ PACKAGE = Path(charlm.__file__).parent
 STAGES = [
     {"errors", "cells"},
     {"files", "optimizers", "resources", "schedules", "yaml_text", "config", "threads", "runtime"},
-    {"data"},
+    {"data", "html"},
     {"model"},
     {"checkpoint"},
     {"evaluation", "sampling"},
