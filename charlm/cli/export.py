@@ -29,10 +29,14 @@ def export(
 ) -> None:
     """Write a trained model as a web page that runs it: type, see what comes next, let it write."""
     from charlm.config import path_of
+    from charlm.errors import UsageError
     from charlm.export.html import write_page
     from charlm.loaded import load
 
     opened = load(checkpoint, "cpu")
     path = path_of(output) if output else Path(f"{opened.path.resolve().parent.name}.html")
-    written = write_page(opened, path, fp32=fp32)
+    try:
+        written = write_page(opened, path, fp32=fp32)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}", parameter="output") from None
     out(visible_word(f"{path}: {size(written)}. Open it in a web browser; it needs no network."))

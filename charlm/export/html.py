@@ -7,8 +7,6 @@ are those of ``charlm sample --probabilities``: to 1e-5 with fp32 weights, to 1e
 from __future__ import annotations
 
 import base64
-import html
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import numpy as np
 
 from charlm import __version__
 from charlm.errors import UsageError
-from charlm.files import whole_file
+from charlm.html.page import escape, json_data, page_file, page_head, page_tail
 from charlm.loaded import Model
 from charlm.sampling import start_ids
 
@@ -24,7 +22,6 @@ CELLS = ("rnn_tanh", "rnn_relu", "lstm", "lstm_peephole", "lstm_coupled", "gru",
 """The cells whose equations are in ``model.js``."""
 
 _HERE = Path(__file__).resolve().parent
-_MARK = '<meta name="generator" content="charlm '
 
 
 def write_page(model: Model, path: Path, *, fp32: bool = False) -> int:
@@ -38,59 +35,47 @@ def write_page(model: Model, path: Path, *, fp32: bool = False) -> int:
 
     Raises:
         UsageError: another file is at ``path``; the model has a cell that the page cannot run, or weights beyond fp16.
+        OSError: it cannot be written.
     """
-    if path.exists() and not is_page(path):
-        raise UsageError(f"{path} exists, and is not a page that charlm wrote; choose another file", parameter="output")
     content = page(model, fp32=fp32).encode("utf-8")
-    try:
-        with whole_file(path) as file:
-            file.write(content)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}", parameter="output") from None
+    with page_file(path, parameter="output") as file:
+        file.write(content)
     return len(content)
-
-
-def is_page(path: Path) -> bool:
-    """Whether charlm wrote this web page."""
-    try:
-        with path.open("rb") as file:
-            return _MARK.encode() in file.read(1000)
-    except OSError:
-        return False
 
 
 def page(model: Model, *, fp32: bool = False) -> str:
     """The whole page; see :func:`write_page`."""
-    section, title = model.recipe.model, _title(model)
+    section = model.recipe.model
     layers = f"{section.layers} layer{'s' * (section.layers > 1)}"
     facts = (
         f"{model.network.layers[0].entry.title}, {section.hidden} units, {layers}, "
         f"{model.network.parameter_count():,} parameters, {len(model.vocabulary)} symbols; trained on "
         f"{model.checkpoint.corpus['name']} for {model.step:,} steps; written by charlm {__version__}"
     )
-    values = {
-        "version": __version__,
-        "title": html.escape(title),
-        "facts": html.escape(facts),
-        "style": _asset("live.css"),
-        "body": live_section(model, fp32=fp32),
-    }
-    template = _asset("page.html")
-    parts = template.split("{{")
-    return parts[0] + "".join(values[name] + rest for name, _, rest in (part.partition("}}") for part in parts[1:]))
+    title = f"{model.path.resolve().parent.name}: a character-level language model"
+    head = page_head(title, style=live_style(), script=live_script())
+    return f'{head}<p class="faint">{escape(facts)}</p>\n{live_section(model, fp32=fp32)}{page_tail(live_script())}'
 
 
 def live_section(model: Model, *, fp32: bool = False) -> str:
-    """The part of the page that runs the model: markup, weights and scripts. A page holds one at most."""
+    """The part of a page that runs the model: markup and weights. A page holds one at most.
+
+    The page also needs :func:`live_style`, and :func:`live_script` at its end.
+    """
     precision = "fp32" if fp32 else "fp16"
     weights = base64.b64encode(_weights(model, precision)).decode("ascii")
-    description = json.dumps(describe(model, precision), ensure_ascii=True).replace("<", "\\u003c")
-    return (
-        f"{_asset('live.html')}"
-        f'<script type="application/json" id="model">{description}</script>\n'
-        f'<script type="text/plain" id="weights">{weights}</script>\n'
-        f"<script>\n{_asset('model.js')}{_asset('live.js')}</script>\n"
-    )
+    description = json_data("model", describe(model, precision))
+    return f'{_asset("live.html")}{description}<script type="text/plain" id="weights">{weights}</script>\n'
+
+
+def live_style() -> str:
+    """CSS of :func:`live_section`."""
+    return _asset("live.css")
+
+
+def live_script() -> str:
+    """The script that runs a page's :func:`live_section`."""
+    return _asset("model.js") + _asset("live.js")
 
 
 def describe(model: Model, precision: str) -> dict[str, Any]:
@@ -132,11 +117,6 @@ def _weights(model: Model, precision: str) -> bytes:
     if np.abs(values).max() > np.finfo(np.float16).max:
         raise UsageError("the model has weights that are too large for fp16; store them in fp32", parameter="fp32")
     return values.astype("<f2").tobytes()
-
-
-def _title(model: Model) -> str:
-    folder = model.path.resolve().parent.name
-    return f"{folder}: a character-level language model"
 
 
 def _asset(name: str) -> str:

@@ -72,19 +72,22 @@ def page_tail(script: str) -> str:
 
 
 @contextmanager
-def page_file(path: Path) -> Iterator[BinaryIO]:
+def page_file(path: Path, parameter: str = "html") -> Iterator[BinaryIO]:
     """Write a page atomically, over an earlier page of charlm's at most.
+
+    Args:
+        parameter: that named the path, for the message.
 
     Raises:
         UsageError: the file there is not charlm's.
         OSError: it cannot be written.
     """
-    check_page_path(path)
+    check_page_path(path, parameter)
     with whole_file(path) as file:
         yield file
 
 
-def check_page_path(path: Path) -> None:
+def check_page_path(path: Path, parameter: str = "html") -> None:
     """Refuse a path that is not free for a page; ask before a long computation.
 
     Raises:
@@ -92,8 +95,8 @@ def check_page_path(path: Path) -> None:
     """
     mark = _FIRST_LINE.encode()
     if path.is_dir():
-        raise UsageError(f"{path} is a folder; expected a file to write", parameter="html")
+        raise UsageError(f"{path} is a folder; expected a file to write", parameter=parameter)
     if path.exists():
         with path.open("rb") as file:
             if file.read(len(mark)) not in (mark, b""):
-                raise UsageError(f"{path} exists, and is not a page of charlm's; choose another name", parameter="html")
+                raise UsageError(f"{path} exists, and is not a page of charlm's; choose another name", parameter=parameter)

@@ -105,7 +105,9 @@ def line_chart(
     if not drawn:
         return ""
     xs = [px for s in drawn for px, _ in s.points]
-    ys = [py for s in drawn for _, py in s.points] + [v for s in drawn for _, *band in s.band for v in band if not y_log or v > 0]
+    ys = [py for s in drawn for _, py in s.points] + [
+        v for s in drawn for _, *band in s.band for v in band if not y_log or v > 0
+    ]
     y_low, y_high = y_range or (min(ys), max(ys))
     if y_low == y_high:
         y_low, y_high = (y_low / 2, y_high * 2) if y_log else (y_low - 0.5, y_high + 0.5)

@@ -18,7 +18,7 @@ from charlm.errors import UsageError
 from charlm.export import html
 
 sys.path.insert(0, str(Path(__file__).parent))
-from browser import needs_browser, run_in_page
+from browser import dom, needs_browser, run_in_page
 
 TEXT = "the king 'and' the queen: <script>alert(1)</script> & \"so\" on,\n" * 20
 
@@ -172,8 +172,16 @@ def test_only_pages_of_charlm_are_replaced(tmp_path):
     """If this fails, a mistyped file name destroys someone's page."""
     model, path = trained(tmp_path), tmp_path / "page.html"
     path.write_text("<html>mine</html>", encoding="utf-8")
-    with pytest.raises(UsageError, match="not a page that charlm wrote"):
+    with pytest.raises(UsageError, match="not a page of charlm's"):
         html.write_page(model, path)
     assert path.read_text(encoding="utf-8") == "<html>mine</html>"
     path.unlink()
     assert html.write_page(model, path) == path.stat().st_size == html.write_page(model, path)
+
+
+@needs_browser
+def test_the_page_runs_as_it_was_written(tmp_path):
+    """If this fails, the browser refuses the page's script: its hash is not that of the content security policy."""
+    path = tmp_path / "page.html"
+    html.write_page(trained(tmp_path), path)
+    assert dom(path, tmp_path).count('<div style="width:') == 10
