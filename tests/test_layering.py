@@ -22,6 +22,7 @@ STAGES = [
     {"evaluation", "sampling"},
     {"loaded", "training"},
     {"bench", "comparison", "export"},
+    {"report"},
     {"cli"},
 ]
 """From the first to the last: a module may import from its own stage and from those before it."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import html
 import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from charlm.html.page import escape
+
 WIDTH, HEIGHT = 720, 320
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 12, 44  # around the axes
+_LEFT, _RIGHT, _TOP, _BOTTOM = 80, 16, 12, 44  # around the axes
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,13 @@ def linear_ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten between two positive values, at most about eight; with 2 and 5 times them in a short range."""
+    """Powers of ten between two positive values, at most about eight; in a short range also 2 and 5 times them, or more."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     factors = (1, 2, 5) if len(decades) <= 3 else (1,)
     every = -(-len(decades) // 8)
     found = [factor * 10.0**decade for decade in decades if decade % every == 0 for factor in factors]
-    return [tick for tick in found if low * 0.999 <= tick <= high * 1.001]
+    ticks = [tick for tick in found if low * 0.999 <= tick <= high * 1.001]
+    return ticks if len(ticks) > 2 else linear_ticks(low, high)
 
 
 def number(value: float) -> str:
@@ -124,23 +126,24 @@ def line_chart(
     ]
     legend = "".join(
         f'<span><svg width="18" height="10" aria-hidden="true"><line x1="0" y1="5" x2="18" y2="5" class="s{index % 6}"/></svg> '
-        f"{html.escape(s.name)}</span>"
+        f"{escape(s.name)}</span>"
         for index, s in enumerate(drawn)
     )
     return (
-        f'<figure class="chart"><figcaption>{html.escape(title)}</figcaption><div class="legend">{legend}</div>'
-        f'<div class="plot"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}; the table below '
-        f'has its numbers" data-hover="{html.escape(json.dumps(hover))}">{"".join(shapes)}</svg></div>'
+        f'<figure class="chart"><figcaption>{escape(title)}</figcaption><div class="legend">{legend}</div>'
+        f'<div class="plot"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}; the table below '
+        f'has its numbers" data-hover="{escape(json.dumps(hover))}">{"".join(shapes)}</svg></div>'
         f"{_table_of(drawn, title, x)}</figure>\n"
     )
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> str:
     """A table; every cell is text."""
-    head = "".join(f"<th scope='col'>{html.escape(cell)}</th>" for cell in heads)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    name = f"<caption>{html.escape(caption)}</caption>" if caption else ""
-    return f'<div class="scroll"><table>{name}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>\n'
+    head = "".join(f"<th scope='col'>{escape(cell)}</th>" for cell in heads)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    name = f"<caption>{escape(caption)}</caption>" if caption else ""
+    top = f"<thead><tr>{head}</tr></thead>" if any(heads) else ""
+    return f'<div class="scroll"><table>{name}{top}<tbody>{body}</tbody></table></div>\n'
 
 
 def _drawable(points: Sequence[tuple[float, float]], x_log: bool, y_log: bool) -> list[tuple[float, float]]:
@@ -164,8 +167,8 @@ def _grid(across: _Axis, up: _Axis) -> str:
 def _labels(x: str, y: str) -> str:
     middle = (_TOP + HEIGHT - _BOTTOM) / 2
     return (
-        f'<text x="{(_LEFT + WIDTH - _RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{html.escape(x)}</text>'
-        f'<text transform="translate(14 {middle}) rotate(-90)" text-anchor="middle">{html.escape(y)}</text>'
+        f'<text x="{(_LEFT + WIDTH - _RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x)}</text>'
+        f'<text transform="translate(14 {middle}) rotate(-90)" text-anchor="middle">{escape(y)}</text>'
     )
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from charlm.comparison.figures import learning_curve, records
-from charlm.errors import CharlmError
 from charlm.evaluation.texts import EvaluationText, read_part
 from charlm.loaded import Model, load
 from charlm.report.charts import Series
@@ -25,15 +24,19 @@ class Run:
         name: its folder's.
         model: its best weights.
         log: the lines of ``metrics.jsonl``.
-        text: the validation text; ``None`` if it is not at hand or too short.
-        why_no_text: then the reason.
     """
 
     name: str
     model: Model = field(repr=False)
     log: Sequence[dict[str, Any]] = field(repr=False)
-    text: EvaluationText | None = field(repr=False)
-    why_no_text: str = ""
+
+    def validation(self) -> EvaluationText:
+        """The validation text.
+
+        Raises:
+            CharlmError: it is not at hand, or too short.
+        """
+        return read_part(self.model.checkpoint, self.model.path, "validation")
 
     @property
     def final(self) -> dict[str, Any]:
@@ -75,8 +78,4 @@ def open_run(name: str) -> Run:
     """
     model = load(name, "cpu")
     folder = model.path.resolve().parent
-    try:
-        text, why = read_part(model.checkpoint, model.path, "validation"), ""
-    except CharlmError as error:
-        text, why = None, str(error)
-    return Run(folder.name or "run", model, records(folder), text, why)
+    return Run(folder.name or "run", model, records(folder))
