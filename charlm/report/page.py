@@ -150,7 +150,7 @@ def gradients(run: Run) -> str:
                 )
             )
         title = f"Gradient of a loss with respect to the state {name}, k characters before: median and quartiles"
-        charts.append(line_chart(series, title=title, x="k characters back", y="norm", y_log=True))
+        charts.append(line_chart(series, title=title, x="k characters back", y="norm", y_log=True, y_range=_norms(series)))
     rows = [[f"{flow.layer}", flow.state, "never" if flow.half_life is None else f"{flow.half_life}"] for flow in found.flows]
     theory = [[f"{rate.layer}", rate.name, number(rate.factor)] for rate in found.rates]
     return (
@@ -158,6 +158,13 @@ def gradients(run: Run) -> str:
         + table(["layer", "state", "half-life in characters"], rows)
         + table(["layer", "factor per step in theory", "mean"], theory)
     )
+
+
+def _norms(series: Sequence[Series]) -> tuple[float, float] | None:
+    """The range of norms that a chart shows: whatever is 1e-18 of the largest is nothing in fp32 arithmetic."""
+    largest = max((value for one in series for _, value in one.points if math.isfinite(value)), default=0.0)
+    smallest = min((value for one in series for _, value in one.points if value > 0), default=0.0)
+    return (max(smallest, largest * 1e-18), largest * 1.5) if largest > 0 else None
 
 
 def gates(run: Run) -> str:

@@ -5,20 +5,17 @@ from __future__ import annotations
 import base64
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from browser import dom, needs_browser, run_in_page
 
 import charlm
 from charlm.cells import CELLS, entry_of
 from charlm.errors import UsageError
 from charlm.export import html
-
-sys.path.insert(0, str(Path(__file__).parent))
-from browser import dom, needs_browser, run_in_page
 
 TEXT = "the king 'and' the queen: <script>alert(1)</script> & \"so\" on,\n" * 20
 
