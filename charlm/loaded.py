@@ -25,8 +25,11 @@ from charlm.data.vocabulary import Vocabulary
 from charlm.errors import CorpusError, UsageError
 from charlm.evaluation import perplexity
 from charlm.evaluation.attention import attention_weights
+from charlm.evaluation.gates import GateReport, gates
+from charlm.evaluation.gradients import DISTANCE, Gradients, gradients
 from charlm.evaluation.hidden_states import HiddenStates, hidden_states
 from charlm.evaluation.perplexity import Score
+from charlm.evaluation.surprisal import Surprisal, surprisal
 from charlm.model.engines import ENGINES, resolve_engine
 from charlm.model.language_model import LanguageModel
 from charlm.runtime import prepare, resolve_device
@@ -156,6 +159,43 @@ class Model:
             UsageError: the model has no attention, or the text has fewer than two characters.
         """
         return attention_weights(self.network, self.vocabulary.encode(self.as_read(text), "map"))
+
+    def gradients(self, text: str, *, distance: int = DISTANCE) -> Gradients:
+        """How far back losses reach: norms of ∂L_t/∂h_{t−k}, and ∂L_t/∂c_{t−k} of an LSTM, for k up to ``distance``.
+
+        Args:
+            text: is read as the recipe reads its corpus; unknown characters are read as ``<unk>``.
+
+        Raises:
+            CorpusError: the text has fewer than three characters.
+        """
+        return gradients(self.network, self._text(text), distance=distance)
+
+    def gates(self, text: str) -> GateReport:
+        """What the gates do while the model reads a text, and how much its state changes per step.
+
+        Args:
+            text: is read as the recipe reads its corpus; unknown characters are read as ``<unk>``.
+
+        Raises:
+            CorpusError: the text has fewer than two characters.
+        """
+        return gates(self.network, self._text(text))
+
+    def surprisal(self, text: str, alternatives: int = 5) -> Surprisal:
+        """−ln p of every character but the first, and what the model expected instead.
+
+        Args:
+            text: N characters, read as the recipe reads its corpus; unknown characters are scored as ``<unk>``.
+            alternatives: k, the likeliest other symbols at each place.
+
+        Returns:
+            ``nats (N − 1,)``; ``alternatives`` and ``probabilities (N − 1, k)``. ``vocabulary.shown(id)`` names a symbol.
+
+        Raises:
+            CorpusError: the text has fewer than two characters.
+        """
+        return surprisal(self.network, self._text(text), alternatives=alternatives)
 
     def as_read(self, text: str, *, normalise: bool = True) -> str:
         """A text as the recipe reads its corpus: ``data.newlines`` and ``data.normalise``.

@@ -17,12 +17,13 @@ PACKAGE = Path(charlm.__file__).parent
 STAGES = [
     {"errors", "cells", "progress"},
     {"files", "optimizers", "resources", "run_files", "schedules", "yaml_text", "config", "threads", "runtime"},
-    {"data"},
+    {"data", "html"},
     {"model"},
     {"checkpoint"},
     {"evaluation", "sampling"},
     {"loaded", "training"},
-    {"bench", "comparison"},
+    {"bench", "comparison", "export"},
+    {"report"},
     {"cli"},
 ]
 """From the first to the last: a module may import from its own stage and from those before it."""

@@ -21,8 +21,10 @@ from charlm.cli.compare import compare
 from charlm.cli.console import complain, notice, shell_words
 from charlm.cli.corpus import corpus_app
 from charlm.cli.evaluate import evaluate_app
+from charlm.cli.export import export
 from charlm.cli.info import info
 from charlm.cli.recipe import recipe_app
+from charlm.cli.report import report
 from charlm.cli.sample import sample
 from charlm.cli.streams import OutputError
 from charlm.cli.train import train
@@ -59,6 +61,8 @@ app.command()(sample)
 app.add_typer(evaluate_app, name="eval")
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(recipe_app, name="recipe")
+app.command()(report)
+app.command()(export)
 app.command()(info)
 app.command()(bench)
 

@@ -15,8 +15,9 @@ import sys
 import textwrap
 import threading
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 
 from charlm.files import to_json
@@ -92,14 +93,24 @@ def show_dimmed(text: str) -> None:
     print(f"{dim}{visible(text)}{plain}", end="", file=sys.stderr, flush=True)
 
 
-def json_line(record: dict[str, Any]) -> None:
+def json_line(record: dict[str, Any], long_lists: Mapping[str, Iterable[Iterable[float]]] | None = None) -> None:
     """Write a record to stdout as one line of JSON; numbers that are not finite become null, since JSON has no NaN.
 
     On a terminal, control characters are escaped as JSON allows; in a file or pipe the text is exact.
+
+    Args:
+        long_lists: further keys, which come first: finite numbers that are written block by block and need no memory.
     """
     line = to_json(_finite(record))
     if sys.stdout.isatty():
         line = "".join(json.dumps(c)[1:-1] if _is_control(c) else c for c in line)
+    if long_lists:
+        for start, (name, blocks) in zip(chain("{", repeat(", ")), long_lists.items(), strict=False):
+            sys.stdout.write(f"{start}{json.dumps(name)}: [")
+            for comma, block in zip(chain([""], repeat(", ")), blocks, strict=False):
+                sys.stdout.write(comma + ", ".join(map(repr, block)))
+            sys.stdout.write("]")
+        line = f", {line[1:]}"
     out(line)
 
 
@@ -189,6 +200,19 @@ def facts(pairs: Sequence[tuple[str, str]]) -> None:
     for name, value in pairs:
         start = f"{name:<{width}}"
         console.print(Text.assemble((start, "bold"), _fact(start, visible(value)).removeprefix(start)))
+
+
+def has_colour() -> bool:
+    """Whether stdout shows colours: a terminal, and no ``NO_COLOR``."""
+    console = _console(False)
+    return console.is_terminal and not console.no_color
+
+
+def styled(pieces: Iterable[tuple[str, str]]) -> None:
+    """Write a line to stdout in pieces of (text, Rich style); the text is shown as it is."""
+    from rich.text import Text
+
+    _console(False).print(Text.assemble(*pieces))
 
 
 def is_terminal(to_stderr: bool = True) -> bool:

@@ -26,6 +26,9 @@ State = tuple[Tensor, ...]
 Step = Callable[..., State]
 """One time step: (x, state, then the entry's other parameters in order) → next state; its first part is the output."""
 
+Gates = Callable[..., tuple[Tensor, ...]]
+"""The gates and candidates of one time step after their activation, in the entry's order; arguments as of :data:`Step`."""
+
 
 def rnn_tanh(x: Tensor, state: State, W: Tensor, b: Tensor) -> State:
     """Elman's network (1990): h′ = tanh(x + W·h + b).
@@ -50,11 +53,15 @@ def lstm(x: Tensor, state: State, W: Tensor, b: Tensor) -> State:
 
     The cell state prevents vanishing gradients: ∂c′/∂c = f, and if f is near 1 the gradient passes unchanged.
     """
-    h, c = state
-    i, f, g, o = (x + _product(h, W, b)).chunk(4, dim=-1)
-    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-    h = torch.sigmoid(o) * torch.tanh(c)
-    return h, c
+    i, f, g, o = lstm_gates(x, state, W, b)
+    c = f * state[1] + i * g
+    return o * torch.tanh(c), c
+
+
+def lstm_gates(x: Tensor, state: State, W: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+    """i, f, g, o of :func:`lstm`."""
+    i, f, g, o = (x + _product(state[0], W, b)).chunk(4, dim=-1)
+    return torch.sigmoid(i), torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)
 
 
 def lstm_peephole(x: Tensor, state: State, W: Tensor, b: Tensor, p: Tensor) -> State:
@@ -65,12 +72,23 @@ def lstm_peephole(x: Tensor, state: State, W: Tensor, b: Tensor, p: Tensor) -> S
     Each peephole is one weight per unit, p (3·H,) in the order i, f, o; the output gate sees the new cell state. The gradient
     is exact; the original paper truncates it at the peepholes.
     """
+    (_, _, _, o), c = _peephole(x, state, W, b, p)
+    return o * torch.tanh(c), c
+
+
+def lstm_peephole_gates(x: Tensor, state: State, W: Tensor, b: Tensor, p: Tensor) -> tuple[Tensor, ...]:
+    """i, f, g, o of :func:`lstm_peephole`."""
+    return _peephole(x, state, W, b, p)[0]
+
+
+def _peephole(x: Tensor, state: State, W: Tensor, b: Tensor, p: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The gates, and c′, which the output gate sees."""
     h, c = state
     i, f, g, o = (x + _product(h, W, b)).chunk(4, dim=-1)
     p_i, p_f, p_o = p.chunk(3)
-    c_next = torch.sigmoid(f + p_f * c) * c + torch.sigmoid(i + p_i * c) * torch.tanh(g)
-    h = torch.sigmoid(o + p_o * c_next) * torch.tanh(c_next)
-    return h, c_next
+    i, f, g = torch.sigmoid(i + p_i * c), torch.sigmoid(f + p_f * c), torch.tanh(g)
+    c_next = f * c + i * g
+    return (i, f, g, torch.sigmoid(o + p_o * c_next)), c_next
 
 
 def lstm_coupled(x: Tensor, state: State, W: Tensor, b: Tensor) -> State:
@@ -80,12 +98,15 @@ def lstm_coupled(x: Tensor, state: State, W: Tensor, b: Tensor) -> State:
 
     Gates f, g, o: three quarters of the LSTM's weights. c′ is a mean of c and g, so |c| never exceeds 1.
     """
-    h, c = state
-    f, g, o = (x + _product(h, W, b)).chunk(3, dim=-1)
-    f = torch.sigmoid(f)
-    c = f * c + (1 - f) * torch.tanh(g)
-    h = torch.sigmoid(o) * torch.tanh(c)
-    return h, c
+    f, g, o = lstm_coupled_gates(x, state, W, b)
+    c = f * state[1] + (1 - f) * g
+    return o * torch.tanh(c), c
+
+
+def lstm_coupled_gates(x: Tensor, state: State, W: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+    """f, g, o of :func:`lstm_coupled`."""
+    f, g, o = (x + _product(state[0], W, b)).chunk(3, dim=-1)
+    return torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)
 
 
 def gru(x: Tensor, state: State, W: Tensor, b: Tensor) -> State:
@@ -96,13 +117,16 @@ def gru(x: Tensor, state: State, W: Tensor, b: Tensor) -> State:
     Here z near 1 keeps the old state, as in Cho et al. (2014) and PyTorch. Texts with h′ = (1 − z)∘h + z∘n (Chung et al.
     2014) have 1 − z in place of z.
     """
-    (h,) = state
+    _, z, n = gru_gates(x, state, W, b)
+    return ((1 - z) * n + z * state[0],)
+
+
+def gru_gates(x: Tensor, state: State, W: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+    """r, z, n of :func:`gru`."""
     x_r, x_z, x_n = x.chunk(3, dim=-1)
-    h_r, h_z, h_n = _product(h, W, b).chunk(3, dim=-1)
+    h_r, h_z, h_n = _product(state[0], W, b).chunk(3, dim=-1)
     r = torch.sigmoid(x_r + h_r)
-    z = torch.sigmoid(x_z + h_z)
-    n = torch.tanh(x_n + r * h_n)
-    return ((1 - z) * n + z * h,)
+    return r, torch.sigmoid(x_z + h_z), torch.tanh(x_n + r * h_n)
 
 
 def gru_reset_before(x: Tensor, state: State, W: Tensor, b: Tensor) -> State:
@@ -111,14 +135,18 @@ def gru_reset_before(x: Tensor, state: State, W: Tensor, b: Tensor) -> State:
     n = tanh(x_n + W_n·(r∘h) + b_n), the rest as in :func:`gru`. W_n can be applied only after r is known: two products
     in a row instead of one, so cuDNN has only the other form.
     """
+    _, z, n = gru_reset_before_gates(x, state, W, b)
+    return ((1 - z) * n + z * state[0],)
+
+
+def gru_reset_before_gates(x: Tensor, state: State, W: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+    """r, z, n of :func:`gru_reset_before`."""
     (h,) = state
     H = h.shape[-1]
     x_r, x_z, x_n = x.chunk(3, dim=-1)
     h_r, h_z = _product(h, W[: 2 * H], b[: 2 * H]).chunk(2, dim=-1)
     r = torch.sigmoid(x_r + h_r)
-    z = torch.sigmoid(x_z + h_z)
-    n = torch.tanh(x_n + _product(r * h, W[2 * H :], b[2 * H :]))
-    return ((1 - z) * n + z * h,)
+    return r, torch.sigmoid(x_z + h_z), torch.tanh(x_n + _product(r * h, W[2 * H :], b[2 * H :]))
 
 
 def _product(h: Tensor, W: Tensor, b: Tensor) -> Tensor:
@@ -130,3 +158,18 @@ EQUATIONS: dict[str, Step] = {
     step.__name__: step for step in (rnn_tanh, rnn_relu, lstm, lstm_peephole, lstm_coupled, gru, gru_reset_before)
 }
 """Name of a cell's entry → its equations."""
+
+GATES: dict[str, Gates] = {
+    "lstm": lstm_gates,
+    "lstm_peephole": lstm_peephole_gates,
+    "lstm_coupled": lstm_coupled_gates,
+    "gru": gru_gates,
+    "gru_reset_before": gru_reset_before_gates,
+}
+"""Name of a cell's entry → its gates. A plain RNN has none."""
+
+KEEP_GATES = ("f", "z")
+"""The gates that keep the old state: 1 keeps all of it. The LSTM's forget gate, the GRU's update gate as written here."""
+
+CANDIDATES = ("g", "n")
+"""Blocks of rows in an entry's ``gates`` that are no gates, but new values in (−1, 1)."""

@@ -1,0 +1,93 @@
+"""A text in rows that fit the terminal, with a mark below each character or a colour behind it."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from charlm.cli.console import columns, has_colour, out, styled, visible_word
+
+if TYPE_CHECKING:
+    from charlm.data.vocabulary import Vocabulary
+    from charlm.evaluation.texts import EvaluationText
+
+LINE_END = "↵"
+_WIDTH = 80
+
+
+def shown_symbols(evaluated: EvaluationText, start: int, stop: int, unit: str) -> list[str]:
+    """Each symbol ``start … stop − 1`` of a text as people read it: line ends are ``↵``, control characters visible."""
+    data = evaluated.utf8(start, stop, unit)
+    symbols = (
+        [chr(byte) if byte < 128 else f"\\x{byte:02x}" for byte in data]
+        if unit == "byte"
+        else list(data.decode("utf-8", "surrogatepass"))
+    )
+    return [LINE_END if symbol == "\n" else visible_word(symbol) for symbol in symbols]
+
+
+def shown_names(vocabulary: Vocabulary) -> list[str]:
+    """Each symbol of a vocabulary as :func:`shown_symbols` shows it, in quotes."""
+    shown = [vocabulary.shown(index) for index in range(len(vocabulary))]
+    return [name if name == "<unk>" else quoted(LINE_END if name in ("\n", "\\x0a") else visible_word(name)) for name in shown]
+
+
+def quoted(symbol: str) -> str:
+    """A symbol within a sentence."""
+    return f"‘{symbol}’"
+
+
+def percent(probability: float) -> str:
+    """A probability for people."""
+    return f"{100 * probability:.2g} %" if probability < 0.995 else f"{100 * probability:.4g} %"
+
+
+def listed(names: Sequence[str], ids: Sequence[int], probabilities: Sequence[float]) -> str:
+    """Symbols with their probabilities; the names are of :func:`shown_names`."""
+    return ", ".join(f"{names[index]} {percent(share)}" for index, share in zip(ids, probabilities, strict=True))
+
+
+def show_marked(symbols: Sequence[str], marks: Sequence[str], styles: Sequence[str] | None = None) -> None:
+    """Write a text to stdout, a row of marks below each row of text.
+
+    Args:
+        symbols: of :func:`shown_symbols`.
+        marks: one character for each symbol; a row without any mark is left out.
+        styles: Rich styles of the symbols; on a terminal with colours they replace the marks.
+    """
+    for first, last in _rows(symbols):
+        if styles is not None and has_colour():
+            styled(list(zip(symbols[first:last], styles[first:last], strict=True)))
+            continue
+        out("".join(symbols[first:last]))
+        below = "".join(mark * columns_of(symbol) for symbol, mark in zip(symbols[first:last], marks[first:last], strict=True))
+        if below.strip():
+            out(below.rstrip())
+
+
+def columns_of(text: str) -> int:
+    """How many columns of a terminal a text takes."""
+    return sum(
+        0 if unicodedata.category(c) in ("Mn", "Me") else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text
+    )
+
+
+def cut(symbols: Sequence[str], width: int = _WIDTH) -> int:
+    """How many of the symbols fit into so many columns."""
+    used = 0
+    for count, symbol in enumerate(symbols):
+        used += columns_of(symbol)
+        if used > width:
+            return count
+    return len(symbols)
+
+
+def _rows(symbols: Sequence[str]) -> Iterator[tuple[int, int]]:
+    width, first = min(_WIDTH, columns()), 0
+    while first < len(symbols):
+        last = first + max(1, cut(symbols[first : first + width], width))
+        if LINE_END in symbols[first:last]:
+            last = first + symbols[first:last].index(LINE_END) + 1
+        yield first, last
+        first = last

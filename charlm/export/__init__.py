@@ -1,0 +1,1 @@
+"""A trained model in other forms: a web page that runs it."""

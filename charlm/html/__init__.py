@@ -1,0 +1,1 @@
+"""Self-contained HTML pages: no network, no external script, light and dark. Knows nothing of models."""

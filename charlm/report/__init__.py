@@ -1,0 +1,1 @@
+"""One web page about a run, or about several side by side."""
