@@ -5,6 +5,8 @@ from __future__ import annotations
 import typer
 
 from charlm.cli.evaluate.attention import attention
+from charlm.cli.evaluate.gates import gates
+from charlm.cli.evaluate.gradients import gradients
 from charlm.cli.evaluate.perplexity import perplexity
 
 evaluate_app = typer.Typer(help="Ask a trained model: how well does it predict a text?", no_args_is_help=True)
@@ -15,5 +17,5 @@ def _group() -> None:
     """Ask a trained model: how well does it predict a text?"""
 
 
-for question in (perplexity, attention):
+for question in (perplexity, attention, gradients, gates):
     evaluate_app.command()(question)
