@@ -124,7 +124,7 @@ def gradients(
 ) -> Gradients:
     """Measure how the gradient of a loss shrinks or grows on its way back through a text.
 
-    Beside the model it keeps at most about 500 MB, whatever the length of the text.
+    Beside the model it keeps about 300 MB, whatever the length of the text; one window, if that needs more.
 
     Args:
         text: N characters. The positions are spread evenly over it, each with K characters before it.

@@ -2,7 +2,8 @@
 
 This is the truth that every faster engine is tested against. Read a function beside its textbook: the names are the
 textbook's, the order of the gates is PyTorch's, so that weights move to ``torch.nn`` unchanged. Gates and parameters are
-declared in the cell's entry in :mod:`charlm.cells`.
+declared in the cell's entry in :mod:`charlm.cells`. A cell's gates are a separate function, which its step calls: ``charlm
+eval gates`` shows the values that the step uses.
 
     B streams    H hidden units    G gates (RNN 1, GRU 3, LSTM 4)
 

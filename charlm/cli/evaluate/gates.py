@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -138,10 +139,8 @@ def _percent(share: float) -> str:
 
 def _sparkline(gate: Gate) -> str:
     """A histogram as a line of 20 characters, as high as its largest bin."""
-    import numpy as np
-
     heights = gate.histogram / gate.histogram.max()
-    return "".join(_LEVELS[int(np.ceil(height * 8))] for height in heights)
+    return "".join(_LEVELS[math.ceil(height * 8)] for height in heights)
 
 
 def _draw(found: GateReport, path: Path) -> None:
