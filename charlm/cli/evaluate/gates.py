@@ -99,7 +99,7 @@ def gates(
 def _print(found: GateReport, record: dict[str, Any], top: int, unit: str) -> None:
     import numpy as np
 
-    kind = "bytes" if unit == "byte" else "characters"
+    kind = ("byte" if unit == "byte" else "character") + "s" * (found.steps != 1)
     keeps = [gate.name for gate in found.gates if gate.keeps]
     if found.gates:
         rows = [

@@ -167,17 +167,19 @@ def _print(found: Sequence[Gradients], record: dict[str, Any]) -> None:
         if flow.median[peak] > _GROWS * flow.median[0] > 0:
             grown = flow.median[peak] / flow.median[0]
             pairs.append(("explodes", f"{label}: the gradient is {grown:.3g} times as large at k = {peak:,} as at k = 0"))
-    if (clipping := record["clipping"]) is not None:
-        pairs.append(
-            ("clipping", f"{_percent(clipping['share'])} of {clipping['steps']:,} training steps had a gradient above "
-                         f"train.clip ({clipping['clip']:g}) and were scaled down as a whole; the largest norm was "
-                         f"{clipping['largest_norm']:.3g}")
-        )  # fmt: skip
+    if record["clipping"] is not None:
+        pairs.append(("clipping", _clipping_text(record["clipping"])))
     results(pairs)
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+def _clipping_text(found: dict[str, Any]) -> str:
+    limit, largest = f"train.clip ({found['clip']:g})", f"the largest norm was {found['largest_norm']:.3g}"
+    if not found["share"]:
+        return f"none of {found['steps']:,} training steps had a gradient above {limit}; {largest}"
+    share = f"{100 * found['share']:.2g} %"
+    return (
+        f"{share} of {found['steps']:,} training steps had a gradient above {limit} and were scaled down as a whole; {largest}"
+    )
 
 
 def _labels(found: Sequence[Gradients]) -> list[str]:

@@ -73,7 +73,9 @@ def test_clipped_steps_are_counted_from_the_log(charlm, trained, tmp_path):
     log = run / "metrics.jsonl"
     log.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     assert charlm(*command, "--json").record["clipping"] == {"clip": 1.0, "steps": 8, "share": 0.75, "largest_norm": 4.0}
-    assert "75.0 % of 8 training steps" in charlm(*command).text
+    assert "75 % of 8 training steps" in charlm(*command).text
+    log.write_text(json.dumps(lines[0]) + "\n", encoding="utf-8")
+    assert "none of 1 training steps" in charlm(*command).text
     log.write_text('{"kind": "st', encoding="utf-8")
     assert charlm(*command, "--json").record["clipping"] is None
     log.unlink()
