@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 
 from charlm.data.dataset import Text
-from charlm.evaluation.perplexity import CHUNK, Progress
+from charlm.evaluation.perplexity import CHUNK
 from charlm.model.cells import State
 from charlm.model.language_model import LanguageModel
+from charlm.progress import Progress
 from charlm.threads import Tuner
 
 

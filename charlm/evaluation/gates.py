@@ -74,7 +74,7 @@ class Gate:
         if not self.keeps:
             return None
         with np.errstate(divide="ignore"):
-            return np.asarray(-1 / np.log(self.unit_means))
+            return np.asarray(1 / np.abs(np.log(self.unit_means)))
 
     def longest(self, count: int) -> list[int]:
         """The units with the longest memory, the longest first."""

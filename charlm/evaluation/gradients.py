@@ -17,6 +17,8 @@ Beside it is the rate that theory names, whose k-th power is compared with the c
     LSTM    mean forget gate f: along the cell state alone, ∂c_t / ∂c_{t−k} = Π f (Gers et al. 2000)
     GRU     mean update gate z (z near 1 keeps the old state, as in :func:`charlm.model.cells.gru`)
     RNN     mean spectral radius of one step's Jacobian ∂h_t / ∂h_{t−1} = diag(tanh′)·W
+
+A mean over units says little about large k, where the units that keep most are left: the slowest unit has a rate of its own.
 """
 
 from __future__ import annotations
@@ -83,12 +85,14 @@ class Rate:
 
     Attributes:
         name: ``forget gate``, ``update gate`` or ``spectral radius``.
-        factor: its mean.
+        factor: its mean over the positions and units.
+        slowest_unit: the mean of the unit whose gate keeps most, which is left at large k; ``None`` for an RNN.
     """
 
     layer: int
     name: str
     factor: float
+    slowest_unit: float | None
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ def gradients(
 ) -> Gradients:
     """Measure how the gradient of a loss shrinks or grows on its way back through a text.
 
-    Beside the model it keeps at most about 500 MB, whatever the length of the text.
+    Beside the model it keeps about 300 MB, whatever the length of the text; one window, if that needs more.
 
     Args:
         text: N characters. The positions are spread evenly over it, each with K characters before it.
@@ -147,7 +151,7 @@ def gradients(
     state = states_before(model, text, starts.tolist(), lambda done, _: told(done))
     exact = _in_float64(model)
     norms = {(layer, name): np.empty((window, P)) for layer in range(len(exact.layers)) for name in exact.layers[0].entry.state}
-    rates: list[list[float]] = [[] for _ in exact.layers]
+    means: list[Curve | float] = [0.0] * len(exact.layers)
     per_stream = 2 * activation_bytes(exact.section, exact.vocabulary_size, 1, window, "fp32", "reference")
     B = min(P, max(1, _BYTES // per_stream))
     tuner = Tuner("evaluation", invariant=False)
@@ -159,14 +163,17 @@ def gradients(
             recorded = _backward(exact, torch.from_numpy(ids).to(before[0].device), before, norms, group)
             with torch.no_grad():
                 for number, record in enumerate(recorded):
-                    rates[number].append(_rate(record, P) * (group.stop - first) / P)
+                    means[number] += _rates(record, P) * ((group.stop - first) / P)
         told(read + group.stop * window)
     flows = []
     for (layer, name), each in norms.items():
         lower, median, upper = np.quantile(each, [0.25, 0.5, 0.75], axis=1)
         flows.append(GradientFlow(layer, name, median, lower, upper))
-    name = _RATES.get(_keep_gate(exact.layers[0].entry) or "", "spectral radius")
-    theory = tuple(Rate(layer, name, sum(parts)) for layer, parts in enumerate(rates))
+    title = _RATES.get(_keep_gate(exact.layers[0].entry) or "", "spectral radius")
+    theory = tuple(
+        Rate(layer, title, float(np.mean(units)), None if np.ndim(units) == 0 else float(np.max(units)))
+        for layer, units in enumerate(means)
+    )
     return Gradients(exact.section.cell, np.arange(window), at, tuple(flows), theory)
 
 
@@ -240,13 +247,14 @@ def _keep_gate(entry: CellEntry) -> str | None:
     return next((gate for gate in entry.gates if gate in KEEP_GATES), None)
 
 
-def _rate(record: Recorded, positions: int) -> float:
-    """The mean of theory's factor over the steps of B windows."""
+def _rates(record: Recorded, positions: int) -> Curve | float:
+    """Theory's factor, the mean over the steps of B windows: of each unit's gate ``(H,)``, or of an RNN's Jacobian."""
     keep = _keep_gate(record.entry)
     if keep is None:
         return _spectral_radius(record, positions)
-    sums = [float(record.gates(slice(at, at + _STEPS))[keep].mean(dim=(1, 2)).sum()) for at in range(0, len(record.x), _STEPS)]
-    return sum(sums) / len(record.x)
+    parts = [record.gates(slice(at, at + _STEPS))[keep].sum(dim=(0, 1)) for at in range(0, len(record.x), _STEPS)]
+    means: Curve = (torch.stack(parts).sum(0) / (record.x.shape[0] * record.x.shape[1])).cpu().numpy()
+    return means
 
 
 def _spectral_radius(record: Recorded, positions: int) -> float:

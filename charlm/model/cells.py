@@ -1,7 +1,8 @@
 """The recurrent cells, each written once as its equations: one time step, for B streams at once.
 
 Every faster engine is tested against these equations. Names are those of textbooks; the order of the gates is PyTorch's, so
-weights move to ``torch.nn`` unchanged. Gates and parameters are declared in the cell's entry in :mod:`charlm.cells`.
+weights move to ``torch.nn`` unchanged. Gates and parameters are declared in the cell's entry in :mod:`charlm.cells`. A cell's
+gates are a separate function, which its step calls: ``charlm eval gates`` shows the values that the step uses.
 
     B streams    H hidden units    G gates (RNN 1, GRU 3, LSTM 4)
 

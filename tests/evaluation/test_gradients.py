@@ -144,7 +144,7 @@ def test_a_plain_rnn_with_large_weights_shows_growth(network: Callable[..., Any]
     (flow,), (rate,) = found.flows, found.rates
     assert flow.median[40] / flow.median[0] == pytest.approx(1.25**40, rel=1e-6)
     assert flow.half_life is None
-    assert (rate.name, rate.factor) == ("spectral radius", pytest.approx(1.25))
+    assert (rate.name, rate.factor, rate.slowest_unit) == ("spectral radius", pytest.approx(1.25), None)
 
 
 def test_half_life_and_rates_of_a_known_decay(network: Callable[..., Any], text_of: Callable[..., Any]) -> None:
@@ -168,9 +168,12 @@ def test_half_life_and_rates_of_a_known_decay(network: Callable[..., Any], text_
         for name, weight in gru.layers[0].named_parameters():
             weight.zero_()
             if name == "bias_ih":
-                weight[gru.layers[0].entry.rows("z", 5)] = float(torch.logit(torch.tensor(0.9)))
+                weight[gru.layers[0].entry.rows("z", 5)] = torch.logit(torch.tensor([0.9, 0.9, 0.9, 0.9, 0.95]))
+        assert gru.output_weight is not None
+        gru.output_weight[:, 4] = 0  # the slow unit is not read
     found = gradients(gru, text, distance=100)
-    assert found.rates[0].name == "update gate" and found.rates[0].factor == pytest.approx(0.9)
+    assert found.rates[0].name == "update gate" and found.rates[0].factor == pytest.approx((4 * 0.9 + 0.95) / 5)
+    assert found.rates[0].slowest_unit == pytest.approx(0.95)
     np.testing.assert_allclose(found.flows[0].median / found.flows[0].median[0], 0.9 ** np.arange(101), rtol=1e-5)
 
 
