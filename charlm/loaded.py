@@ -25,6 +25,7 @@ from charlm.data.vocabulary import Vocabulary
 from charlm.errors import CorpusError, UsageError
 from charlm.evaluation import perplexity
 from charlm.evaluation.attention import attention_weights
+from charlm.evaluation.context import Context, context
 from charlm.evaluation.hidden_states import HiddenStates, hidden_states
 from charlm.evaluation.perplexity import Score
 from charlm.evaluation.surprisal import Surprisal, surprisal
@@ -172,6 +173,18 @@ class Model:
             CorpusError: the text has fewer than two characters.
         """
         return surprisal(self.network, self._text(text), alternatives=alternatives)
+
+    def context(self, text: str, positions: int = 512) -> Context:
+        """How far back the predictions depend on a text: :mod:`charlm.evaluation.context` defines the measures.
+
+        Args:
+            text: is read as the recipe reads its corpus; 1,456 characters or more allow all distances.
+            positions: how many characters are scored, at most; fewer than 256 give no effective context.
+
+        Raises:
+            CorpusError: the text has fewer than two characters.
+        """
+        return context(self.network, self._text(text), positions=positions)
 
     def as_read(self, text: str, *, normalise: bool = True) -> str:
         """A text as the recipe reads its corpus: ``data.newlines`` and ``data.normalise``.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from charlm.cli.evaluate.attention import attention
+from charlm.cli.evaluate.context import context
 from charlm.cli.evaluate.perplexity import perplexity
 from charlm.cli.evaluate.surprisal import surprisal
 
@@ -16,5 +17,5 @@ def _group() -> None:
     """Ask a trained model: how well does it predict a text?"""
 
 
-for question in (perplexity, attention, surprisal):
+for question in (perplexity, attention, surprisal, context):
     evaluate_app.command()(question)
