@@ -6,6 +6,7 @@ import typer
 
 from charlm.cli.evaluate.attention import attention
 from charlm.cli.evaluate.context import context
+from charlm.cli.evaluate.influence import influence
 from charlm.cli.evaluate.perplexity import perplexity
 from charlm.cli.evaluate.surprisal import surprisal
 
@@ -17,5 +18,5 @@ def _group() -> None:
     """Ask a trained model: how well does it predict a text?"""
 
 
-for question in (perplexity, attention, surprisal, context):
+for question in (perplexity, attention, surprisal, influence, context):
     evaluate_app.command()(question)
