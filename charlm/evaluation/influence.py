@@ -159,14 +159,14 @@ class _Replacements:
     def __init__(self, V: int, unknown_id: int | None, wanted: int | None, seed: int) -> None:
         known = np.array([index for index in range(V) if index != unknown_id], dtype=np.int64)
         self._symbols = known if len(known) > 1 else np.arange(V)
-        most = len(self._symbols) - 1
-        self.count = min(most, wanted if wanted is not None else most if V <= ALL_UP_TO else SAMPLED)
+        self._most = len(self._symbols) - 1
+        self.count = min(self._most, wanted if wanted is not None else V if V <= ALL_UP_TO else SAMPLED)
         self._seed = seed
 
     def of(self, i: int, own: int) -> npt.NDArray[np.int64]:
         """R symbols for the character with the index i and the id ``own``; the same ones whenever it is asked for."""
         others = np.delete(self._symbols, np.flatnonzero(self._symbols == own))
-        if self.count >= len(others):
+        if self.count == self._most:  # all, and one more for an <unk>
             return others
         drawn: npt.NDArray[np.int64] = np.random.default_rng([self._seed, i]).choice(others, self.count, replace=False)
         return drawn

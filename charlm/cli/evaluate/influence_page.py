@@ -19,7 +19,7 @@ _STYLE = """
 .text:focus-visible { outline: 2px solid var(--line) }
 .text .before { color: var(--faint); cursor: default }
 .text .chosen { outline: 2px solid var(--mark) }
-label { margin-right: 1rem; white-space: nowrap }
+label { margin-right: 1rem; display: inline-block }
 """
 
 _SCRIPT = """
