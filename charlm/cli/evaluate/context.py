@@ -24,7 +24,7 @@ from charlm.errors import UsageError
 if TYPE_CHECKING:
     from charlm.evaluation.context import Context
 
-_BAR = 24
+_BAR = 20
 
 
 def context(
@@ -88,7 +88,7 @@ def _print(found: Context, record: dict[str, Any], characters: int, unit: str) -
             ("scored", f"{found.positions:,} {kind} of {visible_word(where)}"),
         ]
     )
-    out(f"k: {kind} of history; cut: nothing before them; shuffled, replaced: other text before them")
+    out(f"k: {kind} of history; before them nothing (cut), shuffled or other text")
     notice(f"engine {record['engine']}, {record['device']}")
 
 
@@ -99,9 +99,7 @@ def _effective(found: Context, characters: int, kind: str) -> str:
     if found.effective_context is not None:
         return f"{found.effective_context:,} {kind}: the fewest within 1 % of the full history"
     if found.positions < FEWEST:
-        return (
-            f"not known: {found.positions:,} positions were scored, at least {FEWEST} are needed (text: {characters:,} {kind})"
-        )
+        return f"unknown, too few positions: {found.positions:,} scored, {FEWEST} needed"
     more = f"more than {found.distances[-1]:,} {kind}"
     return more if found.distances[-1] == DISTANCES[-1] else f"{more}; the text of {characters:,} is too short to say more"
 
@@ -141,6 +139,7 @@ def _draw(found: Context, path: Path) -> None:
         axes.axvline(found.effective_context, label="effective context", linestyle=":", color="black")
     axes.set_xscale("symlog", linthresh=1)
     axes.set_xlim(left=0)
+    axes.set_xticks(found.distances, [f"{k:,}" for k in found.distances.tolist()])
     axes.set_xlabel("k, characters of history")
     axes.set_ylabel("nats per character")
     axes.grid(alpha=0.3)

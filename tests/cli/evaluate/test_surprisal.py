@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-HOSTILE = "the </script><script>alert(1)</script> \"'&<!-- 🙂 \x1b[31m \u202e king\t\\n\x00\n<b onmouseover=alert(2)>the\n"
+HOSTILE = "the </script><script>alert(1)</script> \"'&<!-- 🙂 \x1b[31m \u202e king\t\\n\x01\n<b onmouseover=alert(2)>the\n"
 
 
 class Page(HTMLParser):
@@ -129,8 +129,9 @@ def test_hostile_text_is_inert(charlm, trained, tmp_path):
     content = (tmp_path / "page.html").read_text(encoding="utf-8")
     page = Page(content)
     assert [tag for tag, _ in page.elements].count("script") == 1 and "b" not in [tag for tag, _ in page.elements]
-    assert not any(name.startswith("on") or name in ("src", "href") for _, found in page.elements for name in found if
-                   found.get("href") != "data:")  # fmt: skip
+    names = {name for _, found in page.elements for name in found}
+    assert "src" not in names and not any(name.startswith("on") for name in names)
+    assert [found["href"] for _, found in page.elements if "href" in found] == ["data:,"]
     characters = [found for tag, found in page.elements if tag == "span" and "data-a" in found]
     assert len(characters) == len(HOSTILE)
     assert not any(ord(c) < 32 and c != "\n" for c in content) and "\u202e" not in content
