@@ -25,9 +25,11 @@ from charlm.data.vocabulary import Vocabulary
 from charlm.errors import CorpusError, UsageError
 from charlm.evaluation import perplexity
 from charlm.evaluation.attention import attention_weights
+from charlm.evaluation.context import Context, context
 from charlm.evaluation.gates import GateReport, gates
 from charlm.evaluation.gradients import DISTANCE, Gradients, gradients
 from charlm.evaluation.hidden_states import HiddenStates, hidden_states
+from charlm.evaluation.influence import Influence, influence
 from charlm.evaluation.perplexity import Score
 from charlm.evaluation.surprisal import Surprisal, surprisal
 from charlm.model.engines import ENGINES, resolve_engine
@@ -196,6 +198,39 @@ class Model:
             CorpusError: the text has fewer than two characters.
         """
         return surprisal(self.network, self._text(text), alternatives=alternatives)
+
+    def influence(
+        self, text: str, position: int = -1, *, count: int = 1, distance: int = 100, replacements: int | None = None
+    ) -> Influence:
+        """Which past characters a prediction depends on: :mod:`charlm.evaluation.influence` defines the measures.
+
+        Args:
+            text: N characters, read as the recipe reads its corpus; unknown characters are read as ``<unk>``.
+            position: index of the last character to explain.
+            count: how many characters to explain.
+            distance: how far back characters are tried.
+            replacements: how many other symbols are tried for each; ``None``: all if there are at most 100, else 32.
+
+        Raises:
+            CorpusError: the text has fewer than two characters.
+            UsageError: there is no such position, or nothing before it.
+        """
+        return influence(
+            self.network, self._text(text), position, count=count, distance=distance, replacements=replacements,
+            unknown_id=self.vocabulary.unknown_id,
+        )  # fmt: skip
+
+    def context(self, text: str, positions: int = 512) -> Context:
+        """How far back the predictions depend on a text: :mod:`charlm.evaluation.context` defines the measures.
+
+        Args:
+            text: is read as the recipe reads its corpus; 1,456 characters or more allow all distances.
+            positions: how many characters are scored, at most; fewer than 256 give no effective context.
+
+        Raises:
+            CorpusError: the text has fewer than two characters.
+        """
+        return context(self.network, self._text(text), positions=positions)
 
     def as_read(self, text: str, *, normalise: bool = True) -> str:
         """A text as the recipe reads its corpus: ``data.newlines`` and ``data.normalise``.

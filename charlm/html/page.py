@@ -35,6 +35,7 @@ p { margin: .3rem 0 }
 .text { font: 15px/1.7 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; margin: 1rem 0 }
 .panel { position: sticky; top: 0; background: var(--paper); border-bottom: 1px solid var(--line); padding: .4rem 0;
          min-height: 3.2em; font: 15px/1.6 ui-monospace, monospace; overflow-wrap: anywhere; white-space: pre-wrap }
+@media (max-width: 40rem) { .panel { min-height: 7em } }
 """
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import typer
 
 from charlm.cli.evaluate.attention import attention
+from charlm.cli.evaluate.context import context
 from charlm.cli.evaluate.gates import gates
 from charlm.cli.evaluate.gradients import gradients
+from charlm.cli.evaluate.influence import influence
 from charlm.cli.evaluate.perplexity import perplexity
 from charlm.cli.evaluate.surprisal import surprisal
 
@@ -18,5 +20,5 @@ def _group() -> None:
     """Ask a trained model: how well does it predict a text?"""
 
 
-for question in (perplexity, attention, surprisal, gradients, gates):
+for question in (perplexity, surprisal, context, influence, gradients, gates, attention):
     evaluate_app.command()(question)

@@ -48,22 +48,28 @@ def listed(names: Sequence[str], ids: Sequence[int], probabilities: Sequence[flo
     return ", ".join(f"{names[index]} {percent(share)}" for index, share in zip(ids, probabilities, strict=True))
 
 
-def show_marked(symbols: Sequence[str], marks: Sequence[str], styles: Sequence[str] | None = None) -> None:
-    """Write a text to stdout, a row of marks below each row of text.
+def show_marked(
+    symbols: Sequence[str], marks: Sequence[tuple[str, Sequence[str]]], styles: Sequence[str] | None = None
+) -> None:
+    """Write a text to stdout, with rows of marks below each row of text.
 
     Args:
         symbols: of :func:`shown_symbols`.
-        marks: one character for each symbol; a row without any mark is left out.
+        marks: the name of a row, and one character for each symbol; rows without any mark are left out.
         styles: Rich styles of the symbols; on a terminal with colours they replace the marks.
     """
-    for first, last in _rows(symbols):
+    margin = max(len(name) for name, _ in marks)
+    margin += 2 if margin else 0
+    for first, last in _rows(symbols, margin):
         if styles is not None and has_colour():
             styled(list(zip(symbols[first:last], styles[first:last], strict=True)))
             continue
-        out("".join(symbols[first:last]))
-        below = "".join(mark * columns_of(symbol) for symbol, mark in zip(symbols[first:last], marks[first:last], strict=True))
-        if below.strip():
-            out(below.rstrip())
+        out(" " * margin + "".join(symbols[first:last]))
+        for name, row in marks:
+            pairs = zip(symbols[first:last], row[first:last], strict=True)
+            below = "".join(mark * columns_of(symbol) for symbol, mark in pairs)
+            if below.strip():
+                out(f"{name:<{margin}}{below.rstrip()}")
 
 
 def columns_of(text: str) -> int:
@@ -83,8 +89,8 @@ def cut(symbols: Sequence[str], width: int = _WIDTH) -> int:
     return len(symbols)
 
 
-def _rows(symbols: Sequence[str]) -> Iterator[tuple[int, int]]:
-    width, first = min(_WIDTH, columns()), 0
+def _rows(symbols: Sequence[str], margin: int) -> Iterator[tuple[int, int]]:
+    width, first = max(10, min(_WIDTH, columns()) - margin), 0
     while first < len(symbols):
         last = first + max(1, cut(symbols[first : first + width], width))
         if LINE_END in symbols[first:last]:

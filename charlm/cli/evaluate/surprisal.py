@@ -119,7 +119,7 @@ def _show(parts: list[Surprisal], evaluated: EvaluationText, vocabulary: Vocabul
     bits = [0.0, *(nats / math.log(2)).tolist()]
     marks = [" " if value < 3 else str(min(9, int(value))) for value in bits]
     styles = [f"black {level}" if (level := _LEVELS[min(len(_LEVELS) - 1, int(value))]) else "" for value in bits]
-    show_marked(symbols, marks, styles)
+    show_marked(symbols, [("", marks)], styles)
     if has_colour():
         scale = [(f" {number} ", f"black {level}") for number, level in enumerate(_LEVELS) if level]
         styled([("bits, 6 and more in the last colour: ", ""), *scale])

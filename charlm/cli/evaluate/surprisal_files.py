@@ -197,7 +197,7 @@ class Page:
         self._names = shown_names(vocabulary)
         self._write(page_head(f"Surprisal of {visible_word(evaluated.name)}", style=_STYLE, script=_SCRIPT))
         scale = " ".join(f'<span class="s{bits}">&nbsp;{bits}&nbsp;</span>' for bits in range(1, 9))
-        self._write(f'<p class="faint">bits: {scale} and more. Point at a character to see what was likelier.</p>\n')
+        self._write(f'<p class="faint">bits: {scale} and more. Point at a character to see what else was likely.</p>\n')
         self._write('<div class="panel" id="panel" aria-live="polite"></div>\n<div class="text" id="text">')
         if self._left:
             self._characters(0, 1, ["not scored: nothing comes before it"], [0])
