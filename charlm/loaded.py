@@ -25,8 +25,10 @@ from charlm.data.vocabulary import Vocabulary
 from charlm.errors import CorpusError, UsageError
 from charlm.evaluation import perplexity
 from charlm.evaluation.attention import attention_weights
+from charlm.evaluation.features import Symbols
 from charlm.evaluation.hidden_states import HiddenStates, hidden_states
 from charlm.evaluation.perplexity import Score
+from charlm.evaluation.units import Units, units
 from charlm.model.engines import ENGINES, resolve_engine
 from charlm.model.language_model import LanguageModel
 from charlm.runtime import prepare, resolve_device
@@ -156,6 +158,17 @@ class Model:
             UsageError: the model has no attention, or the text has fewer than two characters.
         """
         return attention_weights(self.network, self.vocabulary.encode(self.as_read(text), "map"))
+
+    def units(self, text: str) -> Units:
+        """The hidden unit that tracks each feature of a text best, such as quotes or indentation.
+
+        Args:
+            text: read as the recipe reads its corpus. See :func:`charlm.evaluation.units.units`.
+
+        Raises:
+            CorpusError: no feature occurs often enough.
+        """
+        return units(self.network, self._text(text), Symbols.of_text(self.as_read(text), self.vocabulary.unit))
 
     def as_read(self, text: str, *, normalise: bool = True) -> str:
         """A text as the recipe reads its corpus: ``data.newlines`` and ``data.normalise``.
