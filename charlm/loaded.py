@@ -28,6 +28,7 @@ from charlm.evaluation.attention import attention_weights
 from charlm.evaluation.features import Symbols
 from charlm.evaluation.hidden_states import HiddenStates, hidden_states
 from charlm.evaluation.perplexity import Score
+from charlm.evaluation.probes import Probes, probes
 from charlm.evaluation.units import Units, units
 from charlm.model.engines import ENGINES, resolve_engine
 from charlm.model.language_model import LanguageModel
@@ -158,6 +159,15 @@ class Model:
             UsageError: the model has no attention, or the text has fewer than two characters.
         """
         return attention_weights(self.network, self.vocabulary.encode(self.as_read(text), "map"))
+
+    def probes(self, text: str) -> Probes:
+        """Accuracy against distance in long-range tests: agreement, and closing of what the text opens.
+
+        Args:
+            text: read as the recipe reads its corpus. See :func:`charlm.evaluation.probes.probes`.
+        """
+        symbols = Symbols.of_text(self.as_read(text), self.vocabulary.unit)
+        return probes(self.network, self.vocabulary, self._text(text), symbols)
 
     def units(self, text: str) -> Units:
         """The hidden unit that tracks each feature of a text best, such as quotes or indentation.
