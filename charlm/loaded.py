@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -29,6 +30,8 @@ from charlm.evaluation.features import Symbols
 from charlm.evaluation.hidden_states import HiddenStates, hidden_states
 from charlm.evaluation.perplexity import Score
 from charlm.evaluation.probes import Probes, probes
+from charlm.evaluation.samples import Novelty, novelty
+from charlm.evaluation.texts import training_corpus
 from charlm.evaluation.units import Units, units
 from charlm.model.engines import ENGINES, resolve_engine
 from charlm.model.language_model import LanguageModel
@@ -159,6 +162,23 @@ class Model:
             UsageError: the model has no attention, or the text has fewer than two characters.
         """
         return attention_weights(self.network, self.vocabulary.encode(self.as_read(text), "map"))
+
+    def novelty(self, samples: Sequence[str], heldout: str | None = None) -> Novelty:
+        """How much of some samples is copied from the training text, and whether they are well formed.
+
+        Args:
+            samples: such as :meth:`sample` writes.
+            heldout: a text to compare with, read as the recipe reads its corpus; pieces of it get the same numbers.
+
+        Raises:
+            UsageError: the training text is not found, or the samples are empty or too long.
+        """
+        unit = self.vocabulary.unit
+        corpus = training_corpus(self.checkpoint, self.path, "novelty")
+        training = Symbols.of_encoded(corpus.encoded, *corpus.splits["train"])
+        pieces = [Symbols.of_text(sample, unit) for sample in samples]
+        other = None if heldout is None else Symbols.of_text(self.as_read(heldout), unit)
+        return novelty([piece.read(0, len(piece)) for piece in pieces], training, other, unit)
 
     def probes(self, text: str) -> Probes:
         """Accuracy against distance in long-range tests: agreement, and closing of what the text opens.
