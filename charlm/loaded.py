@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -26,12 +27,17 @@ from charlm.errors import CorpusError, UsageError
 from charlm.evaluation import perplexity
 from charlm.evaluation.attention import attention_weights
 from charlm.evaluation.context import Context, context
+from charlm.evaluation.features import Symbols
 from charlm.evaluation.gates import GateReport, gates
 from charlm.evaluation.gradients import DISTANCE, Gradients, gradients
 from charlm.evaluation.hidden_states import HiddenStates, hidden_states
 from charlm.evaluation.influence import Influence, influence
 from charlm.evaluation.perplexity import Score
+from charlm.evaluation.probes import Probes, probes
+from charlm.evaluation.samples import Novelty, novelty
 from charlm.evaluation.surprisal import Surprisal, surprisal
+from charlm.evaluation.texts import training_corpus
+from charlm.evaluation.units import Units, units
 from charlm.model.engines import ENGINES, resolve_engine
 from charlm.model.language_model import LanguageModel
 from charlm.runtime import prepare, resolve_device
@@ -231,6 +237,43 @@ class Model:
             CorpusError: the text has fewer than two characters.
         """
         return context(self.network, self._text(text), positions=positions)
+
+    def novelty(self, samples: Sequence[str], heldout: str | None = None) -> Novelty:
+        """How much of some samples is copied from the training text, and whether they are well formed.
+
+        Args:
+            samples: such as :meth:`sample` writes.
+            heldout: a text to compare with, read as the recipe reads its corpus; pieces of it get the same numbers.
+
+        Raises:
+            UsageError: the training text is not found, or the samples are empty or too long.
+        """
+        unit = self.vocabulary.unit
+        corpus = training_corpus(self.checkpoint, self.path, "novelty")
+        training = Symbols.of_encoded(corpus.encoded, *corpus.splits["train"])
+        pieces = [Symbols.of_text(sample, unit) for sample in samples]
+        other = None if heldout is None else Symbols.of_text(self.as_read(heldout), unit)
+        return novelty([piece.read(0, len(piece)) for piece in pieces], training, other, unit)
+
+    def probes(self, text: str) -> Probes:
+        """Accuracy against distance in long-range tests: agreement, and closing of what the text opens.
+
+        Args:
+            text: read as the recipe reads its corpus. See :func:`charlm.evaluation.probes.probes`.
+        """
+        symbols = Symbols.of_text(self.as_read(text), self.vocabulary.unit)
+        return probes(self.network, self.vocabulary, self._text(text), symbols)
+
+    def units(self, text: str) -> Units:
+        """The hidden unit that tracks each feature of a text best, such as quotes or indentation.
+
+        Args:
+            text: read as the recipe reads its corpus. See :func:`charlm.evaluation.units.units`.
+
+        Raises:
+            CorpusError: no feature occurs often enough.
+        """
+        return units(self.network, self._text(text), Symbols.of_text(self.as_read(text), self.vocabulary.unit))
 
     def as_read(self, text: str, *, normalise: bool = True) -> str:
         """A text as the recipe reads its corpus: ``data.newlines`` and ``data.normalise``.

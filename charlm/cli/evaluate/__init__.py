@@ -10,7 +10,10 @@ from charlm.cli.evaluate.gates import gates
 from charlm.cli.evaluate.gradients import gradients
 from charlm.cli.evaluate.influence import influence
 from charlm.cli.evaluate.perplexity import perplexity
+from charlm.cli.evaluate.probes import probes
+from charlm.cli.evaluate.samples import samples
 from charlm.cli.evaluate.surprisal import surprisal
+from charlm.cli.evaluate.units import units
 
 evaluate_app = typer.Typer(help="Ask a trained model: how well does it predict a text?", no_args_is_help=True)
 
@@ -20,5 +23,5 @@ def _group() -> None:
     """Ask a trained model: how well does it predict a text?"""
 
 
-for question in (perplexity, surprisal, context, influence, gradients, gates, attention):
+for question in (perplexity, surprisal, context, influence, gradients, gates, units, probes, samples, attention):
     evaluate_app.command()(question)
