@@ -291,7 +291,7 @@ class _Work:
         self.say(*(f"note: {text}" for text in begun.notices))
         trainer = begun.trainer
         live = Live(trainer.plan.total_steps, self._quiet)
-        watch = Watch(trainer, live, brief=True)
+        watch = Watch(live, brief=True)
         with begun, closing(live), stop_on_signals(trainer, live):
             return str(run(trainer, [watch], watch.exact_evaluation).record["stopped_because"])
 

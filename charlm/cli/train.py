@@ -112,9 +112,9 @@ def train(
         _introduce(loaded, begun)
     again = _resume_command(recipe, set_ or [], seed, out_dir, device)
     live = Live(trainer.plan.total_steps, quiet)
-    watch = Watch(trainer, live)
+    watch = Watch(live)
     with begun, closing(live), stop_on_signals(trainer, live):
-        finished = run(trainer, [watch], watch.exact_evaluation)
+        finished = run(trainer, [watch], watch.exact_evaluation, notice if quiet else live.say)
     stated = None if init else _stated(loaded, overrides)
     interrupted = finished.record["stopped_because"] == "interrupted"
     try:

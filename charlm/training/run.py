@@ -11,8 +11,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,11 @@ from charlm.config import LoadedRecipe, apply_overrides, load_recipe, recipe_nam
 from charlm.errors import UsageError
 from charlm.evaluation.perplexity import Progress
 from charlm.training.events import Event, Finished
+from charlm.training.observers import Observer
+from charlm.training.observers.run_log import RunLog
 from charlm.training.plan import Limits
 from charlm.training.start import Options, Resume, start
 from charlm.training.trainer import Trainer
-
-Observer = Callable[[Event], None]
-"""Is called with every event of a run."""
 
 
 def train(
@@ -91,22 +91,80 @@ def train(
         return run(begun.trainer, observers).record
 
 
-def run(trainer: Trainer, observers: Iterable[Observer] = (), exact_progress: Progress | None = None) -> Finished:
-    """Train to the end; every observer gets every event.
+def _warn(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
 
-    Args:
-        exact_progress: see :meth:`charlm.training.trainer.Trainer.run`.
+
+def run(
+    trainer: Trainer,
+    observers: Iterable[Observer] = (),
+    exact_progress: Progress | None = None,
+    report: Callable[[str], object] = _warn,
+) -> Finished:
+    """Train to the end. This is how every run is trained; arguments as of :func:`observed`.
 
     Returns:
         The last event.
     """
-    listeners = list(observers)
-    for event in trainer.run(exact_progress):
-        for observer in listeners:
-            observer(event)
-        if isinstance(event, Finished):
-            return event
+    with closing(observed(trainer, observers, exact_progress, report)) as events:
+        for event in events:
+            if isinstance(event, Finished):
+                return event
     raise AssertionError("a run ends with Finished")
+
+
+def observed(
+    trainer: Trainer,
+    observers: Iterable[Observer] = (),
+    exact_progress: Progress | None = None,
+    report: Callable[[str], object] = _warn,
+) -> Generator[Event, None, None]:
+    """The events of a training, each after the log of the run's folder and then every observer handled it.
+
+    An observer that raises an exception is not called again, and the training continues. An error of the folder's log ends it.
+
+    Args:
+        observers: are called with every event.
+        exact_progress: see :meth:`charlm.training.trainer.Trainer.run`.
+        report: is told, once per observer, which one failed and why.
+    """
+    log = RunLog(trainer.folder)
+    guarded = [_Guarded(observer, report) for observer in observers]
+    try:
+        for event in trainer.run(exact_progress):
+            log(event)
+            for observer in guarded:
+                observer(event)
+            yield event
+    finally:
+        for observer in guarded:
+            observer.close()
+
+
+class _Guarded:
+    """An observer whose failure stops nothing: it is reported once, and the observer is not called again."""
+
+    def __init__(self, observer: Observer, report: Callable[[str], object]) -> None:
+        self._observer, self._report = observer, report
+        self._has_failed = False
+
+    def __call__(self, event: Event) -> None:
+        if not self._has_failed:
+            self._try(self._observer, event)
+
+    def close(self) -> None:
+        close = getattr(self._observer, "close", None)
+        if callable(close):
+            self._try(close)
+
+    def _try(self, function: Callable[..., object], *arguments: object) -> None:
+        try:
+            function(*arguments)
+        except Exception as error:
+            if not self._has_failed:
+                self._has_failed = True
+                name = getattr(self._observer, "__qualname__", type(self._observer).__qualname__)
+                self._report(f"the observer {name} failed and is not called again: {type(error).__name__}: {error}")
 
 
 def load(

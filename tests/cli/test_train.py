@@ -192,32 +192,29 @@ def test_numbers_as_yaml_1_2_writes_them(charlm, desk, argument):
 @pytest.mark.parametrize("terminal_columns", [80, 120])
 def test_lines_of_the_live_display_fit_the_terminal(terminal_columns):
     """Failing would mean that evaluations wrap and that numbers are cut off in a common terminal."""
-    from types import SimpleNamespace as Thing
-
     from charlm.cli.watch import evaluation_line, status_line
-    from charlm.training.events import Evaluated, StepDone
+    from charlm.training.events import Evaluated, RunStarted, StepDone
+    from charlm.training.plan import Limits
 
     wide = terminal_columns >= 110
-    limits = Thing(max_steps=None, max_seconds=1e9, started_at=0.0)
-    trainer = Thing(plan=Thing(total_steps=100_000), batches=Thing(shape=Thing(batch=32, seq_length=64)), limits=limits)
-    status, left = status_line(StepDone(12_345, 17.25, 1.2345, 2e-3, 0.5, 123_456.0), trainer, wide)
+    started = RunStarted(None, 100_000, Limits(started_at=0.0, max_seconds=1e9), 32 * 64)
+    status, left = status_line(StepDone(12_345, 17.25, 1.2345, 2e-3, 0.5, 25_282_560, 205.0, 123_456.0), started, wide)
     assert len(f"{status} {left}") <= terminal_columns
     for characters, of in ((50_000, 499_579), (200_000, 1_100_000), (599, 599)):
-        line = evaluation_line(Evaluated(12_345, 1.2345, True, True, characters, of), 1.2345, wide)
+        event = Evaluated(12_345, 17.25, 1.2345, None, None, 1.2345, True, True, characters, of, 205.0)
+        line = evaluation_line(event, 1.2345, wide)
         assert len(line) <= terminal_columns
 
 
 def test_the_time_left_is_that_to_the_earlier_end():
     """Failing would mean that a run with a limit promises minutes that it does not have."""
-    from types import SimpleNamespace as Thing
-
     from charlm.cli.watch import status_line
-    from charlm.training.events import StepDone
+    from charlm.training.events import RunStarted, StepDone
+    from charlm.training.plan import Limits
 
     def left(seconds: float | None, steps: int | None, max_steps: int | None = None) -> str:
-        limits = Thing(max_steps=max_steps, max_seconds=seconds, started_at=time.monotonic())
-        trainer = Thing(plan=Thing(total_steps=steps), batches=Thing(shape=Thing(batch=1, seq_length=10)), limits=limits)
-        return status_line(StepDone(10, 1.0, 1.0, 1.0, 1.0, 10.0), trainer, False)[1]
+        started = RunStarted(None, steps, Limits(time.monotonic(), max_steps, seconds), characters_per_step=10)
+        return status_line(StepDone(10, 1.0, 1.0, 1.0, 1.0, 100, 10.0, 10.0), started, False)[1]
 
     assert left(None, 110) == "1 min 40 s left"
     assert left(1000, 110) == "1 min 40 s left"
