@@ -23,7 +23,7 @@ from charlm.config import LoadedRecipe, apply_overrides, load_recipe, recipe_nam
 from charlm.errors import UsageError
 from charlm.evaluation.perplexity import Progress
 from charlm.training.events import Event, Finished
-from charlm.training.observers import Observer
+from charlm.training.observers import Observer, make_loggers
 from charlm.training.observers.run_log import RunLog
 from charlm.training.plan import Limits
 from charlm.training.start import Options, Resume, start
@@ -42,6 +42,7 @@ def train(
     verify: bool = False,
     max_steps: int | None = None,
     max_time: float | str | None = None,
+    log: str | Sequence[str] = (),
     observers: Sequence[Observer] = (),
 ) -> dict[str, Any]:
     """Train a model as a recipe says, or on a text.
@@ -62,7 +63,9 @@ def train(
         verify: hash the text even if its files look unchanged.
         max_steps: stop after this many steps, earlier attempts included.
         max_time: seconds, or a duration such as ``5m``, after which to stop.
-        observers: are called with every event (:mod:`charlm.training.events`).
+        log: ``tensorboard``: write the metrics for TensorBoard too, in the folder ``tensorboard`` of the run.
+        observers: are called with every event (:mod:`charlm.training.events`). One that raises an exception is reported by a
+            ``RuntimeWarning`` and not called again.
 
     Returns:
         The final record: the keys of ``charlm train --json``.
@@ -83,12 +86,13 @@ def train(
         device=device,
         verify=verify,
     )
+    loggers = make_loggers([log] if isinstance(log, str) else log, options.out)
     handles_ctrl_c = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     with (
         start(loaded, options) as begun,
         stop_on_signals(begun.trainer, [signal.SIGINT] if handles_ctrl_c else []),
     ):
-        return run(begun.trainer, observers).record
+        return run(begun.trainer, [*loggers, *observers]).record
 
 
 def _warn(message: str) -> None:

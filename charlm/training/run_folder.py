@@ -4,6 +4,7 @@ last.safetensors        where to resume from         best.safetensors     the be
 previous.safetensors    the one before `last`        step-N.safetensors   where asked
 config.yaml             the recipe as it was run     metrics.jsonl        a line per step and evaluation
 samples.txt             texts written on the way     .lock                held by the process that trains
+tensorboard/            where asked: event files
 
 best-of-schedule.safetensors   while weights of a stop are `best`: the best of the schedule's own evaluations, for a resumed run
 
@@ -29,7 +30,7 @@ from charlm.config import Recipe, reconcile, validate_recipe, with_present_names
 from charlm.errors import CharlmError, CheckpointError, RunFolderError, UsageError
 from charlm.files import flush_folder, give_name, remove_temporaries, to_json, whole_file
 from charlm.training import own_files
-from charlm.training.own_files import BEST, CONFIG, LAST, LOCK, METRICS, PREVIOUS, SAMPLES, SCHEDULE_BEST, Origin
+from charlm.training.own_files import BEST, CONFIG, LAST, LOCK, METRICS, PREVIOUS, SAMPLES, SCHEDULE_BEST, TENSORBOARD, Origin
 from charlm.yaml_text import parse_yaml
 
 _BUFFER = 8192  # bytes of a log
@@ -120,8 +121,7 @@ class RunFolder:
         self._close_logs()
         if self._aside is not None and self._is_locked():
             with suppress(OSError):
-                for path in self._aside.iterdir():
-                    shutil.move(path, self.path / path.name)
+                _move(self._own, self._aside, self.path)
                 self._aside.rmdir()
         with suppress(OSError):
             if not self._had_lock and _identity(self.path / LOCK) == self._lock_identity:
@@ -161,7 +161,7 @@ class RunFolder:
                 f"{self.path} holds {', '.join(foreign)}: charlm did not write {it} and would replace {it}. Nothing was "
                 f"changed; choose another --out, or move {it} elsewhere"
             )
-        self._own = list(found)
+        self._own = [*found, *own_files.event_files(self.path)]
         return notices
 
     def _is_recipe_of(self, checkpoints: list[str]) -> bool:
@@ -186,8 +186,7 @@ class RunFolder:
             number += 1
         aside.mkdir()
         self._aside = aside
-        for name in self._own:
-            shutil.move(self.path / name, aside / name)
+        _move(self._own, self.path, aside)
         return aside
 
     def remove_temporaries(self) -> None:
@@ -375,6 +374,16 @@ class _Log:
     def close(self) -> None:
         """Close the file; what was not flushed is dropped."""
         os.close(self._descriptor)
+
+
+def _move(names: list[str], source: Path, target: Path) -> None:
+    """Move files from one folder to another. The folder of the event files goes with them, unless it holds other files."""
+    for name in names:
+        if os.path.lexists(source / name):
+            (target / name).parent.mkdir(exist_ok=True)
+            shutil.move(source / name, target / name)
+    with suppress(OSError):
+        (source / TENSORBOARD).rmdir()
 
 
 def _identity(path: Path) -> tuple[int, int]:

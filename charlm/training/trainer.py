@@ -31,7 +31,6 @@ from charlm.model.dropout import Dropout
 from charlm.model.language_model import LanguageModel
 from charlm.schedules import learning_rate
 from charlm.threads import Tuner
-from charlm.training.budget import Budget
 from charlm.training.events import Evaluated, Event, Finished, RunStarted, Sampled, Saved, StepDone, ThreadsChanged
 from charlm.training.optimisation import LossScale, WeightAverage, optimizer_tensors, restore_optimizer
 from charlm.training.own_files import BEST, LAST
@@ -39,6 +38,7 @@ from charlm.training.plan import Limits, Plan, Resolved
 from charlm.training.progress import Best, TrainingProgress
 from charlm.training.result import Exact, exact_score, final_record
 from charlm.training.run_folder import RunFolder
+from charlm.training.stopping import StopConditions
 from charlm.training.update import Updater
 
 
@@ -77,7 +77,7 @@ class Trainer:
         self.batches = Batches(dataset.text("train"), recipe.train, recipe.data.unknown_rate)
         self.plan = Plan.of(recipe, self.batches)
         self.progress = TrainingProgress(self.batches.epoch_length)
-        self._budget = Budget(limits, self.plan, recipe.evaluate.patience)
+        self._stopping = StopConditions(limits, self.plan, recipe.evaluate.patience)
         start, stop = dataset.splits["validation"]
         self._validation: Text | None = dataset.text("validation") if stop - start >= 2 else None
         self._update = Updater(model, recipe.train, resolved.precision)
@@ -122,11 +122,11 @@ class Trainer:
         """
         shape = self.batches.shape
         yield RunStarted(self.resumed_from, self.plan.total_steps, self.limits, shape.batch * shape.seq_length)
-        self._budget.reserve(self.recipe, self.model, self.dataset.vocabulary, self._validation)
+        self._stopping.reserve(self.recipe, self.model, self.dataset.vocabulary, self._validation)
         threads = self._tuner.threads  # as last told
         if self._owed is not None:
             yield from self._pause()
-        while (reason := self._stop or self._budget.reason_to_stop(self.progress)) is None:
+        while (reason := self._stop or self._stopping.reason_to_stop(self.progress)) is None:
             yield self._train_step()
             if self._tuner.threads != threads:
                 threads = self._tuner.threads
@@ -182,7 +182,7 @@ class Trainer:
             self._owed = logs
         finally:
             self._is_pausing = False
-        self._budget.paused(time.perf_counter() - began, evaluated=self.progress.evaluated_at == self.step)
+        self._stopping.paused(time.perf_counter() - began, evaluated=self.progress.evaluated_at == self.step)
 
     def _pauses_long(self) -> bool:
         return self.step % self.plan.sample_every == 0 or self._is_regular()
@@ -318,10 +318,10 @@ class Trainer:
         """The exact evaluation of the model that is reported; ``None`` without validation, or if a stop was requested."""
         if self._validation is None:
             return None
-        budget, unknown_id = self._budget, self.dataset.vocabulary.unknown_id
+        stopping, unknown_id = self._stopping, self.dataset.vocabulary.unknown_id
         with suppress(_StopAskedError):
             return exact_score(
-                best, self._validation, self.recipe.evaluate, unknown_id, budget.exact_characters, budget.deadline,
+                best, self._validation, self.recipe.evaluate, unknown_id, stopping.exact_characters, stopping.deadline,
                 self._check_stop, progress,
             )  # fmt: skip
         return None

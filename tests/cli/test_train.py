@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from charlm.cli.options import unknown_note
+from charlm.cli.train import LogChoice
 
 KEYS = [
     "perplexity",
@@ -328,3 +330,28 @@ def test_a_share_of_unknown_characters_is_said_beside_the_result(charlm, desk):
     measured = charlm("eval", "perplexity", "rare")
     assert f"({share[1]} % of the characters scored as <unk>)" in measured.text.splitlines()[0]
     assert unknown_note(0.0009) == ""
+
+
+def test_log_says_what_to_install(charlm, desk, monkeypatch):
+    """Failing would mean that a missing package is a traceback, or is noticed only after the run."""
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    done = charlm("train", "recipe.yaml", "--out", "run", "--log", "tensorboard")
+    assert done.code == 2 and not (desk / "run").exists()
+    assert "--log tensorboard: the package is not installed; pip install 'charlm[tensorboard]'" in " ".join(done.err.split())
+
+
+@pytest.mark.parametrize("quiet", [[], ["--quiet"]])
+def test_a_failing_log_is_one_notice(charlm, desk, monkeypatch, quiet):
+    """Failing would mean that a failing logger ends the run, changes its exit code, or fails without a word."""
+    from charlm.training import observers
+
+    class Failing:
+        def __call__(self, event):
+            raise OSError("no space left")
+
+    assert [choice.value for choice in LogChoice] == list(observers.LOGGERS)
+    monkeypatch.setitem(observers.LOGGERS, "tensorboard", lambda folder: Failing())
+    done = charlm("train", "recipe.yaml", "--out", "run", "--log", "tensorboard", "--max-steps", 3, *quiet)
+    assert done.code == 0 and "perplexity" in done.text
+    assert " ".join(done.err.split()).count("Failing failed and is not called again: OSError: no space left") == 1
+    assert quiet or "--log tensorboard --resume auto" in " ".join(done.err.split())

@@ -18,7 +18,7 @@ _RECORD_SECONDS = 1.0
 """Reserved for writing the record when a time limit ends the last evaluation."""
 
 
-class Budget:
+class StopConditions:
     """The reasons to stop, and the time that a limit reserves for the end of the run.
 
     Args:
