@@ -313,7 +313,7 @@ def _overfitting(record: dict[str, Any]) -> list[tuple[str, str]]:
         return []
     return [
         ("overfitting", f"validation was best at step {record['best_step']:,} ({best:.4f}) and is {now:.4f} now, while "
-                        "training went on improving: the best weights were kept; more dropout, a smaller model or more "
+                        "the training loss still fell: the best weights were kept; more dropout, a smaller model or more "
                         "text would help")
     ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""A training as it is watched: its status line, its evaluations, and Ctrl-C."""
+"""Displays a training: status line, evaluations, samples. Also Ctrl-C."""
 
 from __future__ import annotations
 

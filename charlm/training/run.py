@@ -1,7 +1,7 @@
-"""Runs a recipe: the one way from a recipe to a finished run. It prints nothing.
+"""Runs a recipe, and hands the events of its training to observers.
 
-:func:`train` is public (``charlm.train``). The command line, which draws and handles more signals, is made of the same two
-parts: ``with start(…) as begun`` and :func:`run`.
+:func:`train` is public (``charlm.train``). The command line, which draws and handles more signals, uses the same two parts:
+``with start(…) as begun`` and :func:`run`.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def run(
     exact_progress: Progress | None = None,
     report: Callable[[str], object] = _warn,
 ) -> Finished:
-    """Train to the end. This is how every run is trained; arguments as of :func:`observed`.
+    """Train to the end, with the log of the run's folder. Arguments and errors are those of :func:`observed`.
 
     Returns:
         The last event.
@@ -123,14 +123,18 @@ def observed(
     exact_progress: Progress | None = None,
     report: Callable[[str], object] = _warn,
 ) -> Generator[Event, None, None]:
-    """The events of a training, each after the log of the run's folder and then every observer handled it.
+    """Train, and yield each event after the log of the run's folder and then all observers have handled it.
 
     An observer that raises an exception is not called again, and the training continues. An error of the folder's log ends it.
+    ``trainer.run()`` yields the same events, but records nothing.
 
     Args:
         observers: are called with every event.
         exact_progress: see :meth:`charlm.training.trainer.Trainer.run`.
-        report: is told, once per observer, which one failed and why.
+        report: is told, once per observer, which one failed and why. Without it, this is a ``RuntimeWarning``.
+
+    Raises:
+        CharlmError: the training diverged, or the run's folder cannot be written.
     """
     log = RunLog(trainer.folder)
     guarded = [_Guarded(observer, report) for observer in observers]

@@ -50,9 +50,9 @@ class Trainer:
     """Trains one model. :func:`charlm.training.run.run` runs it; :meth:`request_stop` may be called from a signal handler.
 
     Args:
-        recipe: what to do.
-        stored_recipe: the same as a checkpoint may hold it (no absolute paths).
-        dataset: the text.
+        recipe: of the run.
+        stored_recipe: the same without absolute paths, for checkpoints.
+        dataset: training and validation text.
         model: on its device, with initial or stored weights.
         resolved: device, engine, precision.
         folder: where to save; locked by this process.
@@ -81,7 +81,7 @@ class Trainer:
         start, stop = dataset.splits["validation"]
         self._validation: Text | None = dataset.text("validation") if stop - start >= 2 else None
         self._update = Updater(model, recipe.train, resolved.precision)
-        # Where the number of threads decides about last bits, a resumed run begins with the number that the run had.
+        # Where results depend on the number of threads, a resumed run begins with the number that the run had.
         threads = resolved.threads if resume is not None and not model.is_thread_invariant else 0
         self._tuner = Tuner("training", model.is_thread_invariant, threads)
         self._state: State = model.zero_state(self.batches.shape.batch)
@@ -165,8 +165,8 @@ class Trainer:
         lower = self.recipe.train.lr / 3
         raise DivergedError(
             f"{what} at step {self.step + 1}; the update was not applied, and {self.folder.path / LAST} holds step "
-            f"{self.step}. Usual cures: a lower learning rate (--set train.lr={lower:.2g} --resume auto), a warm-up "
-            "(train.warmup), stronger clipping (train.clip), a lower train.weight_decay"
+            f"{self.step}. Resume with a lower learning rate (train.lr={lower:.2g}), a warm-up (train.warmup), stronger "
+            "clipping (train.clip) or a lower train.weight_decay"
         )
 
     # -- between steps --
@@ -386,7 +386,7 @@ class Trainer:
             )
         return DivergedError(
             f"{what} by step {self.step}; {self.folder.path / LAST} holds step {self._last_saved}, the last good state. "
-            f"Usual causes: {causes}. Set a lower value and resume with --resume auto"
+            f"Usual causes: {causes}. Resume with a lower value"
         )
 
     def _restore(self, stored: Checkpoint) -> None:

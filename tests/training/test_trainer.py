@@ -177,7 +177,7 @@ def test_what_is_not_finite_never_reaches_the_optimizer(
     with pytest.raises(DivergedError, match=rf"{message}.* at step 5; the update was not applied.*holds step 4") as caught:
         list(observed(trainer))
     trainer.folder.close()
-    assert "--set train.lr=0.0033 --resume auto" in str(caught.value)
+    assert "Resume with a lower learning rate (train.lr=0.0033)" in str(caught.value)
 
     tiny_run(english_file, tmp_path / "good", *keys, max_steps=4)
     bad, good = (load(tmp_path / name / "last.safetensors") for name in ("bad", "good"))
