@@ -130,9 +130,11 @@ def started(corpus: Path | str, out: Path, *overrides: str, **options: Any) -> A
 
 def train_tiny(corpus: Path | str, out: Path, *overrides: str, **options: Any) -> Run:
     """Train a tiny model to its end and return what happened."""
+    from charlm.training.run import observed
+
     begun = started(corpus, out, *overrides, **options)
     try:
-        events = list(begun.trainer.run())
+        events = list(observed(begun.trainer))
     finally:
         begun.trainer.folder.close()
     return Run(out, events[-1].record, events, begun.notices)

@@ -17,6 +17,7 @@ from charlm.comparison.results import Point, Run, collect, final_record, learnin
 from charlm.config import ModelSection
 from charlm.errors import RecipeError, UsageError
 from charlm.model.language_model import count_parameters
+from charlm.training.run import observed
 
 RECIPE = """\
 corpus: ./text.txt
@@ -238,7 +239,7 @@ def test_a_run_is_over_only_when_it_ended_by_itself(recipe: str, tiny_run: Calla
 
     for limit, over in ((7, False), (None, True)):
         trainer = start(loaded, Options(folder, Limits(0.0, max_steps=limit), resume="auto", device="cpu")).trainer
-        list(trainer.run())
+        list(observed(trainer))
         trainer.folder.close()
         record = final_record(folder, loaded)
         assert (record is not None) == over
@@ -260,7 +261,7 @@ def _finished(recipe: str, tmp_path: Path, name: str, *overrides: str) -> tuple[
     candidate = Candidate(name, recipe, overrides)
     loaded = candidate.load()
     trainer = start(loaded, Options(tmp_path / name, Limits(0.0), device="cpu")).trainer
-    list(trainer.run())
+    list(observed(trainer))
     trainer.folder.close()
     record = final_record(tmp_path / name, loaded)
     assert record is not None

@@ -33,7 +33,7 @@ from charlm.cli.watch import Watch, stop_on_signals
 if TYPE_CHECKING:
     from charlm.comparison.results import Comparison, Row
     from charlm.progress import Progress
-    from charlm.training.run import Observer
+    from charlm.training.observers import Observer
     from charlm.training.trainer import Trainer
 
 
@@ -181,7 +181,7 @@ class _Console:
     def training(self, trainer: Trainer) -> Iterator[tuple[Sequence[Observer], Progress | None]]:
         """Draw the status line of a training; the first signal requests a stop."""
         live = Live(trainer.plan.total_steps, self._quiet)
-        watch = Watch(trainer, live, brief=True)
+        watch = Watch(live, brief=True)
         with closing(live), stop_on_signals(trainer, live):
             yield [watch], watch.exact_evaluation
 

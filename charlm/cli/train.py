@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import closing
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,6 +37,12 @@ if TYPE_CHECKING:
     from charlm.training.events import Finished
     from charlm.training.start import Started
     from charlm.training.trainer import Trainer
+
+
+class LogChoice(StrEnum):
+    """Values of ``--log``."""
+
+    tensorboard = "tensorboard"
 
 
 def train(
@@ -71,6 +78,7 @@ def train(
             help="Stop after 90s, 5m or 1h, the last evaluation included. Plans the length where the recipe gives none.",
         ),
     ] = None,
+    log: Annotated[list[LogChoice] | None, typer.Option(help="Write the metrics for this program too. Repeatable.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Hash the text even if its files look unchanged.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notices.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The final record as one JSON line, last on stdout.")] = False,
@@ -90,13 +98,16 @@ def train(
     seconds = time_limit(max_time)
 
     from charlm.checkpoint import RUNS
+    from charlm.training.observers import make_loggers
     from charlm.training.plan import Limits
     from charlm.training.run import run
     from charlm.training.start import Options, start
 
+    folder = out_dir or RUNS / loaded.name
+    loggers = make_loggers(log or [], folder)
     with progress_bar("downloading") as fetching, progress_bar("encoding") as encoding:
         options = Options(
-            out=out_dir or RUNS / loaded.name,
+            out=folder,
             limits=Limits.of(loaded.recipe, started_at, max_steps, seconds),
             resume=resume.value,
             overwrite=overwrite,
@@ -110,11 +121,11 @@ def train(
     trainer = begun.trainer
     if not quiet:
         _introduce(loaded, begun)
-    again = _resume_command(recipe, set_ or [], seed, out_dir, device)
+    again = _resume_command(recipe, set_ or [], seed, out_dir, device, log or [])
     live = Live(trainer.plan.total_steps, quiet)
-    watch = Watch(trainer, live)
+    watch = Watch(live)
     with begun, closing(live), stop_on_signals(trainer, live):
-        finished = run(trainer, [watch], watch.exact_evaluation)
+        finished = run(trainer, [watch, *loggers], watch.exact_evaluation, notice if quiet else live.say)
     stated = None if init else _stated(loaded, overrides)
     interrupted = finished.record["stopped_because"] == "interrupted"
     try:
@@ -127,13 +138,17 @@ def train(
         raise typer.Exit(130)
 
 
-def _resume_command(recipe: str, overrides: list[str], seed: int | None, out_dir: Path | None, device: str) -> str:
+def _resume_command(
+    recipe: str, overrides: list[str], seed: int | None, out_dir: Path | None, device: str, log: Sequence[str]
+) -> str:
     words = ["charlm", "train", f"./{recipe}" if recipe.startswith("-") else recipe]  # a name, not an option
     for override in overrides:
         words += ["--set", override]
     words += ["--seed", str(seed)] if seed is not None else []
     words += ["--out", str(out_dir)] if out_dir is not None else []
     words += ["--device", device] if device != "auto" else []
+    for name in log:
+        words += ["--log", name]
     return shell_words([*words, "--resume", "auto"])
 
 
@@ -298,7 +313,7 @@ def _overfitting(record: dict[str, Any]) -> list[tuple[str, str]]:
         return []
     return [
         ("overfitting", f"validation was best at step {record['best_step']:,} ({best:.4f}) and is {now:.4f} now, while "
-                        "training went on improving: the best weights were kept; more dropout, a smaller model or more "
+                        "the training loss still fell: the best weights were kept; more dropout, a smaller model or more "
                         "text would help")
     ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""A training as it is watched: its status line, its evaluations, and Ctrl-C."""
+"""Displays a training: status line, evaluations, samples. Also Ctrl-C."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from charlm.cli.console import Live, duration
 
 if TYPE_CHECKING:
-    from charlm.training.events import Evaluated, Event, StepDone
+    from charlm.training.events import Evaluated, Event, RunStarted, StepDone
     from charlm.training.trainer import Trainer
 
 
@@ -29,36 +29,40 @@ def stop_on_signals(trainer: Trainer, live: Live) -> AbstractContextManager[None
 
 
 class Watch:
-    """An observer that draws events as they come.
+    """An observer that draws events.
 
     Args:
-        brief: the status line alone, without a line for each evaluation and the samples.
+        brief: only the status line, without evaluations and samples.
     """
 
-    def __init__(self, trainer: Trainer, live: Live, brief: bool = False) -> None:
-        self._trainer, self._live, self._brief = trainer, live, brief
+    def __init__(self, live: Live, brief: bool = False) -> None:
+        self._live, self._brief = live, brief
+        self._started: RunStarted | None = None
         self._said_at = time.monotonic()
         self._has_stepped = self._threads_told = False
         self._sample_shown = self._exact_began = 0.0
 
     def __call__(self, event: Event) -> None:
         """Draw one event."""
-        from charlm.training.events import Evaluated, Sampled, StepDone, ThreadsChanged
+        from charlm.training.events import Evaluated, RunStarted, Sampled, StepDone, ThreadsChanged
 
-        trainer, live, brief = self._trainer, self._live, self._brief
+        live, brief = self._live, self._brief
         match event:
+            case RunStarted():
+                self._started = event
             case StepDone():
+                assert self._started is not None, "RunStarted is the first event"
                 self._has_stepped = True
-                status, left = status_line(event, trainer, live.is_wide)
+                status, left = status_line(event, self._started, live.is_wide)
                 live.update(event.step, status, left)
                 if not live.is_drawn and time.monotonic() - self._said_at > 10:
                     self._said_at = time.monotonic()
                     live.say(f"{status}  {left}")
-                if event.step - (trainer.resumed_from or 0) == 20 and left and not live.is_drawn and not brief:
+                if event.step - (self._started.resumed_from or 0) == 20 and left and not live.is_drawn and not brief:
                     live.say(f"estimated time: {left.replace(' left', '')}")
             case Evaluated() if not brief:
-                live.say(evaluation_line(event, trainer.train_nats() if self._has_stepped else None, live.is_wide))
-            case Sampled() if live.is_drawn and not brief and time.monotonic() - self._sample_shown > 15:
+                live.say(evaluation_line(event, event.train_nats if self._has_stepped else None, live.is_wide))
+            case Sampled(closing=False) if live.is_drawn and not brief and time.monotonic() - self._sample_shown > 15:
                 self._sample_shown = time.monotonic()
                 live.say(f"{event.prompt}{event.text}", style="dim")
             case ThreadsChanged() if not self._threads_told:
@@ -107,9 +111,9 @@ def _rounded(characters: int) -> str:
     return f"{characters / 1e3:.0f}k" if characters < 999_500 else f"{characters / 1e6:.3g}M"
 
 
-def status_line(event: StepDone, trainer: Trainer, wide: bool) -> tuple[str, str]:
-    """The step, its figures, and how long the run still takes; the narrow form fits 80 columns."""
-    of = f"/{trainer.plan.total_steps:,}" if trainer.plan.total_steps is not None else ""
+def status_line(event: StepDone, started: RunStarted, wide: bool) -> tuple[str, str]:
+    """The step, its metrics, and how long the run still takes; the narrow form fits 80 columns."""
+    of = f"/{started.total_steps:,}" if started.total_steps is not None else ""
     perplexity, bits, speed = _perplexity(event.nats), _bits(event.nats), event.characters_per_second
     if wide:
         status = (
@@ -118,16 +122,16 @@ def status_line(event: StepDone, trainer: Trainer, wide: bool) -> tuple[str, str
         )
     else:
         status = f"{event.step:,}{of}  loss {event.nats:.3f}  ppl {perplexity:.2f}  bits {bits:.2f}  {speed:,.0f} char/s"
-    return status, _time_left(event, trainer)
+    return status, _time_left(event, started)
 
 
-def _time_left(event: StepDone, trainer: Trainer) -> str:
+def _time_left(event: StepDone, started: RunStarted) -> str:
     """Until the schedule ends or a limit stops the run, whichever comes first; empty if nothing does."""
-    limits, ends = trainer.limits, []
-    per_step = trainer.batches.shape.batch * trainer.batches.shape.seq_length
-    for last in (trainer.plan.total_steps, limits.max_steps):
+    limits, ends = started.limits, []
+    for last in (started.total_steps, limits.max_steps):
         if last is not None:
-            ends.append((max(0, last - event.step) * per_step / event.characters_per_second, ""))
+            seconds = max(0, last - event.step) * started.characters_per_step / event.characters_per_second
+            ends.append((seconds, ""))
     if limits.max_seconds is not None:
         ends.append((max(0.0, limits.max_seconds - (time.monotonic() - limits.started_at)), " (limit)"))
     if not ends:

@@ -18,8 +18,9 @@ from charlm.config import LoadedRecipe, recipe_name, time_limit
 from charlm.data.dataset import open_dataset
 from charlm.errors import DivergedError, UsageError
 from charlm.progress import Progress
+from charlm.training.observers import Observer
 from charlm.training.plan import Limits
-from charlm.training.run import Observer, run, stop_on_signals
+from charlm.training.run import run, stop_on_signals
 from charlm.training.start import Options, Resume, start
 from charlm.training.trainer import Trainer
 

@@ -1,7 +1,7 @@
-"""Runs a recipe: the one way from a recipe to a finished run. It prints nothing.
+"""Runs a recipe, and hands the events of its training to observers.
 
-:func:`train` is public (``charlm.train``). The command line, which draws and handles more signals, is made of the same two
-parts: ``with start(…) as begun`` and :func:`run`.
+:func:`train` is public (``charlm.train``). The command line, which draws and handles more signals, uses the same two parts:
+``with start(…) as begun`` and :func:`run`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,11 @@ from charlm.config import LoadedRecipe, apply_overrides, load_recipe, recipe_nam
 from charlm.errors import UsageError
 from charlm.progress import Progress
 from charlm.training.events import Event, Finished
+from charlm.training.observers import Observer, make_loggers
+from charlm.training.observers.run_log import RunLog
 from charlm.training.plan import Limits
 from charlm.training.start import Options, Resume, start
 from charlm.training.trainer import Trainer
-
-Observer = Callable[[Event], None]
-"""Is called with every event of a run."""
 
 
 def train(
@@ -42,6 +42,7 @@ def train(
     verify: bool = False,
     max_steps: int | None = None,
     max_time: float | str | None = None,
+    log: str | Sequence[str] = (),
     observers: Sequence[Observer] = (),
 ) -> dict[str, Any]:
     """Train a model as a recipe says, or on a text.
@@ -62,7 +63,9 @@ def train(
         verify: hash the text even if its files look unchanged.
         max_steps: stop after this many steps, earlier attempts included.
         max_time: seconds, or a duration such as ``5m``, after which to stop.
-        observers: are called with every event (:mod:`charlm.training.events`).
+        log: ``tensorboard``: write the metrics for TensorBoard too, in the folder ``tensorboard`` of the run.
+        observers: are called with every event (:mod:`charlm.training.events`). One that raises an exception is reported by a
+            ``RuntimeWarning`` and not called again.
 
     Returns:
         The final record: the keys of ``charlm train --json``.
@@ -83,30 +86,93 @@ def train(
         device=device,
         verify=verify,
     )
+    loggers = make_loggers([log] if isinstance(log, str) else log, options.out)
     handles_ctrl_c = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     with (
         start(loaded, options) as begun,
         stop_on_signals(begun.trainer, [signal.SIGINT] if handles_ctrl_c else []),
     ):
-        return run(begun.trainer, observers).record
+        return run(begun.trainer, [*loggers, *observers]).record
 
 
-def run(trainer: Trainer, observers: Iterable[Observer] = (), exact_progress: Progress | None = None) -> Finished:
-    """Train to the end; every observer gets every event.
+def _warn(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
 
-    Args:
-        exact_progress: see :meth:`charlm.training.trainer.Trainer.run`.
+
+def run(
+    trainer: Trainer,
+    observers: Iterable[Observer] = (),
+    exact_progress: Progress | None = None,
+    report: Callable[[str], object] = _warn,
+) -> Finished:
+    """Train to the end, with the log of the run's folder. Arguments and errors are those of :func:`observed`.
 
     Returns:
         The last event.
     """
-    listeners = list(observers)
-    for event in trainer.run(exact_progress):
-        for observer in listeners:
-            observer(event)
-        if isinstance(event, Finished):
-            return event
+    with closing(observed(trainer, observers, exact_progress, report)) as events:
+        for event in events:
+            if isinstance(event, Finished):
+                return event
     raise AssertionError("a run ends with Finished")
+
+
+def observed(
+    trainer: Trainer,
+    observers: Iterable[Observer] = (),
+    exact_progress: Progress | None = None,
+    report: Callable[[str], object] = _warn,
+) -> Generator[Event, None, None]:
+    """Train, and yield each event after the log of the run's folder and then all observers have handled it.
+
+    An observer that raises an exception is not called again, and the training continues. An error of the folder's log ends it.
+    ``trainer.run()`` yields the same events, but records nothing.
+
+    Args:
+        observers: are called with every event.
+        exact_progress: see :meth:`charlm.training.trainer.Trainer.run`.
+        report: is told, once per observer, which one failed and why. Without it, this is a ``RuntimeWarning``.
+
+    Raises:
+        CharlmError: the training diverged, or the run's folder cannot be written.
+    """
+    log = RunLog(trainer.folder)
+    guarded = [_Guarded(observer, report) for observer in observers]
+    try:
+        for event in trainer.run(exact_progress):
+            log(event)
+            for observer in guarded:
+                observer(event)
+            yield event
+    finally:
+        for observer in guarded:
+            observer.close()
+
+
+class _Guarded:
+    """An observer whose failure stops nothing: it is reported once, and the observer is not called again."""
+
+    def __init__(self, observer: Observer, report: Callable[[str], object]) -> None:
+        self._observer, self._report = observer, report
+        self._has_failed = False
+
+    def __call__(self, event: Event) -> None:
+        if not self._has_failed:
+            self._try(self._observer, event)
+
+    def close(self) -> None:
+        close = getattr(self._observer, "close", None)
+        if callable(close):
+            self._try(close)
+
+    def _try(self, function: Callable[..., object], *arguments: object) -> None:
+        try:
+            function(*arguments)
+        except Exception as error:
+            if not self._has_failed:
+                self._has_failed = True
+                name = getattr(self._observer, "__qualname__", type(self._observer).__qualname__)
+                self._report(f"the observer {name} failed and is not called again: {type(error).__name__}: {error}")
 
 
 def load(

@@ -34,7 +34,7 @@ from charlm.run_files import (
 from charlm.training import own_files
 from charlm.training.lock import FolderLock
 from charlm.training.log import Log, truncate_log, write_error
-from charlm.training.own_files import Origin
+from charlm.training.own_files import TENSORBOARD, Origin
 from charlm.yaml_text import parse_yaml
 
 
@@ -86,8 +86,7 @@ class RunFolder:
         self._close_logs()
         if self._aside is not None and self._lock.is_held():
             with suppress(OSError):
-                for path in self._aside.iterdir():
-                    shutil.move(path, self.path / path.name)
+                _move(self._own, self._aside, self.path)
                 self._aside.rmdir()
         self._lock.undo()
         with suppress(OSError):  # not empty
@@ -128,7 +127,7 @@ class RunFolder:
                 "was changed",
                 advice={f"move {it} elsewhere": {}, "use another folder": {"out": "DIR"}},
             )
-        self._own = list(found)
+        self._own = [*found, *own_files.event_files(self.path)]
         return notices
 
     def _is_recipe_of(self, checkpoints: list[str]) -> bool:
@@ -153,8 +152,7 @@ class RunFolder:
             number += 1
         aside.mkdir()
         self._aside = aside
-        for name in self._own:
-            shutil.move(self.path / name, aside / name)
+        _move(self._own, self.path, aside)
         return aside
 
     def remove_temporaries(self) -> None:
@@ -299,6 +297,16 @@ class RunFolder:
 
 def _new_run_from(weights: Path) -> Advice:
     return {"start a new run from these weights": {"overwrite": True, "init": str(weights)}}
+
+
+def _move(names: list[str], source: Path, target: Path) -> None:
+    """Move files from one folder to another. The folder of the event files goes with them, unless it holds other files."""
+    for name in names:
+        if os.path.lexists(source / name):
+            (target / name).parent.mkdir(exist_ok=True)
+            shutil.move(source / name, target / name)
+    with suppress(OSError):
+        (source / TENSORBOARD).rmdir()
 
 
 def _cause(path: Path, error: OSError) -> str:

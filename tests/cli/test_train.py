@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from charlm.cli.options import unknown_note
+from charlm.cli.train import LogChoice
 
 KEYS = [
     "perplexity",
@@ -192,32 +194,29 @@ def test_numbers_as_yaml_1_2_writes_them(charlm, desk, argument):
 @pytest.mark.parametrize("terminal_columns", [80, 120])
 def test_lines_of_the_live_display_fit_the_terminal(terminal_columns):
     """Failing would mean that evaluations wrap and that numbers are cut off in a common terminal."""
-    from types import SimpleNamespace as Thing
-
     from charlm.cli.watch import evaluation_line, status_line
-    from charlm.training.events import Evaluated, StepDone
+    from charlm.training.events import Evaluated, RunStarted, StepDone
+    from charlm.training.plan import Limits
 
     wide = terminal_columns >= 110
-    limits = Thing(max_steps=None, max_seconds=1e9, started_at=0.0)
-    trainer = Thing(plan=Thing(total_steps=100_000), batches=Thing(shape=Thing(batch=32, seq_length=64)), limits=limits)
-    status, left = status_line(StepDone(12_345, 17.25, 1.2345, 2e-3, 0.5, 123_456.0), trainer, wide)
+    started = RunStarted(None, 100_000, Limits(started_at=0.0, max_seconds=1e9), 32 * 64)
+    status, left = status_line(StepDone(12_345, 17.25, 1.2345, 2e-3, 0.5, 25_282_560, 205.0, 123_456.0), started, wide)
     assert len(f"{status} {left}") <= terminal_columns
     for characters, of in ((50_000, 499_579), (200_000, 1_100_000), (599, 599)):
-        line = evaluation_line(Evaluated(12_345, 1.2345, True, True, characters, of), 1.2345, wide)
+        event = Evaluated(12_345, 17.25, 1.2345, None, None, 1.2345, True, True, characters, of, 205.0)
+        line = evaluation_line(event, 1.2345, wide)
         assert len(line) <= terminal_columns
 
 
 def test_the_time_left_is_that_to_the_earlier_end():
     """Failing would mean that a run with a limit promises minutes that it does not have."""
-    from types import SimpleNamespace as Thing
-
     from charlm.cli.watch import status_line
-    from charlm.training.events import StepDone
+    from charlm.training.events import RunStarted, StepDone
+    from charlm.training.plan import Limits
 
     def left(seconds: float | None, steps: int | None, max_steps: int | None = None) -> str:
-        limits = Thing(max_steps=max_steps, max_seconds=seconds, started_at=time.monotonic())
-        trainer = Thing(plan=Thing(total_steps=steps), batches=Thing(shape=Thing(batch=1, seq_length=10)), limits=limits)
-        return status_line(StepDone(10, 1.0, 1.0, 1.0, 1.0, 10.0), trainer, False)[1]
+        started = RunStarted(None, steps, Limits(time.monotonic(), max_steps, seconds), characters_per_step=10)
+        return status_line(StepDone(10, 1.0, 1.0, 1.0, 1.0, 100, 10.0, 10.0), started, False)[1]
 
     assert left(None, 110) == "1 min 40 s left"
     assert left(1000, 110) == "1 min 40 s left"
@@ -331,3 +330,28 @@ def test_a_share_of_unknown_characters_is_said_beside_the_result(charlm, desk):
     measured = charlm("eval", "perplexity", "rare")
     assert f"({share[1]} % of the characters scored as <unk>)" in measured.text.splitlines()[0]
     assert unknown_note(0.0009) == ""
+
+
+def test_log_says_what_to_install(charlm, desk, monkeypatch):
+    """Failing would mean that a missing package is a traceback, or is noticed only after the run."""
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    done = charlm("train", "recipe.yaml", "--out", "run", "--log", "tensorboard")
+    assert done.code == 2 and not (desk / "run").exists()
+    assert "--log tensorboard: the package is not installed; pip install 'charlm[tensorboard]'" in " ".join(done.err.split())
+
+
+@pytest.mark.parametrize("quiet", [[], ["--quiet"]])
+def test_a_failing_log_is_one_notice(charlm, desk, monkeypatch, quiet):
+    """Failing would mean that a failing logger ends the run, changes its exit code, or fails without a word."""
+    from charlm.training import observers
+
+    class Failing:
+        def __call__(self, event):
+            raise OSError("no space left")
+
+    assert [choice.value for choice in LogChoice] == list(observers.LOGGERS)
+    monkeypatch.setitem(observers.LOGGERS, "tensorboard", lambda folder: Failing())
+    done = charlm("train", "recipe.yaml", "--out", "run", "--log", "tensorboard", "--max-steps", 3, *quiet)
+    assert done.code == 0 and "perplexity" in done.text
+    assert " ".join(done.err.split()).count("Failing failed and is not called again: OSError: no space left") == 1
+    assert quiet or "--log tensorboard --resume auto" in " ".join(done.err.split())

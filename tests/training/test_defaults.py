@@ -14,6 +14,7 @@ from charlm.config import LoadedRecipe, Recipe, apply_overrides, validate_recipe
 from charlm.evaluation.perplexity import carried
 from charlm.training import defaults
 from charlm.training.plan import Limits
+from charlm.training.run import observed
 from charlm.training.start import Options, start
 
 
@@ -86,13 +87,13 @@ def test_a_run_reports_stores_and_resumes_with_its_defaults(tmp_path: Path, engl
     first = _started(english_file, tmp_path, max_steps=3)
     (said,) = [notice for notice in first.notices if "chosen" in notice]
     assert "model.hidden=256" in said and "train.epochs=40" in said
-    list(first.trainer.run())
+    list(observed(first.trainer))
     first.trainer.folder.close()
     stored = load(tmp_path / "last.safetensors").recipe
     assert (stored.model.hidden, stored.train.epochs, stored.train.average) == (256, 40, 0.998)
     again = _started(english_file, tmp_path, max_steps=4, resume="must")
     assert not [notice for notice in again.notices if "changed" in notice or "chosen" in notice]
-    list(again.trainer.run())
+    list(observed(again.trainer))
     again.trainer.folder.close()
     assert again.trainer.resumed_from == 3
     assert again.trainer.plan == first.trainer.plan
@@ -105,7 +106,7 @@ def test_a_time_is_a_budget(tmp_path: Path, english_file: Path) -> None:
     for resume in ("never", "must"):
         begun = _started(english_file, tmp_path, *overrides, max_steps=1, resume=resume)
         passes.append(begun.trainer.recipe.train.epochs)
-        list(begun.trainer.run())
+        list(observed(begun.trainer))
         begun.trainer.folder.close()
     assert passes[0] == passes[1] > 0
     line = json.loads((tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])
@@ -166,7 +167,7 @@ def test_a_short_time_is_mostly_for_training(tmp_path: Path) -> None:
 
 
 def _ended(begun: Any) -> Any:
-    list(begun.trainer.run())
+    list(observed(begun.trainer))
     begun.trainer.folder.close()
     return begun
 
@@ -210,7 +211,7 @@ def test_a_lost_best_is_measured_anew(tmp_path: Path, english_file: Path) -> Non
     _ended(_started(english_file, tmp_path, *overrides, max_steps=None))
     (tmp_path / "best.safetensors").unlink()
     begun = _started(english_file, tmp_path, *overrides, max_steps=None, resume="must")
-    record = list(begun.trainer.run())[-1].record
+    record = list(observed(begun.trainer))[-1].record
     begun.trainer.folder.close()
     best = load(tmp_path / "best.safetensors").model(begun.trainer.resolved.device)
     exact = carried(best, begun.trainer.dataset.text("validation"))

@@ -22,6 +22,7 @@ from charlm import sampling
 from charlm.checkpoint import describe, load, save
 from charlm.errors import CheckpointError, RecipeError, RunFolderError, UsageError
 from charlm.evaluation import perplexity
+from charlm.training.run import observed
 from charlm.yaml_text import dump_yaml
 
 K = 8
@@ -173,7 +174,7 @@ def test_a_kill_around_a_stops_best_loses_neither(
         elif killed_at == "best of the stop written":
             patch.setattr(type(trainer), "_best_model", die)
         try:
-            for _ in trainer.run():
+            for _ in observed(trainer):
                 pass
         except KilledError:
             pass
@@ -283,7 +284,7 @@ def test_a_stop_interrupts_samples_and_validation_which_a_resumed_run_repeats(
 
     with monkeypatch.context() as patched:
         patched.setattr(owner, name, slow)
-        *_, finished = trainer.run()
+        *_, finished = observed(trainer)
     trainer.folder.close()
     assert interrupted == [12] and finished.record["stopped_because"] == "interrupted" and finished.record["step"] == 12
     assert finished.record["validation_nats"] is not None, "every stop evaluates"
@@ -319,7 +320,7 @@ def test_a_finished_run_has_nothing_left_to_do(
 def _killed(begin: Callable[..., Any], corpus: Path, out: Path, *keys: str, after: int) -> None:
     """Train until so many steps are done, then vanish without saving, as kill -9 would have it."""
     trainer = begin(corpus, out, *keys).trainer
-    for event in trainer.run():
+    for event in observed(trainer):
         if getattr(event, "step", 0) > after:
             break
     trainer.folder.close()

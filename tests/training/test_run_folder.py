@@ -14,7 +14,9 @@ import pytest
 
 from charlm.errors import CheckpointError, RunFolderError, UsageError
 from charlm.files import whole_path
+from charlm.training.events import RunStarted, StepDone
 from charlm.training.own_files import Origin, origin
+from charlm.training.run import observed
 from charlm.training.run_folder import RunFolder
 from charlm.yaml_text import dump_yaml, parse_yaml
 
@@ -273,9 +275,9 @@ def test_a_folder_may_be_a_link(run: Path, resume: Callable[..., Any]) -> None:
 def test_a_removed_lock_is_locked_anew(run: Path, begin: Callable[..., Any], english_file: Path, resume: Any) -> None:
     """If this fails, removing `.lock` by hand lets a second process write to a run, or ends the first without need."""
     trainer = begin(english_file, run, *STEPS, "train.total_steps=8", resume="auto").trainer
-    events = trainer.run()
+    events = observed(trainer)
     (run / ".lock").unlink()
-    next(events)
+    assert [type(next(events)) for _ in range(2)] == [RunStarted, StepDone]
     with pytest.raises(RunFolderError, match="another process is training"):
         resume(run)
     assert list(events)[-1].record["step"] == 8
@@ -285,8 +287,8 @@ def test_a_removed_lock_is_locked_anew(run: Path, begin: Callable[..., Any], eng
 def test_a_process_that_lost_its_lock_writes_nothing(run: Path, begin: Callable[..., Any], english_file: Path) -> None:
     """If this fails, two processes mix their logs and checkpoints after `.lock` was removed."""
     first = begin(english_file, run, *STEPS, "train.total_steps=8", resume="auto").trainer
-    events = first.run()
-    next(events)
+    events = observed(first)
+    assert [type(next(events)) for _ in range(2)] == [RunStarted, StepDone]
     (run / ".lock").unlink()
     second = begin(english_file, run, *STEPS, "train.total_steps=8", resume="auto").trainer
     before = _contents(run)
@@ -294,7 +296,7 @@ def test_a_process_that_lost_its_lock_writes_nothing(run: Path, begin: Callable[
         list(events)
     first.folder.close()
     assert _contents(run) == before
-    assert list(second.run())[-1].record["step"] == 8
+    assert list(observed(second))[-1].record["step"] == 8
     second.folder.close()
 
 
@@ -303,7 +305,7 @@ def test_a_folder_that_was_removed_is_said(tmp_path: Path, begin: Callable[..., 
     trainer = begin(english_file, tmp_path / "run", *STEPS).trainer
     shutil.rmtree(tmp_path / "run")
     with pytest.raises(RunFolderError, match="was removed"):
-        list(trainer.run())
+        list(observed(trainer))
     trainer.folder.close()
 
 
@@ -373,12 +375,12 @@ def test_a_failed_save_leaves_both_checkpoints(tmp_path: Path) -> None:
 
 _LIMITED = """
 import json, pathlib, resource, runpy, sys
+from charlm.training.run import run
 shared = runpy.run_path(sys.argv[1])
-run = pathlib.Path(sys.argv[3])
-begun = shared["started"](sys.argv[2], run, *sys.argv[5:], resume="auto")
+begun = shared["started"](sys.argv[2], pathlib.Path(sys.argv[3]), *sys.argv[5:], resume="auto")
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), resource.RLIM_INFINITY))
 try:
-    list(begun.trainer.run())
+    run(begun.trainer)
 except Exception as error:
     print(type(error).__name__, error)
 """

@@ -24,6 +24,7 @@ from charlm.schedules import learning_rate
 from charlm.training.events import Evaluated, Finished, Sampled, Saved, StepDone
 from charlm.training.loss_scale import LossScale
 from charlm.training.optimizer import make_optimizer
+from charlm.training.run import observed
 
 # -- learning --------------------------------------------------------------------------------------------------------
 
@@ -66,7 +67,7 @@ def test_hello_is_learned_with_any_seed(tmp_path: Path, seed: int) -> None:
 
     loaded = load_recipe("hello", [f"train.seed={seed}", "train.threads=1"])
     trainer = start(loaded, Options(out=tmp_path / "r", limits=Limits(time.monotonic()), device="cpu")).trainer
-    finished = list(trainer.run())[-1]
+    finished = list(observed(trainer))[-1]
     trainer.folder.close()
     assert finished.record["train_perplexity"] < 1.05
     assert [sample.text for sample in finished.samples] == ["o"]
@@ -97,7 +98,7 @@ def test_gradients_are_clipped_to_the_recipes_norm(
         folder = tmp_path / str(clip)
         trainer = begin(english_file, folder, *plain, f"model.engine={engine}", f"train.clip={clip}").trainer
         before = [weight.detach().clone() for weight in trainer.model.parameters()]
-        event = next(iter(trainer.run()))
+        event = next(event for event in observed(trainer) if isinstance(event, StepDone))
         trainer.folder.close()
         moves = zip(trainer.model.parameters(), before, strict=True)
         moved = torch.stack([(weight - old).norm() for weight, old in moves]).norm().item()
@@ -175,9 +176,9 @@ def test_what_is_not_finite_never_reaches_the_optimizer(
     trainer = begin(english_file, tmp_path / "bad", *keys).trainer
     poison(trainer)
     with pytest.raises(DivergedError, match=rf"{message}.* at step 5; the update was not applied.*holds step 4") as caught:
-        list(trainer.run())
+        list(observed(trainer))
     trainer.folder.close()
-    assert "--set train.lr=0.0033 --resume auto" in str(caught.value)
+    assert "Resume with a lower learning rate (train.lr=0.0033)" in str(caught.value)
 
     tiny_run(english_file, tmp_path / "good", *keys, max_steps=4)
     bad, good = (load(tmp_path / name / "last.safetensors") for name in ("bad", "good"))
@@ -196,7 +197,7 @@ def test_a_learning_rate_that_is_far_too_large(tmp_path: Path, begin: Callable[.
             "train.total_steps=300", "train.schedule=constant", "evaluate.every=1000")  # fmt: skip
     trainer = begin(english_file, tmp_path / "r", *keys).trainer
     with pytest.raises(DivergedError):
-        list(trainer.run())
+        list(observed(trainer))
     trainer.folder.close()
     stored = load(tmp_path / "r" / "last.safetensors")
     assert stored.progress["step"] > 0
@@ -213,7 +214,7 @@ def test_a_message_about_weights_that_are_not_finite_says_what_is_on_disk(
     """If this fails, a user is sent to a checkpoint that does not exist, or is not told of one that does."""
     trainer = begin(english_file, tmp_path / "r", "train.weight_decay=1e6", "train.clip=null", every).trainer
     with pytest.raises(DivergedError, match=r"NaN or infinite.*train\.weight_decay is 1e\+06") as caught:
-        list(trainer.run())
+        list(observed(trainer))
     trainer.folder.close()
     assert exists in str(caught.value)
     assert (tmp_path / "r" / "last.safetensors").exists() == (exists == "holds step")
@@ -396,7 +397,7 @@ def test_the_exact_evaluation_ends_with_the_time(
         if done == 200:
             monkeypatch.setattr(time, "monotonic", lambda: trainer.limits.started_at + 999.5)
 
-    record = list(trainer.run(slow))[-1].record
+    record = list(observed(trainer, exact_progress=slow))[-1].record
     trainer.folder.close()
     best = load(tmp_path / "r" / "best.safetensors").model(torch.device("cpu"))
     assert (record["context"], record["characters"], record["validation_length"]) == ("carried", 300, 599)
@@ -414,7 +415,7 @@ def test_the_exact_evaluation_can_be_skipped(tmp_path: Path, begin: Callable[...
         told.append((done, total))
         trainer.request_stop("interrupted")
 
-    record = list(trainer.run(skip))[-1].record
+    record = list(observed(trainer, exact_progress=skip))[-1].record
     trainer.folder.close()
     assert told == [(0, 599)]
     assert (record["context"], record["stopped_because"], record["step"]) == ("segments", "interrupted", 7)
@@ -438,7 +439,7 @@ def test_a_request_to_stop_finishes_the_step_and_saves(tmp_path: Path, begin: Ca
     """If this fails, Ctrl-C loses work, or touches what only a regular evaluation may change."""
     trainer = begin(english_file, tmp_path / "r").trainer
     events = []
-    for event in trainer.run():
+    for event in observed(trainer):
         events.append(event)
         if isinstance(event, StepDone) and event.step == 8:
             trainer.request_stop("interrupted")
@@ -492,9 +493,9 @@ def test_a_network_that_cannot_be_sampled_has_diverged(tmp_path: Path, begin: Ca
     trainer = begin(english_file, tmp_path / "r", "sample.every=2", "evaluate.every=100").trainer
     with torch.no_grad():
         trainer.model.output_bias[0] = math.inf
-    trainer._train_step = lambda: setattr(trainer, "step", trainer.step + 1)  # the loss would notice too
+    trainer._train_step = lambda: trainer.progress.advance(3.0, 1, 0.01)  # the loss would notice too
     with pytest.raises(DivergedError, match=r"scores became NaN or infinite by step 2; nothing had been saved.*train\.lr"):
-        list(trainer.run())
+        list(observed(trainer))
     trainer.folder.close()
 
 
@@ -521,7 +522,7 @@ def test_the_runs_own_config_repeats_it(tmp_path: Path, tiny_run: Callable[..., 
     run = tiny_run(english_file, tmp_path / "r", "sample.prompt=no", "train.time=1h")
     loaded = load_recipe(str(run.folder / "config.yaml"))
     begun = start(loaded, Options(out=tmp_path / "again", limits=Limits(time.monotonic()), device="cpu"))
-    list(begun.trainer.run())
+    list(observed(begun.trainer))
     begun.trainer.folder.close()
     one, other = (load(folder / "last.safetensors") for folder in (run.folder, tmp_path / "again"))
     assert one.recipe == other.recipe
@@ -623,7 +624,7 @@ def test_the_loss_of_a_step_is_a_mean_over_characters(
         pieces[0] += nats[:30].tolist()
         pieces[1] += nats[30:].tolist()
     steps = []
-    for event in trainer.run():
+    for event in observed(trainer):
         steps += [event] if isinstance(event, StepDone) else []
         if len(steps) == 2:
             break
@@ -649,7 +650,7 @@ def test_an_interrupted_run_says_how_many_characters_its_figure_covers(
     """If this fails, the record of a run that was stopped claims that nothing was scored."""
     trainer = begin(english_file, tmp_path / "r").trainer
     trainer.request_stop("interrupted")
-    record = list(trainer.run())[-1].record
+    record = list(observed(trainer))[-1].record
     trainer.folder.close()
     assert record["context"] == "segments"
     assert record["characters"] == 599
