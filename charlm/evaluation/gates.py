@@ -130,7 +130,8 @@ class _ChangeSums:
     def add(self, states: Tensor) -> None:
         """Count the changes between ``(T + 1, B, H)`` states."""
         sizes = torch.linalg.vector_norm(states[1:], dim=-1)
-        changes = torch.linalg.vector_norm(states[1:] - states[:-1], dim=-1)[sizes > 0] / sizes[sizes > 0]
+        counts = sizes != 0  # NaN counts, so that it is noticed
+        changes = torch.linalg.vector_norm(states[1:] - states[:-1], dim=-1)[counts] / sizes[counts]
         self.sum += float(changes.double().sum())
         self.count += len(changes)
 

@@ -23,7 +23,10 @@ A mean over units says little about large k, where the units that keep most are 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -31,13 +34,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from charlm.cells import CellEntry, option_default, option_keys
+from charlm.cells import option_default, option_keys
 from charlm.data.dataset import Text
 from charlm.errors import CorpusError, DivergedError
 from charlm.evaluation.carried import states_before
 from charlm.model.cells import EQUATIONS, KEEP_GATES, State
 from charlm.model.engines import resolve_engine
-from charlm.model.language_model import LanguageModel, activation_bytes
+from charlm.model.language_model import LanguageModel, activation_bytes, state_shapes
 from charlm.model.recording import Recorded, with_record
 from charlm.progress import Progress
 from charlm.threads import Tuner
@@ -49,8 +52,8 @@ POSITIONS = 64
 """Positions of a text, by default."""
 
 _RATES = {"f": "forget gate", "z": "update gate"}
-_BYTES = 256 << 20  # kept for the backward pass at a time
-_STEPS = 64  # whose gates are computed at a time
+_BYTES = 192 << 20  # kept for the backward pass at a time
+_STEPS = 32  # of a window, whose graph is kept at a time
 _RADII = 64 * 256**3  # Jacobians × H³: about ten seconds of eigenvalues
 
 Curve = npt.NDArray[np.float64]
@@ -124,7 +127,7 @@ def gradients(
 ) -> Gradients:
     """Measure how the gradient of a loss shrinks or grows on its way back through a text.
 
-    Beside the model it keeps about 300 MB, whatever the length of the text; one window, if that needs more.
+    Beside the model it keeps about 300 MB, whatever the length of the text.
 
     Args:
         text: N characters. The positions are spread evenly over it, each with K characters before it.
@@ -152,24 +155,29 @@ def gradients(
     exact = _in_float64(model)
     norms = {(layer, name): np.empty((window, P)) for layer in range(len(exact.layers)) for name in exact.layers[0].entry.state}
     means: list[Curve | float] = [0.0] * len(exact.layers)
-    per_stream = 2 * activation_bytes(exact.section, exact.vocabulary_size, 1, window, "fp32", "reference")
-    B = min(P, max(1, _BYTES // per_stream))
+    keep = _keep_gate(exact)
+    B = min(P, max(1, _BYTES // _stream_bytes(exact, window)))
     tuner = Tuner("evaluation", invariant=False)
     for first in range(0, P, B):
         group = slice(first, min(first + B, P))
         ids = np.stack([text.ids(start, start + window + 1) for start in starts[group].tolist()], axis=1)
         with tuner.piece(ids.size):
-            before = tuple(part[:, group].double().requires_grad_() for part in state)
-            recorded = _backward(exact, torch.from_numpy(ids).to(before[0].device), before, norms, group)
-            with torch.no_grad():
-                for number, record in enumerate(recorded):
-                    means[number] += _rates(record, P) * ((group.stop - first) / P)
+            before = tuple(part[:, group].double() for part in state)
+            for stop, gradients, recorded in _backward(exact, torch.from_numpy(ids).to(before[0].device), before):
+                for key, each in gradients.items():
+                    norms[key][window - stop : window - stop + len(each), group] = each[::-1]
+                for layer, record in enumerate(recorded):
+                    if keep is not None:
+                        with torch.no_grad():
+                            means[layer] += record.gates()[keep].sum(dim=(0, 1)).cpu().numpy() / (window * P)
+                    elif stop == window:
+                        means[layer] += _spectral_radius(record, P) * (group.stop - first) / P
         told(read + group.stop * window)
     flows = []
     for (layer, name), each in norms.items():
         lower, median, upper = np.quantile(each, [0.25, 0.5, 0.75], axis=1)
         flows.append(GradientFlow(layer, name, median, lower, upper))
-    title = _RATES.get(_keep_gate(exact.layers[0].entry) or "", "spectral radius")
+    title = _RATES.get(keep or "", "spectral radius")
     theory = tuple(
         Rate(layer, title, float(np.mean(units)), None if np.ndim(units) == 0 else float(np.max(units)))
         for layer, units in enumerate(means)
@@ -199,40 +207,61 @@ def _in_float64(model: LanguageModel) -> LanguageModel:
     return copied.to(model.output_bias.device).requires_grad_(False)
 
 
+def _stream_bytes(model: LanguageModel, window: int) -> int:
+    """What :func:`_backward` keeps for each stream."""
+    state = sum(math.prod(shape) for shape in state_shapes(model.section, 1)) * 8
+    steps = min(_STEPS, window)
+    return state * (window // _STEPS + 1) + 2 * activation_bytes(
+        model.section, model.vocabulary_size, 1, steps, "fp32", "reference"
+    )
+
+
 def _backward(
-    model: LanguageModel, ids: Tensor, before: State, norms: dict[tuple[int, str], Curve], group: slice
-) -> list[Recorded]:
-    """Read B windows, and write the norms of their gradients into ``norms[layer, state][k, group]``.
+    model: LanguageModel, ids: Tensor, before: State
+) -> Iterator[tuple[int, dict[tuple[int, str], Curve], list[Recorded]]]:
+    """Propagate the losses of B windows back through them, from the last steps to the first.
+
+    Autograd would keep all steps of a window. So the windows are cut into pieces: a first pass keeps the state before each,
+    a second one, backwards, computes a piece again with its graph and passes on the gradient of the state before it.
 
     Args:
-        ids: ``(K + 2, B)``: a window, and the character after it, whose loss counts.
-        before: the state before the windows; it requires a gradient, so that autograd records what depends on it.
+        ids: ``(K + 2, B)``: K + 1 steps, and the character after them, whose loss counts.
+        before: the state before the windows.
 
-    Returns:
-        What each layer did in the K steps before the window's last.
+    Yields:
+        Of each piece: one past its last step; the gradients' norms at its steps, ``(steps, B)`` for each layer and part of
+        the state; the record of each layer.
 
     Raises:
         DivergedError: the gradients are NaN or infinite.
     """
-    recording, engine = with_record(model)
-    # What is read from the steps before the last, apart from their state, has no part in the loss.
-    _, state = recording.features(ids[:-2], before)
-    features, _ = recording.features(ids[-2:-1], state)
-    loss = F.cross_entropy(model.logits(features[-1]), ids[-1], reduction="sum")
-    L = len(model.layers)
-    past, last = engine.recorded[:L], engine.recorded[L:]
-    nodes = {
-        (layer, name): [after[part] for record in (past[layer], last[layer]) for after in record.states[1:]]
-        for layer in range(L)
-        for part, name in enumerate(model.layers[0].entry.state)
-    }
-    found = iter(torch.autograd.grad(loss, [node for each in nodes.values() for node in each]))
-    for key, each in nodes.items():
-        sizes = torch.stack([_norm(next(found)) for _ in each])
-        norms[key][:, group] = sizes.flip(0).cpu().numpy()
-    if not all(np.isfinite(each[:, group]).all() for each in norms.values()):
-        raise DivergedError("the gradients are NaN or infinite: the model's weights have grown too large")
-    return past
+    window = len(ids) - 1
+    bounds = [*range(0, window, _STEPS), window]
+    states = [before]
+    with torch.no_grad():
+        for start, stop in pairwise(bounds[:-1]):
+            states.append(model.features(ids[start:stop], states[-1])[1])
+    names = model.layers[0].entry.state
+    later: State = ()
+    for start, stop in reversed(list(pairwise(bounds))):
+        first = tuple(part.requires_grad_() for part in states.pop())
+        recording, engine = with_record(model)
+        features, after = recording.features(ids[start:stop], first)
+        nodes = {
+            (layer, name): [state[part] for state in record.states[1:]]
+            for layer, record in enumerate(engine.recorded)
+            for part, name in enumerate(names)
+        }
+        last = stop == window
+        outputs = [F.cross_entropy(model.logits(features[-1]), ids[-1], reduction="sum")] if last else list(after)
+        inputs = [*first, *(node for each in nodes.values() for node in each)]
+        # Attention's memory has no gradient where the window is longer than what it looks at.
+        found = torch.autograd.grad(outputs, inputs, None if last else later, materialize_grads=True)
+        later, rest = found[: len(first)], iter(found[len(first) :])
+        norms = {key: torch.stack([_norm(next(rest)) for _ in each]).cpu().numpy() for key, each in nodes.items()}
+        if not all(np.isfinite(each).all() for each in norms.values()):
+            raise DivergedError("the gradients are NaN or infinite: the model's weights have grown too large")
+        yield stop, norms, engine.recorded
 
 
 def _norm(gradient: Tensor) -> Tensor:
@@ -243,18 +272,8 @@ def _norm(gradient: Tensor) -> Tensor:
     return sizes
 
 
-def _keep_gate(entry: CellEntry) -> str | None:
-    return next((gate for gate in entry.gates if gate in KEEP_GATES), None)
-
-
-def _rates(record: Recorded, positions: int) -> Curve | float:
-    """Theory's factor, the mean over the steps of B windows: of each unit's gate ``(H,)``, or of an RNN's Jacobian."""
-    keep = _keep_gate(record.entry)
-    if keep is None:
-        return _spectral_radius(record, positions)
-    parts = [record.gates(slice(at, at + _STEPS))[keep].sum(dim=(0, 1)) for at in range(0, len(record.x), _STEPS)]
-    means: Curve = (torch.stack(parts).sum(0) / (record.x.shape[0] * record.x.shape[1])).cpu().numpy()
-    return means
+def _keep_gate(model: LanguageModel) -> str | None:
+    return next((gate for gate in model.layers[0].entry.gates if gate in KEEP_GATES), None)
 
 
 def _spectral_radius(record: Recorded, positions: int) -> float:
@@ -264,10 +283,9 @@ def _spectral_radius(record: Recorded, positions: int) -> float:
     """
     W = record.parameters[0]
     B, H = record.states[-1][0].shape
-    with torch.enable_grad():
-        x = record.x[-1].detach().requires_grad_()
-        before = tuple(part.detach() for part in record.states[-2])
-        (slope,) = torch.autograd.grad(EQUATIONS[record.entry.name](x, before, *record.parameters)[0].sum(), x)
+    x = record.x[-1].detach().requires_grad_()
+    before = tuple(part.detach() for part in record.states[-2])
+    (slope,) = torch.autograd.grad(EQUATIONS[record.entry.name](x, before, *record.parameters)[0].sum(), x)
     count = max(1, min(B, round(B * _RADII / H**3 / positions)))
     chosen = slope[torch.linspace(0, B - 1, count, device=slope.device).round().long()]
     return float(np.mean([float(torch.linalg.eigvals(each[:, None] * W).abs().max()) for each in chosen]))

@@ -34,22 +34,14 @@ class Recorded:
     states: list[State]
     parameters: tuple[Tensor, ...]
 
-    def gates(self, steps: slice = slice(None)) -> dict[str, Tensor]:
-        """Gates and candidates by name, by the cell's own equations; empty for a cell that has none.
-
-        Args:
-            steps: which of the T.
-
-        Returns:
-            Each ``(steps, B, H)``.
-        """
+    def gates(self) -> dict[str, Tensor]:
+        """Gates and candidates by name, each ``(T, B, H)``, by the cell's own equations; empty for a cell that has none."""
         if self.entry.name not in GATES:
             return {}
         # A step sees nothing but its input and the state before it, so all steps are computed at once.
-        x = self.x[steps]
-        before = tuple(torch.stack(parts).flatten(0, 1) for parts in zip(*self.states[:-1][steps], strict=True))
-        found = GATES[self.entry.name](x.flatten(0, 1), before, *self.parameters)
-        return {name: part.view(*x.shape[:2], -1) for name, part in zip(self.entry.gates, found, strict=True)}
+        before = tuple(torch.stack(parts).flatten(0, 1) for parts in zip(*self.states[:-1], strict=True))
+        found = GATES[self.entry.name](self.x.flatten(0, 1), before, *self.parameters)
+        return {name: part.view(*self.x.shape[:2], -1) for name, part in zip(self.entry.gates, found, strict=True)}
 
 
 class RecordingEngine(ReferenceEngine):

@@ -136,9 +136,10 @@ def test_a_state_that_never_changes_has_no_change(network: Callable[..., Any], t
     assert change.mean == 0
 
 
-def test_short_texts_and_lost_weights_are_named(network: Callable[..., Any], text_of: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_short_texts_and_lost_weights_are_named(network: Callable[..., Any], text_of: Callable[..., Any], cell: str) -> None:
     """Failing would mean a traceback, or gates of NaN."""
-    model = network(V, cell="lstm", hidden=4)
+    model = network(V, cell=cell, hidden=4)
     with pytest.raises(CorpusError, match="1 characters"):
         gates(model, text_of([1], V))
     with torch.no_grad():

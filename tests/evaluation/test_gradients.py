@@ -86,9 +86,10 @@ def _lively(model: Any) -> Any:
     ids=lambda section: "-".join(str(value) for value in section.values()),
 )
 def test_norms_agree_with_finite_differences(
-    network: Callable[..., Any], text_of: Callable[..., Any], section: dict[str, Any]
+    network: Callable[..., Any], text_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, section: dict[str, Any]
 ) -> None:
     """Failing would mean that a path from a state to the loss is missed, or that distances or layers are mixed up."""
+    monkeypatch.setattr("charlm.evaluation.gradients._STEPS", 3)  # three pieces of a window
     model = _lively(network(V, **{"cell": "lstm", **section}, hidden=4, embedding=3))
     ids = np.random.default_rng(3).integers(0, V, 15)
     found = gradients(model, text_of(ids, V), distance=K, positions=2)
@@ -122,6 +123,7 @@ def test_positions_side_by_side_are_those_one_by_one(
         together = gradients(model, text, distance=5, positions=20)
         with monkeypatch.context() as patch:
             patch.setattr("charlm.evaluation.gradients._BYTES", 1)
+            patch.setattr("charlm.evaluation.gradients._STEPS", 2)
             alone = gradients(model, text, distance=5, positions=20)
         for flow, other in zip(together.flows, alone.flows, strict=True):
             for curve in ("lower_quartile", "median", "upper_quartile"):
