@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -76,6 +76,25 @@ def whole_file(path: Path, *, mode: int | None = None) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
         raise
     flush_folder(path.parent)
+
+
+def is_free(path: Path, marks: Sequence[bytes]) -> bool:
+    """Whether a file may be written without destroying somebody else's.
+
+    Args:
+        marks: how charlm's own files of this kind begin.
+
+    Returns:
+        Nothing is there, or a regular file (no link, no device) that is empty or begins with one of the marks.
+    """
+    try:
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            return False
+        with path.open("rb") as file:
+            head = file.read(max(map(len, marks)))
+    except FileNotFoundError:
+        return True
+    return not head or any(head.startswith(mark) for mark in marks)
 
 
 @contextmanager

@@ -203,9 +203,9 @@ def facts(pairs: Sequence[tuple[str, str]]) -> None:
 
 
 def has_colour() -> bool:
-    """Whether stdout shows colours: a terminal, and no ``NO_COLOR``."""
+    """Whether stdout shows colours: a terminal that has them, and no ``NO_COLOR``."""
     console = _console(False)
-    return console.is_terminal and not console.no_color
+    return console.is_terminal and console.color_system is not None and not console.no_color
 
 
 def styled(pieces: Iterable[tuple[str, str]]) -> None:

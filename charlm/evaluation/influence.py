@@ -188,7 +188,8 @@ def _replace(
     ids = torch.from_numpy(window.ids[i - window.first : last + 1 - window.first]).to(device)
     inputs, targets = ids[:-1], ids[first - i :]
     scored = len(targets)
-    size = max(1, _NUMBERS_AT_ONCE // (scored * model.vocabulary_size + len(inputs) * model.section.hidden))
+    kept = scored * model.vocabulary_size + (len(inputs) + model.section.attention) * model.section.hidden
+    size = max(1, _NUMBERS_AT_ONCE // kept)
     divergence = torch.zeros(scored, dtype=torch.float64, device=device)
     change = torch.zeros_like(divergence)
     for symbols in np.array_split(tried, -(-len(tried) // size)):
@@ -202,11 +203,12 @@ def _replace(
         divergence += (own.exp() * (own - other)).double().sum(-1).clamp(min=0).sum(1)
         true = log_p.gather(2, targets[:, None, None].expand(-1, streams.shape[1], 1))[..., 0].double()
         change += (true[:, 1:] - true[:, :1]).abs().sum(1)
-    for step, t in enumerate(range(first, last + 1)):
-        found.divergence[t - window.start, t - i - 1] = divergence[step] / len(tried)
-        found.change[t - window.start, t - i - 1] = change[step] / len(tried)
+    rows = torch.stack([divergence, change], dim=1) / len(tried)
+    for t, (divergent, changed) in enumerate(rows.tolist(), first):
+        found.divergence[t - window.start, t - i - 1] = divergent
+        found.change[t - window.start, t - i - 1] = changed
     if first == i + 1:
-        found.nats[first - window.start] = -true[0, 0]
+        found.nats[first - window.start] = -float(true[0, 0])
 
 
 def _group(model: LanguageModel, D: int) -> int:

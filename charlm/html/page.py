@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from charlm.errors import UsageError
-from charlm.files import whole_file
+from charlm.files import is_free, whole_file
 
 _FIRST_LINE = '<!doctype html><html lang="en"><!-- charlm -->\n'
 """Identifies charlm's own pages: no other file is overwritten."""
@@ -92,12 +92,9 @@ def check_page_path(path: Path, parameter: str = "html") -> None:
     """Refuse a path that is not free for a page; ask before a long computation.
 
     Raises:
-        UsageError: the file there is not charlm's.
+        UsageError: what is there is not a page of charlm's.
     """
-    mark = _FIRST_LINE.encode()
     if path.is_dir():
         raise UsageError(f"{path} is a folder; expected a file to write", parameter=parameter)
-    if path.exists():
-        with path.open("rb") as file:
-            if file.read(len(mark)) not in (mark, b""):
-                raise UsageError(f"{path} exists, and is not a page of charlm's; choose another name", parameter=parameter)
+    if not is_free(path, [_FIRST_LINE.encode()]):
+        raise UsageError(f"{path} exists, and is not a page of charlm's; choose another name", parameter=parameter)

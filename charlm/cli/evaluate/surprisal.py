@@ -19,7 +19,17 @@ from charlm.cli.evaluate.arguments import (
     describe_model,
     read_evaluated,
 )
-from charlm.cli.evaluate.marked_text import columns_of, cut, listed, percent, quoted, show_marked, shown_names, shown_symbols
+from charlm.cli.evaluate.marked_text import (
+    LINE_END,
+    columns_of,
+    cut,
+    listed,
+    percent,
+    quoted,
+    show_marked,
+    shown_names,
+    shown_symbols,
+)
 from charlm.cli.evaluate.surprisal_sums import By
 from charlm.cli.options import MAX_LENGTH, unknown_note
 from charlm.errors import UsageError
@@ -54,7 +64,7 @@ def surprisal(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Show how surprising each character of a text is: −log2 of its probability, and what was likelier."""
+    """Show how surprising each character of a text is: −log2 of its probability, and what else was likely."""
     if as_json and tsv == "-":
         raise UsageError("--json and --tsv - both write to stdout; give --tsv a file")
     from charlm.cli.evaluate.surprisal_files import LongLists, Page, Sink, Table, check_table_path
@@ -143,16 +153,19 @@ def _show(parts: list[Surprisal], evaluated: EvaluationText, vocabulary: Vocabul
 
 
 def _show_span(entry: dict[str, Any], span: Span, evaluated: EvaluationText, vocabulary: Vocabulary) -> None:
-    """A surprising line: its sums, its text around the worst place, and what was likelier there."""
+    """A surprising line, word or character: its sums, the text around its worst place, and what was expected there."""
     per_character = "" if entry["bits_per_character"] is None else f", {entry['bits_per_character']:.2f} per character"
     out(f"line {entry['line']}, column {entry['column']}: {entry['nats'] / math.log(2):.1f} bits{per_character}")
     worst = span.start if span.worst is None else span.worst
-    first = span.start if worst - span.start < 60 else worst - 40
-    symbols = shown_symbols(evaluated, first, min(span.stop, first + 80), vocabulary.unit)
-    dots = "…" * (first > span.start)
+    line_start = span.start - entry["column"] + 1
+    first = line_start if worst - line_start < 60 else worst - 40
+    symbols = shown_symbols(evaluated, first, min(len(evaluated.text), first + 80), vocabulary.unit)
+    symbols = symbols[: symbols.index(LINE_END) + 1] if LINE_END in symbols else symbols
+    dots = "…" * (first > line_start)
     before = columns_of(dots + "".join(symbols[: worst - first]))
     fits = symbols[: cut(symbols, 79 - len(dots))]
-    out(f"{dots}{''.join(fits)}{'…' * (len(fits) < span.stop - first)}")
+    is_whole = len(fits) == len(symbols) and (symbols[-1] == LINE_END or first + len(symbols) == len(evaluated.text))
+    out(f"{dots}{''.join(fits)}{'' if is_whole else '…'}")
     if entry["place"] is not None and worst - first < len(fits):
         alternative = shown_names(vocabulary)[span.alternative]
         instead = f"{alternative} {percent(span.probability)}"

@@ -13,7 +13,7 @@ from charlm.cli.console import json_line, out, visible_word
 from charlm.cli.evaluate.marked_text import LINE_END, listed, percent, quoted, shown_names, shown_symbols
 from charlm.cli.evaluate.surprisal_sums import By, Reading
 from charlm.errors import UsageError
-from charlm.files import whole_file
+from charlm.files import is_free, whole_file
 from charlm.html.page import escape, page_file, page_head, page_tail
 
 if TYPE_CHECKING:
@@ -96,12 +96,8 @@ def check_table_path(path: Path) -> None:
     Raises:
         UsageError: it is not.
     """
-    if path.is_dir():
-        raise UsageError(f"--tsv {path} is a folder; expected a file to write")
-    if path.exists():
-        with path.open("rb") as file:
-            if file.readline(200).decode("utf-8", "replace") not in (*_HEADER.values(), ""):
-                raise UsageError(f"--tsv {path} exists, and is not a table of this command; choose another name")
+    if not is_free(path, [header.encode() for header in _HEADER.values()]):
+        raise UsageError(f"--tsv {path} exists, and is not a table of this command; choose another name")
 
 
 class Table:

@@ -133,12 +133,18 @@ class Reading:
             if span.worst is None
             else {
                 "column": column + span.worst - span.start,
-                "character": self.text(span.worst, span.worst + 1),
+                "character": self._character(span.worst),
                 "nats": span.worst_nats,
                 "alternative": self.vocabulary.shown(span.alternative),
                 "probability": span.probability,
             },
         }
+
+    def _character(self, index: int) -> str:
+        """One character; a byte as the vocabulary names it."""
+        if self.vocabulary.unit == "byte":
+            return self.vocabulary.shown(int(self.evaluated.text.ids(index, index + 1)[0]))
+        return self.text(index, index + 1)
 
     def text(self, start: int, stop: int) -> str:
         """Some of the text; bytes that are not UTF-8 become U+FFFD."""

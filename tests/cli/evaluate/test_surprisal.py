@@ -121,6 +121,29 @@ def test_the_terminal_view_marks_surprising_characters(charlm, trained):
     assert f"bits per character    {record['bits_per_character']:.6f}" in done.text
 
 
+def test_a_terminal_gets_colours_instead_of_marks(charlm, trained, monkeypatch):
+    """Failing would mean that surprisal is not seen at a glance, or that NO_COLOR is ignored."""
+    for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm-256color"), ("COLUMNS", "80")):
+        monkeypatch.setenv(name, value)
+    arguments = ("eval", "surprisal", trained / "run", trained / "text.txt", "--characters", 200)
+    assert "\x1b[30;48;5;" in charlm(*arguments).text and "the digits below" not in charlm(*arguments).text
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[30;48;5;" not in charlm(*arguments).text and "the digits below" in charlm(*arguments).text
+
+
+def test_python_gives_the_same(charlm, trained):
+    """Failing would mean that the command and Python disagree."""
+    import charlm as package
+
+    model = package.load(trained / "run")
+    found = model.surprisal((trained / "text.txt").read_text(), alternatives=1)
+    record = charlm("eval", "surprisal", trained / "run", trained / "text.txt", "--worst", 1, "--json").record
+    assert found.nats.tolist() == pytest.approx(record["nats"])
+    place = sum(len(line) for line in (trained / "text.txt").read_text().splitlines(True)[: record["worst"][0]["line"] - 1])
+    at = place + record["worst"][0]["place"]["column"] - 1 - found.start
+    assert model.vocabulary.shown(int(found.alternatives[at, 0])) == record["worst"][0]["place"]["alternative"]
+
+
 def test_hostile_text_is_inert(charlm, trained, tmp_path):
     """Failing would mean that a text can run code in a page, or control a terminal."""
     file = tmp_path / "text"
@@ -150,6 +173,10 @@ def test_other_files_are_never_overwritten(charlm, trained, tmp_path):
         assert file.read_text() == "the king and the queen\n"
         for _ in range(2):
             assert charlm("eval", "surprisal", trained / "run", file, option, tmp_path / option).code == 0
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to(tmp_path / option)
+        for other in (tmp_path / "link", tmp_path, "/dev/null"):
+            assert charlm("eval", "surprisal", trained / "run", file, option, other).code == 2
     assert charlm("eval", "surprisal", trained / "run", file, "--json", "--tsv", "-").code == 2
 
 
