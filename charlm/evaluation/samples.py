@@ -11,7 +11,7 @@
 Matches are found by hashing. The training text is read once for each n: its n-grams get rolling hashes (Karp and Rabin 1987),
 and those that are hashes of the samples' n-grams are compared symbol by symbol, so that no collision counts. The longest match
 is found by a search for its length: a longer match begins only where a shorter one does. Memory does not grow with the
-training text, except by eight bytes for each place of a match (at most 4 million).
+training text, except by eight bytes for each place of a match (at most a million).
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ from charlm.sampling import SamplingParams, generate_parallel
 NGRAMS = (5, 10, 20, 50)
 """The n of new n-grams."""
 
-CHARACTERS = 1_000_000
+CHARACTERS = 200_000
 """Of all samples together, at most."""
 
 _BLOCK = 1 << 20  # symbols of the training text at a time
-_PLACES = 1 << 22  # places of the training text that are remembered from one length to the next
+_PLACES = 1 << 20  # places of the training text that are remembered from one length to the next
 _BUCKETS = 1 << 22  # of the filter before hashes are looked up
 _DRAWN_TOGETHER = 64
 _DEFINITION = re.compile(r"^[ \t]*def \w+\(.*:$", re.MULTILINE)
+_RECOGNISED_BY = 1_000_000  # characters
 _FEWEST_DEFINITIONS = 5  # in a training text that is Python
 
 _Ints = npt.NDArray[np.int64]
@@ -112,7 +113,7 @@ def novelty(
     """Compare samples with a training text, and pieces of a held-out text of the same number and lengths beside them.
 
     Args:
-        samples: code points or bytes of each, at most 1,000,000 in all.
+        samples: code points or bytes of each, at most 200,000 in all.
         training: what the model was trained on.
         heldout: what it was not trained on; a shorter text than a sample is one piece.
         unit: ``char`` or ``byte``.
@@ -128,7 +129,7 @@ def novelty(
     search = _Search([*samples, *pieces], training, progress)
     search.read_ngrams()
     matches = search.longest()
-    is_python = len(_DEFINITION.findall(training.characters(0, CHARACTERS))) >= _FEWEST_DEFINITIONS
+    is_python = len(_DEFINITION.findall(training.characters(0, _RECOGNISED_BY))) >= _FEWEST_DEFINITIONS
     texts = [piece.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass") for piece in [*samples, *pieces]]
     words = [_words(text, unit)[1:-1] for text in texts]
     known = _known_words({word for some in words for word in some}, training, unit)
@@ -313,33 +314,38 @@ class _Search:
         Args:
             at: positions of the n-grams in the pieces.
             among: the only places that are possible; ``None``: all.
-            number: of the pass, for the progress; −1: none is told.
+            number: of the pass, for the progress; −1: none is told, and only first places are wanted.
 
         Returns:
-            ``(U,)`` the first place of each different hash or −1; all places of them, ``None`` if they are too many; and
+            ``(U,)`` the first place of each different hash or −1; all places of them, ``None`` if they are too many
+            or not wanted; and
             ``(K,)`` the number of the hash for each position.
         """
         own = self._rolling(self._values, n)[at] if len(at) else np.empty(0, dtype=np.uint64)
         different, inverse = np.unique(own, return_inverse=True)
         first = np.full(len(different), -1, dtype=np.int64)
-        hits: list[_Ints] | None = []
-        count = 0
-        if len(different):
+        hits: list[_Ints] | None = [] if number >= 0 else None
+        count, wanted = 0, np.arange(len(different))
+        for places, hashes in self._training_hashes(n, among):
+            if not len(wanted):
+                break
+            looked_up = different[wanted]
             filter_ = np.zeros(_BUCKETS, dtype=np.bool_)
-            filter_[_bucket(different)] = True
-            for places, hashes in self._training_hashes(n, among):
-                kept = np.flatnonzero(filter_[_bucket(hashes)])
-                which = np.minimum(np.searchsorted(different, hashes[kept]), len(different) - 1)
-                equal = different[which] == hashes[kept]
-                kept, which = places[kept[equal]], which[equal]
-                new = first[which] < 0
-                numbers, index = np.unique(which[new], return_index=True)
-                first[numbers] = kept[new][index]
-                count += len(kept)
-                hits = [*hits, kept] if hits is not None and count <= _PLACES else None
-                if self._progress is not None and number >= 0 and len(places):
-                    N = len(self._training)
-                    self._progress(number * N + int(places[-1]) + 1, len(NGRAMS) * N)
+            filter_[_bucket(looked_up)] = True
+            kept = np.flatnonzero(filter_[_bucket(hashes)])
+            which = np.minimum(np.searchsorted(looked_up, hashes[kept]), len(looked_up) - 1)
+            equal = looked_up[which] == hashes[kept]
+            kept, which = places[kept[equal]], wanted[which[equal]]
+            new = first[which] < 0
+            numbers, index = np.unique(which[new], return_index=True)
+            first[numbers] = kept[new][index]
+            count += len(kept)
+            hits = [*hits, kept] if hits is not None and count <= _PLACES else None
+            if hits is None:  # one place of each is enough
+                wanted = wanted[first[wanted] < 0]
+            if self._progress is not None and number >= 0 and len(places):
+                N = len(self._training)
+                self._progress(number * N + int(places[-1]) + 1, len(NGRAMS) * N)
         return first, np.concatenate(hits) if hits else (None if hits is None else np.empty(0, np.int64)), inverse
 
     def _training_hashes(self, n: int, among: _Ints | None) -> Iterator[tuple[_Ints, _Hashes]]:

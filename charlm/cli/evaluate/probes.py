@@ -96,9 +96,13 @@ def _print(labels: list[str], answers: list[Probes]) -> None:
     counts = [[probe.count if probe else 0 for probe in (probes.get(name) for probes in known)] for name in names]
     if any(len(set(row)) > 1 for row in counts):
         notice("places and chance are those of the first model that has the probe; the models differ in their vocabularies")
+    reasons: dict[tuple[str, str], list[str]] = {}
     for label, found in zip(labels, answers, strict=True):
         for name, reason in found.left_out.items():
-            notice(f"left out: {name}{f' ({label})' if len(labels) > 1 else ''}: {reason}")
+            reasons.setdefault((name, reason), []).append(label)
+    for (name, reason), without in reasons.items():
+        models = f" ({', '.join(without)})" if len(without) < len(labels) else ""
+        notice(f"left out: {name}{models}: {reason}")
     if not names:
         out("no probe can be asked here")
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from charlm.evaluation.texts import EvaluationText
     from charlm.loaded import Model
 
-_CHARACTERS = 1_000_000  # charlm.evaluation.samples.CHARACTERS, which help does not wait for
+_CHARACTERS = 200_000  # charlm.evaluation.samples.CHARACTERS, which help does not wait for
 _SHOWN = 5
 
 

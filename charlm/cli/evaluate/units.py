@@ -123,20 +123,17 @@ def _print(found: Units) -> None:
     rows = [
         [
             score.feature,
-            f"{score.layer}:{score.unit}",
-            score.state,
-            names[score.measure],
-            f"{score.score:.3f}",
-            f"{score.chance:.3f}",
-            f"{score.chance_high:.3f}",
+            f"{score.layer}:{score.unit} {score.state}",
+            f"{names[score.measure]} {score.score:.3f}",
+            f"{score.chance:.2f} ({score.chance_high:.2f})",
             f"{score.untrained:.3f}",
         ]
         for score in found.scores
     ]
-    table(None, ["feature", "unit", "state", "by", "score", "chance", "to", "untrained"], rows)
+    table(None, ["feature", "unit", "score", "chance", "untrained"], rows)
     notice(
-        f"units chosen on {found.chosen_on:,} characters, scores measured on {found.measured_on:,} later ones. chance, to: "
-        "mean and highest score with the features moved along the text, 20 times. untrained: with an untrained network"
+        f"Units chosen on {found.chosen_on:,} characters, scores measured on {found.measured_on:,} later ones. Chance: mean "
+        "(highest) score with the features moved along the text, 20 times. Untrained: with an untrained network."
     )
     for name, reason in found.left_out.items():
         notice(f"left out: {name}: {reason}")

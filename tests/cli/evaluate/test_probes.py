@@ -51,7 +51,7 @@ def test_the_tables_have_a_column_for_each_model(charlm, runs, file):
     lines = [line.split() for line in done.text.splitlines()]
     assert lines.count(["distance", "places", "chance", "one", "two"]) == 4
     assert any(line[:3] == ["1–9", "60", "0.50"] for line in lines if line)
-    assert "left out: environments (one): too few" in done.err
+    assert "left out: environments: too few" in done.err
     assert "reads another text" not in done.err
 
 

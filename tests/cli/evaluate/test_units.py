@@ -42,7 +42,7 @@ def test_the_table_and_the_text_with_digits(charlm, trained, file):
     assert "feature" in lines[0] + lines[1] and "chance" in lines[0] + lines[1] and "untrained" in lines[0] + lines[1]
     assert any(line.split()[:3] == ["inside", "[", "]"] for line in lines)
     assert "left out: inside math" not in done.err and "left out: inside double quotes" in done.err
-    assert "\x1b" not in done.text and max(map(len, lines)) <= 100
+    assert "\x1b" not in done.text and max(map(len, lines)) <= 80
     shown = lines[lines.index("", 3) :]
     assert any(line.isdigit() for line in shown)
 
