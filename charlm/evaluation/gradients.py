@@ -52,7 +52,7 @@ POSITIONS = 64
 """Positions of a text, by default."""
 
 _RATES = {"f": "forget gate", "z": "update gate"}
-_BYTES = 192 << 20  # kept for the backward pass at a time
+_BYTES = 96 << 20  # kept for the backward pass at a time
 _STEPS = 32  # of a window, whose graph is kept at a time
 _RADII = 64 * 256**3  # Jacobians × H³: about ten seconds of eigenvalues
 
@@ -77,8 +77,8 @@ class GradientFlow:
 
     @property
     def half_life(self) -> int | None:
-        """The smallest k at which the median is at most half of that at k = 0; ``None``: not within K steps."""
-        halved = np.flatnonzero(self.median <= self.median[0] / 2)
+        """The smallest k > 0 at which the median is at most half of that at k = 0; ``None``: not within K steps."""
+        halved = np.flatnonzero((self.median <= self.median[0] / 2) & (self.median[0] > 0))
         return int(halved[0]) if len(halved) else None
 
 
@@ -127,7 +127,7 @@ def gradients(
 ) -> Gradients:
     """Measure how the gradient of a loss shrinks or grows on its way back through a text.
 
-    Beside the model it keeps about 300 MB, whatever the length of the text.
+    Beside the model it needs at most about 400 MB, whatever the length of the text.
 
     Args:
         text: N characters. The positions are spread evenly over it, each with K characters before it.

@@ -165,6 +165,10 @@ def test_half_life_and_rates_of_a_known_decay(network: Callable[..., Any], text_
     np.testing.assert_allclose(c.median / c.median[0], 0.8 ** np.arange(101), rtol=1e-5)
     assert c.half_life == 4, "0.8^3 = 0.512, 0.8^4 = 0.41"
     assert h.half_life == 1 and not h.median[1:].any(), "nothing but c is passed on"
+    with torch.no_grad():
+        assert model.output_weight is not None
+        model.output_weight.zero_()
+    assert [flow.half_life for flow in gradients(model, text, distance=20).flows] == [None, None], "there is no gradient"
     gru = network(V, cell="gru", hidden=5)
     with torch.no_grad():
         for name, weight in gru.layers[0].named_parameters():
