@@ -12,7 +12,7 @@ _BLUE = (16, 17, 18, 19, 20)
 _GREEN = (16, 22, 28, 34, 40)
 """Colours of the 256-colour palette, from near 0 to the largest value."""
 
-_TEXT, _PLAIN = "\x1b[38;5;231m", "\x1b[0m"
+_LIGHT, _DARK, _PLAIN = "\x1b[38;5;231m", "\x1b[38;5;16m", "\x1b[0m"
 _MOST_COLUMNS = 80
 
 
@@ -73,7 +73,8 @@ def _write(line: str, digits: str, coloured: bool) -> None:
 
 def _coloured(shown: str, share: float) -> str:
     colour = (_GREEN if share >= 0 else _BLUE)[min(4, int(abs(share) * 5))]
-    return f"\x1b[48;5;{colour}m{_TEXT}{shown}{_PLAIN}"
+    text = _DARK if colour in _GREEN[3:] else _LIGHT  # bright green needs dark letters
+    return f"\x1b[48;5;{colour}m{text}{shown}{_PLAIN}"
 
 
 def _width(character: str) -> int:
