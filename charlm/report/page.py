@@ -14,15 +14,22 @@ from charlm import __version__
 from charlm.data.dataset import Text
 from charlm.errors import CharlmError
 from charlm.evaluation.baselines import measure_baselines
+from charlm.evaluation.context import context as measure_context
+from charlm.evaluation.features import Symbols
 from charlm.evaluation.gates import gates as measure_gates
 from charlm.evaluation.gradients import gradients as measure_gradients
+from charlm.evaluation.samples import draw
+from charlm.evaluation.samples import novelty as measure_novelty
 from charlm.evaluation.surprisal import surprisal as measure_surprisal
 from charlm.evaluation.texts import training_corpus
+from charlm.evaluation.units import trace
+from charlm.evaluation.units import units as measure_units
 from charlm.export.html import live_script, live_section, live_style
 from charlm.html.page import escape, page_head, page_tail
 from charlm.progress import Progress
 from charlm.report.charts import Series, line_chart, number, table
 from charlm.report.run import Run
+from charlm.sampling import SamplingParams
 from charlm.yaml_text import dump_yaml
 
 PASSAGE = 1_500
@@ -189,6 +196,79 @@ def gates(run: Run) -> str:
     return "".join(parts) + table(["layer", "state", "change per step"], changes)
 
 
+def context(run: Run) -> str:
+    """How much history the predictions use."""
+    found = measure_context(run.model.network, run.validation().text)
+    series = [
+        Series(name, [(float(max(k, 0.5)), float(nats)) for k, nats in zip(found.distances, values, strict=True)], dots=True)
+        for name, values in (("cut", found.cut), ("shuffled", found.shuffled), ("replaced", found.replaced))
+    ]
+    ends = (float(max(found.distances[0], 0.5)), float(found.distances[-1]))
+    series.append(Series("full history", [(end, found.full) for end in ends]))
+    length = (
+        "not measured: the text is too short" if found.effective_context is None else f"{found.effective_context} characters"
+    )
+    return (
+        _paragraph(f"Effective context, the shortest history within 1 % of the full loss: {length}.")
+        + _paragraph("Only the last k characters are as they were: before them the history is cut, shuffled or replaced.")
+        + line_chart(
+            series, title="Loss with the last k characters", x="k (0 at the left end)", y="nats per character", x_log=True
+        )
+    )
+
+
+def units(run: Run) -> str:
+    """What single units track, and the text in the colours of the best one."""
+    evaluated, model = run.validation(), run.model
+    symbols = Symbols.of_encoded(evaluated.encoded, *evaluated.offsets)
+    found = measure_units(model.network, evaluated.text, symbols)
+    rows = [
+        [score.feature, f"{score.layer}:{score.unit}", score.state, score.measure, f"{score.score:.3f}", f"{score.chance:.3f}",
+         f"{score.untrained:.3f}"]
+        for score in found.scores
+    ]  # fmt: skip
+    best = found.scores[0]
+    values = trace(model.network, evaluated.text, best.state, best.layer, best.unit, *best.passage)
+    ids = evaluated.text.ids(*best.passage).tolist()
+    largest = max(float(abs(values).max()), 1e-12)
+    pieces = []
+    for index, value in zip(ids, values.tolist(), strict=True):
+        symbol = _plain(model.vocabulary.shown(index))
+        kind = "b" if value >= 0 else "c"
+        pieces.append(f'<span class="{kind}{round(8 * abs(value) / largest)}" title="{value:.3f}">{escape(symbol)}</span>')
+        pieces.append("\n" * (symbol == "↵"))
+    return (
+        table(["feature", "unit", "state", "measure", "score", "chance", "untrained network"], rows)
+        + _paragraph(f"{best.feature}: unit {best.layer}:{best.unit}, state {best.state}. Orange above 0, blue below.")
+        + f'<div class="text passage">{"".join(pieces)}</div>\n'
+    )
+
+
+def novelty(run: Run) -> str:
+    """Whether samples are copied, and well formed."""
+    model = run.model
+    corpus = training_corpus(model.checkpoint, model.path, "the comparison of samples")
+    training = Symbols.of_encoded(corpus.encoded, *corpus.splits["train"])
+    held_out = run.validation()
+    other = Symbols.of_encoded(held_out.encoded, *held_out.offsets)
+    drawn = draw(model.network, model.vocabulary, SamplingParams(0.8), 1, 10, 1000)
+    found = measure_novelty(drawn, training, other, model.vocabulary.unit)
+    both = [quality for quality in (found.samples, found.heldout) if quality is not None]
+
+    def row(name: str, values: Sequence[float | None]) -> list[str]:
+        return [name, *("–" if value is None else f"{value:.1%}" for value in values)]
+
+    rows = [["longest match, characters", *(str(max((m.length for m in q.matches), default=0)) for q in both)]]
+    rows += [row(f"new {n}-grams", [quality.new[n] for quality in both]) for n in found.samples.new]
+    for name, title in (("brackets", "brackets closed"), ("environments", "LaTeX environments closed"),
+                        ("python", "Python functions that parse"), ("words", "words of the training text")):  # fmt: skip
+        values = [getattr(quality, name) for quality in both]
+        if any(value is not None for value in values):
+            rows.append(row(title, values))
+    heads = ["", "samples", "held-out text"][: 1 + len(both)]
+    return _paragraph("Ten samples of 1,000 characters, temperature 0.8, seed 1.") + table(heads, rows)
+
+
 def recipe(run: Run) -> str:
     """The recipe, with every value."""
     text = dump_yaml(run.model.recipe.model_dump(mode="json"))
@@ -208,6 +288,9 @@ SECTIONS: tuple[Section, ...] = (
     Section("surprisal", "What surprises the model", surprisal),
     Section("gradients", "Gradient flow", gradients),
     Section("gates", "Gates", gates),
+    Section("context", "Context", context),
+    Section("units", "What single units track", units),
+    Section("novelty", "Are samples copied?", novelty),
     Section("recipe", "Recipe", recipe),
     Section("live", "The model", live),
 )
@@ -245,7 +328,7 @@ def report(runs: Sequence[Run], progress: Progress | None = None) -> str:
     return page_head(title, style=style, script=script) + about + _contents(runs, chosen) + "".join(body) + page_tail(script)
 
 
-_SIDE_BY_SIDE = ("learning", "gradients", "gates", "recipe")
+_SIDE_BY_SIDE = ("learning", "gradients", "gates", "context", "recipe")
 """Sections that each run of several gets after the comparison."""
 
 
