@@ -17,6 +17,7 @@ from charlm.errors import UsageError
 from charlm.files import whole_file
 from charlm.model.language_model import count_parameters
 from charlm.training import defaults
+from charlm.training.events import StepDone
 from charlm.training.plan import Limits
 from charlm.training.start import Options, start
 from charlm.training.trainer import Trainer
@@ -175,7 +176,7 @@ def seconds_per_step(candidate: Candidate, device: str, seconds: float) -> float
     """
     never = [f"{section}.every={_NEVER}" for section in ("evaluate", "checkpoint", "sample")]
     with _started(candidate.load(f"train.total_steps={_NEVER}", "train.time=null", *never), device) as trainer:
-        events = trainer.run()
+        events = (event for event in trainer.run() if isinstance(event, StepDone))
         for _ in range(_WARM_UP):
             next(events)
         began, done = time.perf_counter(), 0

@@ -79,26 +79,27 @@ def read_part(checkpoint: Checkpoint, path: Path, split: str) -> EvaluationText:
     if stop - start < 2:
         scorable = [name for name, (start, stop) in corpus.splits.items() if stop - start >= 2]
         raise UsageError(
-            f"the {split} part of {corpus.name} is too short to score ({stop - start} characters, at least 2 are "
-            f"needed); choose --split {' or '.join(scorable)}"
+            f"the {split} part of {corpus.name} is too short to score ({stop - start} characters, at least 2 are needed)",
+            advice={f"use the {name} part": {"split": name} for name in scorable},
         )
     return EvaluationText(corpus.text(split), corpus.name, split, (start, stop), corpus.encoded, corpus)
 
 
-def training_corpus(checkpoint: Checkpoint, path: Path, wanted_by: str) -> Dataset:
+def training_corpus(checkpoint: Checkpoint, path: Path, parameter: str = "") -> Dataset:
     """The corpus that a model was trained on, where a question compares with it.
 
     Args:
         path: as of :func:`read_part`.
-        wanted_by: an option, such as ``--baselines``, for the message.
+        parameter: the argument that needs it, such as ``baselines``, for the message.
 
     Raises:
         UsageError: it is not found, or is another text.
     """
     try:
-        return _corpus(checkpoint, path, f"supply it, or leave {wanted_by} out")
+        return _corpus(checkpoint, path, "restore it")
     except CharlmError as error:
-        raise UsageError(f"{wanted_by} needs the training text: {error}") from None
+        subject = "" if parameter else "this "
+        raise UsageError(f"{subject}needs the training text: {error}", parameter=parameter) from None
 
 
 def _corpus(checkpoint: Checkpoint, path: Path, advice: str) -> Dataset:
@@ -106,6 +107,6 @@ def _corpus(checkpoint: Checkpoint, path: Path, advice: str) -> Dataset:
     try:
         return open_recorded(checkpoint.recipe, checkpoint.corpus, checkpoint.vocabulary, path)
     except UsageError as error:
-        raise UsageError(f"the text this model was trained on is not at hand ({error}); {advice}") from None
+        raise UsageError(f"the text this model was trained on is not available ({error}); {advice}") from None
     except TextMismatchError as error:
         raise CorpusError(f"{error}; {advice}") from None

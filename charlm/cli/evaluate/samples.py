@@ -66,7 +66,7 @@ def samples(
     from charlm.sampling import SamplingParams
 
     opened = load(checkpoint, device, engine=engine or "auto")
-    corpus = training_corpus(opened.checkpoint, opened.path, "eval samples")
+    corpus = training_corpus(opened.checkpoint, opened.path)
     training = Symbols.of_encoded(corpus.encoded, *corpus.splits["train"])
     heldout = _heldout(opened, file, split)
     record: dict[str, Any] = {"seed": None, "temperature": None, "file": judged}
