@@ -28,6 +28,7 @@ from charlm.model.dropout import Dropout
 from charlm.model.engines import ENGINES
 from charlm.model.language_model import LanguageModel
 from charlm.optimizers import OPTIMIZERS
+from charlm.run_files import LAST
 from charlm.runtime import arithmetic
 from charlm.sampling import SamplingParams, generate_parallel, sample
 from charlm.training.optimizer import optimizer_tensors, restore_optimizer
@@ -287,7 +288,7 @@ class _Run:
         """Save, and resume in new memory on a device."""
         resumed = _Run(str(self.recipe.train.optimizer), self.precision, self.recipe.model.hidden, device)
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "last.safetensors"
+            path = Path(folder) / LAST
             weights = {name: weight.detach() for name, weight in self.model.named_parameters()}
             moments = optimizer_tensors(self.update.optimizer, self.model)
             progress = {

@@ -17,6 +17,7 @@ from charlm.config.validation import validate_recipe
 from charlm.config.values import shown
 from charlm.errors import RecipeError
 from charlm.resources import shipped_files
+from charlm.run_files import CONFIG, LAST
 from charlm.yaml_text import MAX_CHARACTERS, parse_yaml
 
 _YAML = (".yaml", ".yml")
@@ -49,8 +50,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, stored: boo
         RecipeError: no such recipe or text, not YAML, or wrong keys and values: all of them, in one message.
     """
     if _is_text(name_or_path):
-        if (path_of(name_or_path) / "last.safetensors").exists():
-            config = Path(name_or_path) / "config.yaml"
+        if (path_of(name_or_path) / LAST).exists():
+            config = Path(name_or_path) / CONFIG
             raise RecipeError(
                 f"{name_or_path} is a run's folder, not a text; its recipe is {config}. To resume the run: "
                 f"charlm train {config} --out {name_or_path} --resume auto"
