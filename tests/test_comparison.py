@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from charlm.comparison.results import Point, Run, collect, final_record, learnin
 from charlm.config import ModelSection
 from charlm.errors import RecipeError, UsageError
 from charlm.model.language_model import count_parameters
+from charlm.training.events import RunStarted, StepDone, ThreadsChanged
+from charlm.training.plan import Limits
 from charlm.training.run import observed
 
 RECIPE = """\
@@ -189,6 +192,23 @@ def test_speed_is_measured_without_leaving_anything(recipe: str) -> None:
     before = set(Path(recipe).parent.iterdir())
     assert 0 < seconds_per_step(Candidate("tiny", recipe), "cpu", 0.0) < 1
     assert set(Path(recipe).parent.iterdir()) == before
+
+
+def test_only_steps_are_timed(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failing would mean that other events count as steps, so that a training seems faster than it is."""
+    yielded: list[int] = []
+
+    class Trainer:
+        def run(self) -> Iterator[Any]:
+            yield RunStarted(None, None, Limits(0.0), 1)
+            for step in range(1, 100):
+                yield ThreadsChanged(step, 1)
+                yielded.append(step)
+                yield StepDone(step, 0.0, 1.0, 0.1, 1.0, step, 0.0, 1.0)
+
+    monkeypatch.setattr("charlm.comparison.equal._started", lambda loaded, device: nullcontext(Trainer()))
+    seconds_per_step(Candidate("tiny", recipe), "cpu", 0.0)
+    assert len(yielded) == 5 + 20, "5 steps of warm-up, 20 timed ones"
 
 
 def test_equal_time_asks_the_rule_what_a_recipe_leaves_open(recipe: str, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def main() -> None:
 
 def _fingerprint(run: Path) -> str:
     from charlm.checkpoint import load
-    from charlm.run_files import BEST, LAST
+    from charlm.run_files import BEST, LAST, SAMPLES
 
     digest = hashlib.sha256()
     for name in (BEST, LAST):
@@ -78,7 +78,7 @@ def _fingerprint(run: Path) -> str:
         state = {f"state {index}": part for index, part in enumerate(stored.state)}
         for tensors in (stored.weights, stored.optimizer, stored.average, state):
             digest.update(b"".join(_described(tensors.items())))
-    digest.update((run / "samples.txt").read_bytes())
+    digest.update((run / SAMPLES).read_bytes())
     return digest.hexdigest()[:32]
 
 

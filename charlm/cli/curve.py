@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from charlm.cli.picture import can_draw, new_figure, save
 
+if TYPE_CHECKING:
     from charlm.comparison.results import Point
 
 Points = list[tuple[float, float]]
@@ -66,14 +65,13 @@ def write_png(curve: Curve, path: Path) -> bool:
 
     Returns:
         Whether it was written: this needs matplotlib (the ``plot`` extra), and no file of another program at this path.
-    """
-    if importlib.util.find_spec("matplotlib") is None or not curve.training:
-        return False
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    FigureCanvasAgg(figure)
+    Raises:
+        OSError, UsageError: the file cannot be read or written.
+    """
+    if not curve.training or not can_draw(path):
+        return False
+    figure = new_figure(8, 5)
     axes = figure.add_subplot()
     axes.plot(*zip(*curve.training, strict=True), label="training", linewidth=1)
     if curve.validation:
@@ -85,18 +83,7 @@ def write_png(curve: Curve, path: Path) -> bool:
     axes.set_ylabel("nats per character")
     axes.grid(alpha=0.3)
     axes.legend()
-    return _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> bool:
-    """Write a picture atomically. Only a picture that charlm drew is replaced."""
-    from charlm.files import whole_file
-    from charlm.training.own_files import PICTURE_SOFTWARE, may_draw
-
-    if not may_draw(path):
-        return False
-    with whole_file(path) as file:
-        figure.savefig(file, format="png", dpi=120, metadata={"Software": PICTURE_SOFTWARE})
+    save(figure, path)
     return True
 
 
@@ -110,13 +97,9 @@ def write_comparison_png(curves: Mapping[str, Sequence[Sequence[Point]]], measur
     Returns:
         As :func:`write_png`.
     """
-    if importlib.util.find_spec("matplotlib") is None:
+    if not can_draw(path):
         return False
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(12, 5)
     left, right = figure.subplots(1, 2, sharey=True)
     for number, (name, runs) in enumerate(curves.items()):
         for index, run in enumerate(runs):
@@ -130,4 +113,5 @@ def write_comparison_png(curves: Mapping[str, Sequence[Sequence[Point]]], measur
     for axes in (left, right):
         axes.grid(alpha=0.3)
     right.legend()
-    return _save(figure, path)
+    save(figure, path)
+    return True

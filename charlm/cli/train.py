@@ -29,6 +29,7 @@ from charlm.cli.console import (
 from charlm.cli.options import MAX_SEED, MAX_STEPS, ResumeChoice, parse_folder, unknown_note
 from charlm.cli.streams import OutputError, delivery
 from charlm.cli.watch import Watch, stop_on_signals
+from charlm.errors import UsageError
 from charlm.run_files import PICTURE
 
 if TYPE_CHECKING:
@@ -216,8 +217,8 @@ def _conclude(
         try:
             if write_png(curve, picture):
                 notice(f"learning curve: {picture}")
-        except OSError as error:  # the run is complete without it
-            notice(f"learning curve: cannot write {picture}: {error.strerror}")
+        except (OSError, UsageError) as error:  # the run is complete without it
+            notice(f"learning curve: {error}")
         facts(_summary(record, stated, again, trainer.plan.total_steps, unknown))
     show = notice if as_json else out
     if not quiet or not as_json:

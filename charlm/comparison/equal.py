@@ -176,12 +176,12 @@ def seconds_per_step(candidate: Candidate, device: str, seconds: float) -> float
     """
     never = [f"{section}.every={_NEVER}" for section in ("evaluate", "checkpoint", "sample")]
     with _started(candidate.load(f"train.total_steps={_NEVER}", "train.time=null", *never), device) as trainer:
-        events = (event for event in trainer.run() if isinstance(event, StepDone))
+        steps = (event for event in trainer.run() if isinstance(event, StepDone))
         for _ in range(_WARM_UP):
-            next(events)
+            next(steps)
         began, done = time.perf_counter(), 0
         while done < _TIMED or time.perf_counter() - began < min(5.0, seconds / 20):
-            next(events)
+            next(steps)
             done += 1
         return (time.perf_counter() - began) / done
 

@@ -186,17 +186,3 @@ def _digest(text: str) -> str:
 def is_old_temporary(name: str) -> bool:
     """Whether this is a name of a temporary file of earlier versions."""
     return _OLD_TEMPORARY.fullmatch(name) is not None
-
-
-TENSORBOARD, EVENTS_SUFFIX = "tensorboard", ".charlm"
-"""The folder of the event files of TensorBoard, and how the names of charlm's own end."""
-
-
-def event_files(folder: Path) -> list[str]:
-    """The event files of TensorBoard that charlm wrote, relative to a run's folder. Others may be beside them."""
-    events = folder / TENSORBOARD
-    if events.is_symlink() or not events.is_dir():
-        return []
-    names = [path.name for path in events.iterdir() if stat.S_ISREG(os.lstat(path).st_mode)]
-    own = [name for name in names if name.startswith("events.out.tfevents.") and name.endswith(EVENTS_SUFFIX)]
-    return [f"{TENSORBOARD}/{name}" for name in sorted(own)]

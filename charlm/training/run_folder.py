@@ -27,6 +27,8 @@ from charlm.run_files import (
     PREVIOUS,
     SAMPLES,
     SCHEDULE_BEST,
+    TENSORBOARD,
+    event_files,
     is_checkpoint,
     step_name,
     step_names,
@@ -34,7 +36,7 @@ from charlm.run_files import (
 from charlm.training import own_files
 from charlm.training.lock import FolderLock
 from charlm.training.log import Log, truncate_log, write_error
-from charlm.training.own_files import TENSORBOARD, Origin
+from charlm.training.own_files import Origin
 from charlm.yaml_text import parse_yaml
 
 
@@ -127,7 +129,7 @@ class RunFolder:
                 "was changed",
                 advice={f"move {it} elsewhere": {}, "use another folder": {"out": "DIR"}},
             )
-        self._own = [*found, *own_files.event_files(self.path)]
+        self._own = [*found, *event_files(self.path)]
         return notices
 
     def _is_recipe_of(self, checkpoints: list[str]) -> bool:

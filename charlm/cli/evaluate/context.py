@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +18,7 @@ from charlm.cli.evaluate.arguments import (
     describe_model,
     read_evaluated,
 )
-from charlm.errors import UsageError
+from charlm.cli.picture import PngOption, new_figure, picture_path, save
 
 if TYPE_CHECKING:
     from charlm.evaluation.context import Context
@@ -32,17 +31,16 @@ def context(
     file: FileArgument = None,
     split: SplitOption = None,
     positions: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many characters to score.")] = 512,
-    png: Annotated[str | None, typer.Option(metavar="FILE", help="Draw the losses against the distance.")] = None,
+    png: PngOption = None,
     engine: EngineOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Measure how far back predictions depend on the text: loss with the history cut, shuffled or replaced beyond k."""
-    from charlm.config import path_of
     from charlm.evaluation.context import context as measure
     from charlm.loaded import load
 
-    picture = None if png is None else _picture_path(path_of(png))
+    picture = picture_path(png)
     opened = load(checkpoint, device, engine=engine or "auto")
     evaluated = read_evaluated(opened, file, split)
     with progress_bar("reading", unit="characters") as advance:
@@ -104,31 +102,10 @@ def _effective(found: Context, characters: int, kind: str) -> str:
     return more if found.distances[-1] == DISTANCES[-1] else f"{more}; the text of {characters:,} is too short to say more"
 
 
-def _picture_path(path: Path) -> Path:
-    """Check a picture's path before the computation.
-
-    Raises:
-        UsageError: matplotlib is missing, or another program's file is there.
-    """
-    from charlm.training.own_files import may_draw
-
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("--png needs matplotlib: pip install 'charlm[plot]'")
-    if not may_draw(path):
-        raise UsageError(f"--png {path} exists, and is not a picture of charlm's; choose another name")
-    return path
-
-
 def _draw(found: Context, path: Path) -> None:
     import numpy as np
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    from charlm.files import whole_file
-    from charlm.training.own_files import PICTURE_SOFTWARE
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 5)
     axes = figure.add_subplot()
     cold = np.arange(1, len(found.cold_start) + 1)
     axes.plot(cold, found.cold_start, label="after a cold start", linewidth=0.7, color="0.7")
@@ -144,5 +121,4 @@ def _draw(found: Context, path: Path) -> None:
     axes.set_ylabel("nats per character")
     axes.grid(alpha=0.3)
     axes.legend()
-    with whole_file(path) as file:
-        figure.savefig(file, format="png", dpi=120, metadata={"Software": PICTURE_SOFTWARE})
+    save(figure, path)

@@ -22,8 +22,8 @@ from charlm.cli.evaluate.arguments import (
     describe_model,
     read_evaluated,
 )
-from charlm.cli.evaluate.picture import PngOption, new_figure, picture_path, save
 from charlm.cli.options import MAX_SEED
+from charlm.cli.picture import PngOption, new_figure, picture_path, save
 from charlm.errors import UsageError
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import Any
 
 from charlm.errors import UsageError
 from charlm.evaluation.perplexity import perplexity
+from charlm.run_files import EVENTS_SUFFIX, TENSORBOARD
 from charlm.training.events import Evaluated, Event, RunStarted, Sampled, StepDone
-from charlm.training.own_files import EVENTS_SUFFIX, TENSORBOARD
 
 
 class TensorBoard:

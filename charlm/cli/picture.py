@@ -1,4 +1,4 @@
-"""``--png``: a picture of an answer, drawn with matplotlib (the extra ``plot``)."""
+"""Pictures, drawn with matplotlib (the extra ``plot``): ``--png``, and the learning curves of runs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def picture_path(given: str | None) -> Path | None:
         return None
     if not given:
         raise UsageError("--png is empty; expected a file, such as --png picture.png")
-    if importlib.util.find_spec("matplotlib") is None:
+    if not _has_matplotlib():
         raise UsageError("--png needs matplotlib: pip install 'charlm[plot]'")
     path = path_of(given)
     try:
@@ -39,6 +39,21 @@ def picture_path(given: str | None) -> Path | None:
     if not is_free:
         raise UsageError(f"--png {path} exists, and charlm did not draw it; choose another name")
     return path
+
+
+def can_draw(path: Path) -> bool:
+    """Whether matplotlib is installed, and no file of another program is at this path.
+
+    Raises:
+        OSError: the path cannot be read.
+    """
+    from charlm.training.own_files import may_draw
+
+    return _has_matplotlib() and may_draw(path)
+
+
+def _has_matplotlib() -> bool:
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -52,7 +67,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a picture.
+    """Write a picture atomically.
 
     Raises:
         UsageError: the file cannot be written.
@@ -64,4 +79,4 @@ def save(figure: Figure, path: Path) -> None:
         with whole_file(path) as file:
             figure.savefig(file, format="png", dpi=120, metadata={"Software": PICTURE_SOFTWARE})
     except OSError as error:
-        raise UsageError(f"--png {path}: cannot write: {error.strerror}") from None
+        raise UsageError(f"cannot write the picture {path}: {error.strerror}") from None
