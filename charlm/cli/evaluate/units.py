@@ -17,7 +17,7 @@ from charlm.cli.evaluate.arguments import (
     describe_model,
     read_evaluated,
 )
-from charlm.cli.evaluate.shading import decode_symbols, show_shaded
+from charlm.cli.evaluate.marked_text import show_values, shown_characters
 from charlm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -99,8 +99,7 @@ def _read_unit(
 
 def _show_unit(shown: dict[str, Any], opened: Model, evaluated: EvaluationText) -> None:
     start, stop = (place - evaluated.offsets[0] for place in shown["passage"])
-    characters = decode_symbols(evaluated.utf8(start, stop, opened.vocabulary.unit), opened.vocabulary.unit)
-    show_shaded(characters, shown["values"])
+    show_values(shown_characters(evaluated, start, stop, opened.vocabulary.unit), shown["values"])
     lowest, highest = min(shown["values"]), max(shown["values"])
     notice(
         f"unit {shown['layer']}:{shown['unit']}, state {shown['state']}, from {lowest:.3f} to {highest:.3f}, "
