@@ -27,9 +27,10 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
+from charlm.data.symbols import CodePoints, Symbols, to_text
 from charlm.data.vocabulary import Vocabulary
 from charlm.errors import UsageError
-from charlm.evaluation.features import BRACKETS, CodePoints, Symbols
+from charlm.evaluation.features import BRACKETS
 from charlm.model.language_model import LanguageModel
 from charlm.progress import Progress
 from charlm.sampling import SamplingParams, generate_parallel
@@ -130,7 +131,7 @@ def novelty(
     search.read_ngrams()
     matches = search.longest()
     is_python = len(_DEFINITION.findall(training.characters(0, _RECOGNISED_BY))) >= _FEWEST_DEFINITIONS
-    texts = [piece.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass") for piece in [*samples, *pieces]]
+    texts = [to_text(piece) for piece in [*samples, *pieces]]
     words = [_words(text, unit)[1:-1] for text in texts]
     known = _known_words({word for some in words for word in some}, training, unit)
 

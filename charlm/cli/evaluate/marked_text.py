@@ -22,7 +22,7 @@ _BLUES = [f"{_LIGHT} on color({colour})" for colour in range(16, 21)]
 
 def shown_symbols(evaluated: EvaluationText, start: int, stop: int, unit: str) -> list[str]:
     """Each symbol ``start … stop − 1`` of a text as people read it: line ends are ``↵``, control characters visible."""
-    data = evaluated.utf8(start, stop, unit)
+    data = evaluated.symbols.utf8(start, stop, unit)
     symbols = (
         [chr(byte) if byte < 128 else f"\\x{byte:02x}" for byte in data]
         if unit == "byte"
@@ -40,7 +40,7 @@ def shown_characters(evaluated: EvaluationText, start: int, stop: int, unit: str
     if unit == "char":
         return [(symbol, index) for index, symbol in enumerate(shown_symbols(evaluated, start, stop, unit))]
     found, at = [], -1
-    for character in evaluated.utf8(start, stop, unit).decode("utf-8", "surrogateescape"):
+    for character in evaluated.symbols.utf8(start, stop, unit).decode("utf-8", "surrogateescape"):
         data = character.encode("utf-8", "surrogateescape")
         at += len(data)
         is_utf8 = not 0xDC80 <= ord(character) <= 0xDCFF

@@ -46,7 +46,6 @@ def units(
     if place is None and (state is not None or length is not None):
         raise UsageError(f"{'--state' if state is not None else '--length'} belongs to --unit, such as --unit 0:117")
 
-    from charlm.evaluation.features import Symbols
     from charlm.evaluation.units import units as search
     from charlm.loaded import load
 
@@ -61,9 +60,8 @@ def units(
         else:
             _show_unit(shown, opened, evaluated)
         return
-    symbols = Symbols.of_encoded(evaluated.encoded, *evaluated.offsets)
     with progress_bar("reading", unit="characters") as advance:
-        found = search(opened.network, evaluated.text, symbols, progress=advance)
+        found = search(opened.network, evaluated.text, evaluated.symbols, progress=advance)
     best = found.scores[0]
     shown = _read_unit(opened, evaluated, best.state, best.layer, best.unit, best.passage)
     if as_json:
