@@ -22,12 +22,12 @@ from charlm.checkpoint import Checkpoint
 from charlm.config import Recipe
 from charlm.data.dataset import Text, text_in_memory
 from charlm.data.encoding import preprocess
+from charlm.data.symbols import Symbols
 from charlm.data.vocabulary import Vocabulary
 from charlm.errors import CorpusError, UsageError
 from charlm.evaluation import perplexity
 from charlm.evaluation.attention import attention_weights
 from charlm.evaluation.context import Context, context
-from charlm.evaluation.features import Symbols
 from charlm.evaluation.gates import GateReport, gates
 from charlm.evaluation.gradients import DISTANCE, Gradients, gradients
 from charlm.evaluation.hidden_states import HiddenStates, hidden_states
@@ -250,7 +250,7 @@ class Model:
         """
         unit = self.vocabulary.unit
         corpus = training_corpus(self.checkpoint, self.path)
-        training = Symbols.of_encoded(corpus.encoded, *corpus.splits["train"])
+        training = corpus.encoded.symbols(*corpus.splits["train"])
         pieces = [Symbols.of_text(sample, unit) for sample in samples]
         other = None if heldout is None else Symbols.of_text(self.as_read(heldout), unit)
         return novelty([piece.read(0, len(piece)) for piece in pieces], training, other, unit)

@@ -20,7 +20,8 @@ from charlm.data.encoded import Encoded, TextDigest
 from charlm.data.encoding import encode
 from charlm.data.sources import SourceFile, Sources
 from charlm.data.splits import DEFAULT_SPLIT, split_offsets
-from charlm.data.vocabulary import Vocabulary, describe_characters, utf8_bytes
+from charlm.data.symbols import Symbols
+from charlm.data.vocabulary import Vocabulary, describe_characters
 from charlm.errors import CorpusError, UsageError
 from charlm.progress import Progress
 
@@ -178,12 +179,9 @@ def _open_file(path: Path, label: str, section: DataSection, normalise: str, voc
 
 def text_in_memory(text: str, vocabulary: Vocabulary) -> Text:
     """A string as ids of a vocabulary; unknown characters are ``<unk>``."""
-    if vocabulary.unit == "byte":
-        symbols = np.frombuffer(utf8_bytes(text), dtype=np.uint8).astype(np.uint32)
-    else:
-        symbols = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.dtype("<u4"))
-    alphabet, indices = np.unique(symbols, return_inverse=True)
-    return Text(indices.astype(np.uint32), vocabulary.lookup(alphabet), np.zeros(len(alphabet), dtype=np.bool_))
+    symbols = Symbols.of_text(text, vocabulary.unit)
+    none_once = np.zeros(len(symbols.alphabet), dtype=np.bool_)
+    return Text(symbols.indices, vocabulary.lookup(symbols.alphabet), none_once)
 
 
 def _encode(

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from charlm.data.ids import Ids
 from charlm.data.normalisation import normalisation
 from charlm.data.reading import canonical_encoding
+from charlm.data.symbols import CodePoints, Symbols
 from charlm.errors import RecipeError
 
 
@@ -71,7 +69,7 @@ class Encoded:
     """
 
     ids: Ids
-    alphabet: npt.NDArray[np.uint32]
+    alphabet: CodePoints
     file_lengths: tuple[int, ...]
     sha256: str
     bytes: int
@@ -89,10 +87,6 @@ class Encoded:
         """Size and sha256 of the text."""
         return TextDigest(self.bytes, self.sha256)
 
-
-def utf8(encoded: Encoded, start: int, stop: int, unit: str) -> bytes:
-    """The characters start … stop − 1 as UTF-8; with the unit ``byte``, the bytes themselves."""
-    symbols = encoded.alphabet[encoded.ids[start:stop]]
-    if unit == "byte":
-        return symbols.astype(np.uint8).tobytes()
-    return symbols.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass").encode("utf-8", "surrogatepass")
+    def symbols(self, start: int, stop: int) -> Symbols:
+        """The symbols start … stop − 1."""
+        return Symbols(self.ids[start:stop], self.alphabet)

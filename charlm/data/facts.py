@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from charlm.data.encoded import Encoded, utf8
+from charlm.data.encoded import Encoded
 
 COMPRESSED_BYTES = 50_000_000  # compressed at most: xz -9 takes minutes for more
 
@@ -71,9 +71,10 @@ def compressed_size(encoded: Encoded, unit: str) -> CompressedSize:
 
 def _utf8(encoded: Encoded, unit: str) -> Iterator[tuple[bytes, int]]:
     """Yield the text's bytes block by block, each with its number of characters."""
+    text = encoded.symbols(0, encoded.characters)
     for start in range(0, encoded.characters, _BLOCK):
         stop = min(start + _BLOCK, encoded.characters)
-        yield utf8(encoded, start, stop, unit), stop - start
+        yield text.utf8(start, stop, unit), stop - start
 
 
 def name_of(symbol: int, unit: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from charlm.data.symbols import to_code_points
 from charlm.files import temporary_sibling
 
 _CODE_POINTS = 0x110000
@@ -68,8 +69,7 @@ class IdsWriter:
             else:
                 self._write(self._index[np.frombuffer(piece, np.uint8)].astype(dtype_of(self._width)))
         else:
-            # surrogatepass: rare encodings can contain lone surrogates, which are ordinary code points here.
-            points = np.frombuffer(piece.encode("utf-32-le", "surrogatepass"), "<u4")
+            points = to_code_points(piece)
             ids = self._index[points]
             if ids.size and ids.min() < 0:
                 new_points = points[ids < 0]

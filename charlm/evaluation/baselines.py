@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from charlm.data.dataset import Dataset
-from charlm.data.encoded import utf8
 from charlm.evaluation.texts import EvaluationText
 from charlm.progress import Progress
 
@@ -53,7 +52,8 @@ def measure_baselines(corpus: Dataset, evaluated: EvaluationText, progress: Prog
     progress(0, methods)
     bits, order = ngram_bits(train.ids(len(train) - used, len(train)), text.ids(0, len(text)), len(corpus.vocabulary))
     found: dict[str, Any] = {"ngram": bits / scored, "ngram_order": order}
-    before, after = utf8(corpus.encoded, stop - used, stop, unit), evaluated.utf8(0, len(text), unit)
+    before = corpus.encoded.symbols(stop - used, stop).utf8(0, used, unit)
+    after = evaluated.symbols.utf8(0, len(text), unit)
     for done, name in enumerate(COMPRESSORS, 1):
         progress(done, methods)
         found[name] = compressor_bits(name, before, after) / scored

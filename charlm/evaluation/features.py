@@ -14,11 +14,6 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from charlm.data.encoded import Encoded
-from charlm.data.vocabulary import utf8_bytes
-
-CodePoints = npt.NDArray[np.uint32]
-
 BRACKETS = {")": "(", "]": "[", "}": "{"}
 """Closing bracket → opening bracket."""
 
@@ -26,45 +21,6 @@ _FEWEST_COMMENTS = 3  # lines that must begin with a mark, such as #, before it 
 _TAB = 8
 _MATH = {"equation", "align", "gather", "multline", "eqnarray", "math", "displaymath", "flalign", "alignat"}
 _LATEX = re.compile(r"\\begin\{[A-Za-z]+\*?\}")
-
-
-@dataclass(frozen=True)
-class Symbols:
-    """The symbols of a text that may be larger than memory: code points, or byte values. Nothing is copied until it is read.
-
-    Attributes:
-        indices: ``(N,)`` indices into ``alphabet``, usually a memory map.
-        alphabet: code points or byte values.
-    """
-
-    indices: npt.NDArray[np.unsignedinteger]
-    alphabet: CodePoints
-
-    @classmethod
-    def of_encoded(cls, encoded: Encoded, start: int, stop: int) -> Symbols:
-        """The characters start … stop − 1 of an encoded text."""
-        return cls(encoded.ids[start:stop], encoded.alphabet)
-
-    @classmethod
-    def of_text(cls, text: str, unit: str) -> Symbols:
-        """A text in memory, for a vocabulary of this unit (``char`` or ``byte``)."""
-        if unit == "byte":
-            symbols = np.frombuffer(utf8_bytes(text), dtype=np.uint8).astype(np.uint32)
-        else:
-            symbols = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4").astype(np.uint32)
-        alphabet, indices = np.unique(symbols, return_inverse=True)
-        return cls(indices.astype(np.uint32), alphabet)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def read(self, start: int, stop: int) -> CodePoints:
-        """The symbols start … stop − 1."""
-        return np.asarray(self.alphabet[self.indices[start:stop]], dtype=np.uint32)
-
-    def characters(self, start: int, stop: int) -> str:
-        """The same as a string with one character per symbol; a byte becomes the code point of its value."""
-        return self.read(start, stop).astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
 
 
 @dataclass(frozen=True)

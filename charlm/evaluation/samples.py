@@ -27,18 +27,17 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
+from charlm.data.symbols import CodePoints, Symbols, to_text
 from charlm.data.vocabulary import Vocabulary
 from charlm.errors import UsageError
-from charlm.evaluation.features import BRACKETS, CodePoints, Symbols
+from charlm.evaluation.features import BRACKETS
+from charlm.evaluation.limits import JUDGED_CHARACTERS
 from charlm.model.language_model import LanguageModel
 from charlm.progress import Progress
 from charlm.sampling import SamplingParams, generate_parallel
 
 NGRAMS = (5, 10, 20, 50)
 """The n of new n-grams."""
-
-CHARACTERS = 200_000
-"""Of all samples together, at most."""
 
 _BLOCK = 1 << 20  # symbols of the training text at a time
 _PLACES = 1 << 20  # places of the training text that are remembered from one length to the next
@@ -123,14 +122,14 @@ def novelty(
         UsageError: there are no samples, or they are too long together.
     """
     total = sum(map(len, samples))
-    if not total or total > CHARACTERS:
-        raise UsageError(f"the samples have {total:,} characters together; expected 1 to {CHARACTERS:,}")
+    if not total or total > JUDGED_CHARACTERS:
+        raise UsageError(f"the samples have {total:,} characters together; expected 1 to {JUDGED_CHARACTERS:,}")
     pieces = _pieces(heldout, [len(sample) for sample in samples]) if heldout is not None else []
     search = _Search([*samples, *pieces], training, progress)
     search.read_ngrams()
     matches = search.longest()
     is_python = len(_DEFINITION.findall(training.characters(0, _RECOGNISED_BY))) >= _FEWEST_DEFINITIONS
-    texts = [piece.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass") for piece in [*samples, *pieces]]
+    texts = [to_text(piece) for piece in [*samples, *pieces]]
     words = [_words(text, unit)[1:-1] for text in texts]
     known = _known_words({word for some in words for word in some}, training, unit)
 

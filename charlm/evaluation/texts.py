@@ -8,8 +8,9 @@ from typing import Any
 
 from charlm.checkpoint import Checkpoint
 from charlm.data.dataset import Dataset, Text, open_text
-from charlm.data.encoded import Encoded, utf8
+from charlm.data.encoded import Encoded
 from charlm.data.recorded import open_recorded
+from charlm.data.symbols import Symbols
 from charlm.data.verification import TextMismatchError
 from charlm.errors import CharlmError, CorpusError, UsageError
 
@@ -38,14 +39,10 @@ class EvaluationText:
         """What identifies the text: the keys ``text``, ``sha256``, ``offsets`` and ``split`` of ``--json``."""
         return {"text": self.name, "sha256": self.encoded.sha256, "offsets": list(self.offsets), "split": self.split}
 
-    def utf8(self, start: int, stop: int, unit: str) -> bytes:
-        """Some of its symbols as bytes.
-
-        Args:
-            start, stop: counted from the text's first symbol.
-            unit: of the vocabulary: ``char`` or ``byte``.
-        """
-        return utf8(self.encoded, self.offsets[0] + start, self.offsets[0] + stop, unit)
+    @property
+    def symbols(self) -> Symbols:
+        """Its N symbols, as code points or byte values."""
+        return self.encoded.symbols(*self.offsets)
 
 
 def read_file(checkpoint: Checkpoint, file: str) -> EvaluationText:

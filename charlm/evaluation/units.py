@@ -22,8 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from charlm.data.dataset import Text
+from charlm.data.symbols import Symbols
 from charlm.errors import CorpusError, UsageError
-from charlm.evaluation.features import Feature, Symbols, Syntax, features
+from charlm.evaluation.features import Feature, Syntax, features
 from charlm.evaluation.hidden_states import hidden_states
 from charlm.model.language_model import LanguageModel
 from charlm.progress import Progress

@@ -15,7 +15,6 @@ from charlm.data.dataset import Text
 from charlm.errors import CharlmError
 from charlm.evaluation.baselines import measure_baselines
 from charlm.evaluation.context import context as measure_context
-from charlm.evaluation.features import Symbols
 from charlm.evaluation.gates import gates as measure_gates
 from charlm.evaluation.gradients import gradients as measure_gradients
 from charlm.evaluation.samples import draw
@@ -220,8 +219,7 @@ def context(run: Run) -> str:
 def units(run: Run) -> str:
     """What single units track, and the text in the colours of the best one."""
     evaluated, model = run.validation(), run.model
-    symbols = Symbols.of_encoded(evaluated.encoded, *evaluated.offsets)
-    found = measure_units(model.network, evaluated.text, symbols)
+    found = measure_units(model.network, evaluated.text, evaluated.symbols)
     rows = [
         [score.feature, f"{score.layer}:{score.unit}", score.state, score.measure, f"{score.score:.3f}", f"{score.chance:.3f}",
          f"{score.untrained:.3f}"]
@@ -248,11 +246,10 @@ def novelty(run: Run) -> str:
     """Whether samples are copied, and well formed."""
     model = run.model
     corpus = training_corpus(model.checkpoint, model.path)
-    training = Symbols.of_encoded(corpus.encoded, *corpus.splits["train"])
+    training = corpus.encoded.symbols(*corpus.splits["train"])
     held_out = run.validation()
-    other = Symbols.of_encoded(held_out.encoded, *held_out.offsets)
     drawn = draw(model.network, model.vocabulary, SamplingParams(0.8), 1, 10, 1000)
-    found = measure_novelty(drawn, training, other, model.vocabulary.unit)
+    found = measure_novelty(drawn, training, held_out.symbols, model.vocabulary.unit)
     both = [quality for quality in (found.samples, found.heldout) if quality is not None]
 
     def row(name: str, values: Sequence[float | None]) -> list[str]:

@@ -15,7 +15,6 @@ import pytest
 
 from charlm.data import cache_entry
 from charlm.data.corpora import locate
-from charlm.data.encoded import utf8
 from charlm.data.encoding import encode
 from charlm.data.folders import cache_folder
 from charlm.errors import CorpusError
@@ -33,7 +32,7 @@ def change_ids(entry: Path) -> None:
 def _encode(path: str) -> bytes:
     sources = locate(path, Path.cwd())
     result = encode(sources, unit="char", encoding="utf-8", newlines="unix", normalise="none")
-    return utf8(result, 0, result.characters, "char")
+    return result.symbols(0, result.characters).utf8(0, result.characters, "char")
 
 
 def test_an_unchanged_file_is_not_read_again(tmp_path: Path, texts: Any, reads: Callable[[], int]) -> None:

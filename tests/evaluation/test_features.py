@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charlm.evaluation.features import Symbols, Syntax, bracket_events, environments, features, quotations
+from charlm.evaluation.features import Syntax, bracket_events, environments, features, quotations
 
 
 def marked(text: str, name: str) -> str:
@@ -73,10 +73,3 @@ def test_any_text_has_every_feature_at_every_character(text: str) -> None:
         for feature in features(text, syntax):
             assert feature.values.shape == (len(text),)
             assert feature.is_binary or (np.isfinite(feature.values).all() and feature.values.min(initial=0) >= 0)
-
-
-@given(st.text(max_size=30))
-def test_symbols_are_those_of_the_text(text: str) -> None:
-    """If this fails, features and states are of different characters."""
-    assert Symbols.of_text(text, "char").characters(0, len(text)) == text
-    assert bytes(Symbols.of_text(text, "byte").read(0, 999).tolist()) == text.encode()

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from charlm.data.dataset import text_in_memory
+from charlm.data.symbols import Symbols
 from charlm.data.vocabulary import Vocabulary
 from charlm.errors import DivergedError
 from charlm.evaluation import probes as module
-from charlm.evaluation.features import Symbols
 from charlm.evaluation.probes import Probes, probes, sentences
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz ,.\n\\{}()[]\"'#:0123456789“”"

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from charlm.data.symbols import Symbols
 from charlm.data.vocabulary import Vocabulary
 from charlm.errors import UsageError
 from charlm.evaluation import samples as module
-from charlm.evaluation.features import Symbols
 from charlm.evaluation.samples import NGRAMS, Novelty, draw, novelty
 from charlm.sampling import SamplingParams, sample
 

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from charlm.data.symbols import Symbols
 from charlm.errors import CorpusError, DivergedError, UsageError
 from charlm.evaluation import units as module
-from charlm.evaluation.features import Symbols
 from charlm.evaluation.hidden_states import hidden_states
 from charlm.evaluation.units import _ranks, trace, units
 

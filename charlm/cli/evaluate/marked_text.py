@@ -1,4 +1,4 @@
-"""A text in rows that fit the terminal, with a mark below each character or a colour behind it."""
+"""A text in rows that fit the terminal, with a mark or a digit below each character, or a colour behind it."""
 
 from __future__ import annotations
 
@@ -14,17 +14,42 @@ if TYPE_CHECKING:
 
 LINE_END = "↵"
 _WIDTH = 80
+_LIGHT, _DARK = "color(231)", "color(16)"  # of the text
+_GREENS = [*(f"{_LIGHT} on color({colour})" for colour in (16, 22, 28)), *(f"{_DARK} on color({c})" for c in (34, 40))]
+_BLUES = [f"{_LIGHT} on color({colour})" for colour in range(16, 21)]
+"""Styles from near 0 to the largest value."""
 
 
 def shown_symbols(evaluated: EvaluationText, start: int, stop: int, unit: str) -> list[str]:
     """Each symbol ``start … stop − 1`` of a text as people read it: line ends are ``↵``, control characters visible."""
-    data = evaluated.utf8(start, stop, unit)
+    data = evaluated.symbols.utf8(start, stop, unit)
     symbols = (
         [chr(byte) if byte < 128 else f"\\x{byte:02x}" for byte in data]
         if unit == "byte"
         else list(data.decode("utf-8", "surrogatepass"))
     )
-    return [LINE_END if symbol == "\n" else visible_word(symbol) for symbol in symbols]
+    return [_shown(symbol) for symbol in symbols]
+
+
+def shown_characters(evaluated: EvaluationText, start: int, stop: int, unit: str) -> list[tuple[str, int]]:
+    """Like :func:`shown_symbols`, but a character of several bytes is one entry, also if each byte is a symbol.
+
+    Returns:
+        Each character, with the index of its last symbol, counted from ``start``.
+    """
+    if unit == "char":
+        return [(symbol, index) for index, symbol in enumerate(shown_symbols(evaluated, start, stop, unit))]
+    found, at = [], -1
+    for character in evaluated.symbols.utf8(start, stop, unit).decode("utf-8", "surrogateescape"):
+        data = character.encode("utf-8", "surrogateescape")
+        at += len(data)
+        is_utf8 = not 0xDC80 <= ord(character) <= 0xDCFF
+        found.append((_shown(character) if is_utf8 else f"\\x{data[0]:02x}", at))
+    return found
+
+
+def _shown(character: str) -> str:
+    return LINE_END if character == "\n" else visible_word(character)
 
 
 def shown_names(vocabulary: Vocabulary) -> list[str]:
@@ -70,6 +95,24 @@ def show_marked(
             below = "".join(mark * columns_of(symbol) for symbol, mark in pairs)
             if below.strip():
                 out(f"{name:<{margin}}{below.rstrip()}")
+
+
+def show_values(characters: Sequence[tuple[str, int]], values: Sequence[float]) -> None:
+    """Write a text to stdout, each character with its value.
+
+    On a terminal with colour the background is green above 0 and blue below. Otherwise a line of digits follows each line:
+    0 for the lowest value, 9 for the highest.
+
+    Args:
+        characters: of :func:`shown_characters`.
+        values: one per symbol.
+    """
+    lowest, highest = min(values, default=0.0), max(values, default=0.0)
+    largest, span = max(abs(lowest), abs(highest)) or 1.0, (highest - lowest) or 1.0
+    shown = [values[index] for _, index in characters]
+    digits = [str(round(9 * (value - lowest) / span)) for value in shown]
+    styles = [(_GREENS if value >= 0 else _BLUES)[min(4, int(5 * abs(value) / largest))] for value in shown]
+    show_marked([character for character, _ in characters], [("", digits)], styles)
 
 
 def columns_of(text: str) -> int:

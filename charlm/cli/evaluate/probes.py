@@ -40,7 +40,6 @@ def probes(
     if others and file == "-":
         raise UsageError("standard input can be read once only; save it to a file to ask several models")
 
-    from charlm.evaluation.features import Symbols
     from charlm.evaluation.probes import probes as ask
     from charlm.loaded import load
 
@@ -50,9 +49,8 @@ def probes(
     for name in [checkpoint, *(others or [])]:
         opened = load(name, device, engine=engine or "auto")
         evaluated = read_evaluated(opened, file, split)
-        symbols = Symbols.of_encoded(evaluated.encoded, *evaluated.offsets)
         with progress_bar("reading", unit="characters") as advance:
-            answers.append(ask(opened.network, opened.vocabulary, evaluated.text, symbols, progress=advance))
+            answers.append(ask(opened.network, opened.vocabulary, evaluated.text, evaluated.symbols, progress=advance))
         records.append({**_describe(answers[-1]), **evaluated.describe(), **describe_model(opened)})
         paths.append(opened.path)
     if as_json:

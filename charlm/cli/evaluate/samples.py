@@ -20,14 +20,14 @@ from charlm.cli.evaluate.arguments import (
 )
 from charlm.cli.options import MAX_SEED, Split
 from charlm.errors import CharlmError, UsageError
+from charlm.evaluation.limits import JUDGED_CHARACTERS
 
 if TYPE_CHECKING:
-    from charlm.evaluation.features import CodePoints, Symbols
+    from charlm.data.symbols import CodePoints, Symbols
     from charlm.evaluation.samples import Novelty, Quality
     from charlm.evaluation.texts import EvaluationText
     from charlm.loaded import Model
 
-_CHARACTERS = 200_000  # charlm.evaluation.samples.CHARACTERS, which help does not wait for
 _SHOWN = 5
 
 
@@ -39,7 +39,9 @@ def samples(
     ] = None,
     split: SplitOption = None,
     num: Annotated[int | None, typer.Option(min=1, max=10_000, help="How many samples to draw.", show_default="10")] = None,
-    length: Annotated[int | None, typer.Option(min=1, max=_CHARACTERS, help="Characters of each.", show_default="1000")] = None,
+    length: Annotated[
+        int | None, typer.Option(min=1, max=JUDGED_CHARACTERS, help="Characters of each.", show_default="1000")
+    ] = None,
     temperature: Annotated[float | None, typer.Option(help="As in charlm sample.", show_default="0.8")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=MAX_SEED, help="Makes it repeatable.", show_default="drawn")] = None,
     judged: Annotated[
@@ -56,10 +58,12 @@ def samples(
     if split is Split.train:
         raise UsageError("--split train: the training text is what samples are compared with; choose validation or test")
     num, length, temperature = num or 10, length or 1000, 0.8 if temperature is None else temperature
-    if num * length > _CHARACTERS:
-        raise UsageError(f"{num:,} × {length:,} characters are too many; at most {_CHARACTERS:,} together (--num, --length)")
+    if num * length > JUDGED_CHARACTERS:
+        raise UsageError(
+            f"{num:,} × {length:,} characters are too many; at most {JUDGED_CHARACTERS:,} together (--num, --length)"
+        )
 
-    from charlm.evaluation.features import Symbols
+    from charlm.data.symbols import to_text
     from charlm.evaluation.samples import draw, novelty
     from charlm.evaluation.texts import read_file, training_corpus
     from charlm.loaded import load
@@ -67,7 +71,7 @@ def samples(
 
     opened = load(checkpoint, device, engine=engine or "auto")
     corpus = training_corpus(opened.checkpoint, opened.path)
-    training = Symbols.of_encoded(corpus.encoded, *corpus.splits["train"])
+    training = corpus.encoded.symbols(*corpus.splits["train"])
     heldout = _heldout(opened, file, split)
     record: dict[str, Any] = {"seed": None, "temperature": None, "file": judged}
     if judged is None:
@@ -77,13 +81,13 @@ def samples(
             drawn = draw(opened.network, opened.vocabulary, SamplingParams(temperature), seed, num, length, advance)
     else:
         drawn = [_whole(read_file(opened.checkpoint, judged))]
-    other = None if heldout is None else Symbols.of_encoded(heldout.encoded, *heldout.offsets)
+    other = None if heldout is None else heldout.symbols
     with progress_bar("comparing", unit="characters") as advance:
         found = novelty(drawn, training, other, opened.vocabulary.unit, progress=advance)
     if as_json:
         about = heldout.describe() if heldout is not None else None
         json_line(
-            {**_describe(found), "texts": [*map(_text, drawn)], "heldout_text": about, **record, **describe_model(opened)}
+            {**_describe(found), "texts": [*map(to_text, drawn)], "heldout_text": about, **record, **describe_model(opened)}
         )
     else:
         _print(found, drawn, training)
@@ -103,16 +107,10 @@ def _heldout(opened: Model, file: str | None, split: Split | None) -> Evaluation
 
 
 def _whole(evaluated: EvaluationText) -> CodePoints:
-    from charlm.evaluation.features import Symbols
-
-    symbols = Symbols.of_encoded(evaluated.encoded, *evaluated.offsets)
-    if len(symbols) > _CHARACTERS:
-        raise UsageError(f"{evaluated.name} has {len(symbols):,} characters; at most {_CHARACTERS:,} are judged (--file)")
+    symbols = evaluated.symbols
+    if len(symbols) > JUDGED_CHARACTERS:
+        raise UsageError(f"{evaluated.name} has {len(symbols):,} characters; at most {JUDGED_CHARACTERS:,} are judged (--file)")
     return symbols.read(0, len(symbols))
-
-
-def _text(sample: CodePoints) -> str:
-    return sample.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
 
 
 def _describe(found: Novelty) -> dict[str, Any]:

@@ -148,7 +148,7 @@ class Reading:
 
     def text(self, start: int, stop: int) -> str:
         """Some of the text; bytes that are not UTF-8 become U+FFFD."""
-        return self.evaluated.utf8(start, stop, self.vocabulary.unit).decode("utf-8", "replace")
+        return self.evaluated.symbols.utf8(start, stop, self.vocabulary.unit).decode("utf-8", "replace")
 
 
 def _one(part: Surprisal, at: int) -> Span:

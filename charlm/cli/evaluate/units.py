@@ -17,7 +17,7 @@ from charlm.cli.evaluate.arguments import (
     describe_model,
     read_evaluated,
 )
-from charlm.cli.evaluate.shading import decode_symbols, show_shaded
+from charlm.cli.evaluate.marked_text import show_values, shown_characters
 from charlm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,7 +46,6 @@ def units(
     if place is None and (state is not None or length is not None):
         raise UsageError(f"{'--state' if state is not None else '--length'} belongs to --unit, such as --unit 0:117")
 
-    from charlm.evaluation.features import Symbols
     from charlm.evaluation.units import units as search
     from charlm.loaded import load
 
@@ -61,9 +60,8 @@ def units(
         else:
             _show_unit(shown, opened, evaluated)
         return
-    symbols = Symbols.of_encoded(evaluated.encoded, *evaluated.offsets)
     with progress_bar("reading", unit="characters") as advance:
-        found = search(opened.network, evaluated.text, symbols, progress=advance)
+        found = search(opened.network, evaluated.text, evaluated.symbols, progress=advance)
     best = found.scores[0]
     shown = _read_unit(opened, evaluated, best.state, best.layer, best.unit, best.passage)
     if as_json:
@@ -99,8 +97,7 @@ def _read_unit(
 
 def _show_unit(shown: dict[str, Any], opened: Model, evaluated: EvaluationText) -> None:
     start, stop = (place - evaluated.offsets[0] for place in shown["passage"])
-    characters = decode_symbols(evaluated.utf8(start, stop, opened.vocabulary.unit), opened.vocabulary.unit)
-    show_shaded(characters, shown["values"])
+    show_values(shown_characters(evaluated, start, stop, opened.vocabulary.unit), shown["values"])
     lowest, highest = min(shown["values"]), max(shown["values"])
     notice(
         f"unit {shown['layer']}:{shown['unit']}, state {shown['state']}, from {lowest:.3f} to {highest:.3f}, "

@@ -56,7 +56,7 @@ def test_one_unit_over_the_text(charlm, trained, file):
     values = package.load(trained / "run", engine="reference").hidden_states(_text()[:40], "c")[:, 0, 3]
     assert record["values"] == pytest.approx(values.tolist(), abs=1e-5)
     lines = charlm("eval", "units", trained / "run", file, "--unit", "0:3", "--length", 40).text.splitlines()
-    assert lines[0] == "the (small ) King⏎" and len(lines[1]) == len(lines[0]) and lines[1].isdigit()
+    assert lines[0] == "the (small ) King↵" and len(lines[1]) == len(lines[0]) and lines[1].isdigit()
 
 
 def test_control_characters_and_bytes_are_visible(charlm, desk):
@@ -64,17 +64,18 @@ def test_control_characters_and_bytes_are_visible(charlm, desk):
     assert charlm("train", "recipe.yaml", "--out", "run", "--set", "data.unit=byte", "--max-steps", 2, "-q").code == 0
     (desk / "odd.txt").write_bytes("é\x1b[31m日\n".encode() + b"\xff!")
     lines = charlm("eval", "units", "run", "odd.txt", "--unit", "0:0").text.splitlines()
-    assert lines[0] == "é\\x1b[31m日⏎" and len(lines[1]) == len(lines[0]) + 1, "日 is two columns wide"
+    assert lines[0] == "é\\x1b[31m日↵" and len(lines[1]) == len(lines[0]) + 1, "日 is two columns wide"
     assert lines[2] == "\\xff!" and len(lines[3]) == 5
 
 
 def test_colour_on_a_terminal(charlm, trained, file, monkeypatch):
     """If this fails, a terminal shows digits instead of colours, or NO_COLOR is ignored."""
-    monkeypatch.setattr("charlm.cli.evaluate.shading.is_terminal", lambda to_stderr: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
     command = ("eval", "units", trained / "run", file, "--unit", "0:3", "--length", 40)
     lines = charlm(*command).text.splitlines()
-    assert "\x1b[48;5;" in lines[0] and not any(line.isdigit() for line in lines)
+    assert ";48;5;" in lines[0] and not any(line.isdigit() for line in lines)
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\x1b" not in charlm(*command).text
 
