@@ -13,7 +13,7 @@ from typing import Any, Literal
 from charlm import checkpoint
 from charlm.comparison.candidates import Candidate
 from charlm.config import LoadedRecipe, reconcile, validate_recipe
-from charlm.errors import CheckpointError, RecipeError
+from charlm.errors import CheckpointError, RecipeError, RunFolderError
 from charlm.evaluation.perplexity import perplexity
 from charlm.run_files import BEST, LAST, METRICS
 from charlm.training import defaults
@@ -58,13 +58,50 @@ def final_record(folder: Path, loaded: LoadedRecipe) -> dict[str, Any] | None:
     return last if last["kind"] == "finished" and last["stopped_because"] not in ("interrupted", "max steps") else None
 
 
+_NEEDED = {"step": ("step", "characters", "seconds"), "evaluation": ("step",), "threads": ("step",), "finished": ("step",)}
+"""Kind of a line of the log → its keys that always have a number."""
+
+_NUMBERS = {
+    "step", "characters", "seconds", "nats", "learning_rate", "gradient_norm", "nats_per_character", "bits_per_character",
+    "perplexity", "train_nats", "parameters",
+}  # fmt: skip
+"""Keys with a number or null, where a line has them."""
+
+
 def records(folder: Path) -> list[dict[str, Any]]:
-    """All lines of a run's log; empty if nothing is recorded yet."""
+    """All lines of a run's log; empty if nothing is recorded yet. A last line that is cut off (by a kill) is left out.
+
+    Raises:
+        RunFolderError: the file is not the log of a run.
+        OSError: it cannot be read.
+    """
     path = folder / METRICS
     if not path.exists():
         return []
-    with path.open(encoding="utf-8", newline="\n") as lines:  # names may contain other line separators
-        return [json.loads(line) for line in lines]
+    if not path.is_file():
+        raise RunFolderError(f"{path} is not a regular file; expected the log of a run")
+    found = []
+    with path.open(encoding="utf-8", errors="replace", newline="\n") as lines:  # names may contain other line separators
+        for number, line in enumerate(lines, 1):
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                if not line.endswith("\n"):
+                    break
+                record = None
+            if not _is_record(record):
+                raise RunFolderError(f"{path}, line {number}: not a line of a run's log; repair the file or move it away")
+            found.append(record)
+    return found
+
+
+def _is_record(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("kind"), str) or value["kind"] not in _NEEDED:
+        return False
+    numbers = {key: number for key, number in value.items() if key in _NUMBERS}
+    return all(numbers.get(key) is not None for key in _NEEDED[value["kind"]]) and all(
+        number is None or (isinstance(number, int | float) and abs(number) < 1e300) for number in numbers.values()
+    )
 
 
 @dataclass(frozen=True)
@@ -92,9 +129,9 @@ def learning_curve(lines: Sequence[dict[str, Any]], kind: Literal["training", "v
         return [
             point(line["step"], line["nats"])
             for line in lines
-            if line["kind"] == "evaluation" and line["nats"] is not None and line["step"] in steps
+            if line["kind"] == "evaluation" and line.get("nats") is not None and line["step"] in steps
         ]
-    finite = [line for line in steps.values() if line["nats"] is not None]
+    finite = [line for line in steps.values() if line.get("nats") is not None]
     size = max(1, -(-len(finite) // _POINTS))
     groups = [finite[first : first + size] for first in range(0, len(finite), size)]
     return [point(group[-1]["step"], statistics.fmean(line["nats"] for line in group)) for group in groups]

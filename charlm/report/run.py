@@ -13,7 +13,12 @@ from charlm.loaded import Model, load
 from charlm.report.charts import Series
 from charlm.run_files import SAMPLES
 
-_HEADING = re.compile(r"^━━━ step (\d+), (.*) ━━━\n", re.MULTILINE)
+_HEADING = re.compile(r"^━━━ step (\d{1,15}), (.*) ━━━\n", re.MULTILINE)
+
+_RESULTS = (
+    "measured_on", "nats_per_character", "bits_per_character", "perplexity", "train_nats", "parameters", "step", "seconds",
+    "stopped_because", "device", "engine", "precision",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,9 @@ class Run:
 
     @property
     def final(self) -> dict[str, Any]:
-        """The last final record; empty if the run has not ended."""
+        """The last final record with all of its results; empty if the run has not ended."""
         found = [line for line in self.log if line["kind"] == "finished"]
-        return found[-1] if found else {}
+        return found[-1] if found and all(found[-1].get(key) is not None for key in _RESULTS) else {}
 
     def curves(self, prefix: str = "") -> list[Series]:
         """Nats per character against steps: training and validation."""

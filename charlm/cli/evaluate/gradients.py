@@ -24,7 +24,7 @@ from charlm.cli.evaluate.arguments import (
 )
 from charlm.cli.options import MAX_SEED
 from charlm.cli.picture import PngOption, new_figure, picture_path, save
-from charlm.errors import UsageError
+from charlm.errors import RunFolderError, UsageError
 
 if TYPE_CHECKING:
     from charlm.evaluation.gradients import GradientFlow, Gradients, Rate
@@ -126,11 +126,9 @@ def _clipping(opened: Model) -> dict[str, Any] | None:
     limit = opened.recipe.train.clip
     try:
         lines = records(opened.path.parent)
-    except (OSError, ValueError):  # the last line may be cut off
+    except (OSError, RunFolderError):  # another program's file: nothing can be said
         return None
-    logged = [
-        line["gradient_norm"] for line in lines if line.get("kind") == "step" and line["step"] <= opened.step
-    ]  # fmt: skip
+    logged = [line.get("gradient_norm") for line in lines if line["kind"] == "step" and line["step"] <= opened.step]
     norms = [norm for norm in logged if norm is not None]
     if limit is None or not norms:
         return None
