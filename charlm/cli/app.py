@@ -23,6 +23,7 @@ from charlm.cli.corpus import corpus_app
 from charlm.cli.evaluate import evaluate_app
 from charlm.cli.export import export
 from charlm.cli.info import info
+from charlm.cli.init import init
 from charlm.cli.recipe import recipe_app
 from charlm.cli.report import report
 from charlm.cli.sample import sample
@@ -55,6 +56,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
+app.command()(init)
 app.command()(train)
 app.command()(compare)
 app.command()(sample)
