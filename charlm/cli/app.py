@@ -26,6 +26,7 @@ from charlm.cli.info import info
 from charlm.cli.init import init
 from charlm.cli.recipe import recipe_app
 from charlm.cli.report import report
+from charlm.cli.runs import runs_app
 from charlm.cli.sample import sample
 from charlm.cli.streams import OutputError
 from charlm.cli.train import train
@@ -63,6 +64,7 @@ app.command()(sample)
 app.add_typer(evaluate_app, name="eval")
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(recipe_app, name="recipe")
+app.add_typer(runs_app, name="runs")
 app.command()(report)
 app.command()(export)
 app.command()(info)
