@@ -39,9 +39,9 @@ def list_(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the runs in a folder: text, model, step, validation, age, size, state.
+    """List the runs in a folder: text, model, step, validation in nats per character, age, size, state.
 
-    finished; stopped: `charlm train … --resume auto` resumes it; running; weights only: cannot be resumed; damaged: the
+    A stopped run can be resumed with `charlm train … --resume auto`; one with weights only cannot. Of a damaged run, the
     newest checkpoint is unreadable.
     """
     from charlm.checkpoint import RUNS
@@ -59,7 +59,7 @@ def list_(
     _show(found)
     for run in found:
         if run.problem:
-            notice(f"{visible_word(run.name)}: {visible_word(run.problem)}")
+            notice(visible_word(run.problem))
     old = [run for run in found if run.moved_aside]
     total = f"{_count(found)}, {size(sum(run.bytes for run in found))}"
     if old:
@@ -73,24 +73,22 @@ def _count(runs: Sequence[object]) -> str:
 
 
 def _show(runs: Sequence[RunSummary]) -> None:
+    """A row for each run; in a narrow terminal two, with the text and the size in the second."""
     is_wide, now = columns() >= _WIDE, time.time()
-    headers = ["run", "text", "model", "step", "valid.", "age", *(["size"] if is_wide else []), "state"]
     rows = []
     for run in runs:
         nats = run.nats_per_character if run.nats_per_character is not None else run.best_validation_nats
-        rows.append(
-            [
-                run.name,
-                run.corpus,
-                _model(run),
-                _step(run),
-                "–" if nats is None else f"{nats:.3f}",
-                _age(now - run.modified),
-                *([size(run.bytes)] if is_wide else []),
-                run.state,
-            ]
-        )
-    table(None, headers, rows)
+        facts = [_model(run), _step(run), "–" if nats is None else f"{nats:.3f}"]
+        age, count = _age(now - run.modified), size(run.bytes)
+        if is_wide:
+            rows.append([run.name, run.corpus, *facts, age, count, run.state])
+        else:
+            rows += [[run.name, *facts, age, run.state], [f"  {run.corpus}", "", "", "", count, ""]]
+    wide, narrow = (
+        ["run", "text", "model", "step", "nats", "age", "size", "state"],
+        ["run", "model", "step", "nats", "age", "state"],
+    )
+    table(None, wide if is_wide else narrow, rows)
 
 
 def _model(run: RunSummary) -> str:
@@ -108,11 +106,10 @@ def _step(run: RunSummary) -> str:
 
 
 def _age(seconds: float) -> str:
-    """``now``, ``5 min``, ``3 h``, ``12 d``."""
-    for limit, unit, name in ((60, 0, ""), (3600, 60, "min"), (86400, 3600, "h")):
-        if seconds < limit:
-            return f"{seconds // unit:.0f} {name}" if unit else "now"
-    return f"{seconds // 86400:.0f} d"
+    """``5 min``, ``3 h``, ``12 d``."""
+    if seconds < 3600:
+        return f"{max(0, seconds) // 60:.0f} min"
+    return f"{seconds // 3600:.0f} h" if seconds < 86400 else f"{seconds // 86400:.0f} d"
 
 
 def _record(run: RunSummary) -> dict[str, Any]:
