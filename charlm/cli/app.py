@@ -24,6 +24,7 @@ from charlm.cli.evaluate import evaluate_app
 from charlm.cli.export import export
 from charlm.cli.info import info
 from charlm.cli.init import init
+from charlm.cli.plot import plot
 from charlm.cli.recipe import recipe_app
 from charlm.cli.report import report
 from charlm.cli.runs import runs_app
@@ -65,6 +66,7 @@ app.add_typer(evaluate_app, name="eval")
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(runs_app, name="runs")
+app.command()(plot)
 app.command()(report)
 app.command()(export)
 app.command()(info)

@@ -18,7 +18,7 @@ from charlm.errors import RunFolderError, UsageError
 if TYPE_CHECKING:
     from charlm.training.runs import RunSummary
 
-runs_app = typer.Typer(help="Runs: list them with their results, remove them.")
+runs_app = typer.Typer()
 
 _WIDE = 110  # columns, for all facts about a run
 
@@ -135,7 +135,7 @@ def _record(run: RunSummary) -> dict[str, Any]:
 
 @runs_app.command()
 def rm(
-    names: Annotated[list[str] | None, typer.Argument(metavar="NAME...", help="Names or folders of runs.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Names or folders of runs.")] = None,
     old: Annotated[
         bool,
         typer.Option("--old", help="Remove the runs that --overwrite moved aside: those of the named runs, or else all."),
