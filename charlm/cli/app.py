@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from charlm.cli.bench import bench
+from charlm.cli.cache import cache_app
 from charlm.cli.compare import compare
 from charlm.cli.console import complain, notice, shell_words
 from charlm.cli.corpus import corpus_app
@@ -65,6 +66,7 @@ app.command()(sample)
 app.add_typer(evaluate_app, name="eval")
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(recipe_app, name="recipe")
+app.add_typer(cache_app, name="cache")
 app.add_typer(runs_app, name="runs")
 app.command()(plot)
 app.command()(report)
