@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+from charlm.cli.console import visible_word
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -287,8 +290,8 @@ def _finish(axes: Axes, label: str, series: Sequence[Points]) -> None:
 
 
 def _plain(name: str) -> str:
-    """A name without Matplotlib's formulas: a dollar sign would begin one."""
-    return name.replace("$", r"\$")
+    """A name as Matplotlib shows it: with control characters visible, and no dollar sign that begins a formula."""
+    return visible_word(name).replace("$", r"\$")
 
 
 def _save(figure: Figure, path: Path) -> bool:
@@ -298,7 +301,8 @@ def _save(figure: Figure, path: Path) -> bool:
 
     if not may_draw(path):
         return False
-    with whole_file(path) as file:
+    with whole_file(path) as file, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a name in a script that the font lacks
         figure.savefig(file, format="png", dpi=120, metadata={"Software": PICTURE_SOFTWARE})
     return True
 

@@ -45,12 +45,12 @@ def test_runs_have_marks_of_their_own_and_a_legend() -> None:
     ],
 )
 def test_odd_curves_can_be_drawn(curve: Curve, tmp_path: Path) -> None:
-    """Failing would mean that one point, or a loss of zero, ends the plot with an error."""
+    """Failing would mean that one point, a loss of zero or an unusual name ends the plot with an error."""
     from charlm.cli.curve import write_runs_png
 
     assert _text({"run": curve})
     pytest.importorskip("matplotlib")
-    assert write_runs_png({"a$b$": curve, "b": curve}, "seconds", tmp_path / "plot.png")
+    assert write_runs_png({"a$b$": curve, "中文 \udcfc": curve}, "seconds", tmp_path / "plot.png")
 
 
 def test_runs_are_plotted_by_name_and_folder(
