@@ -8,8 +8,8 @@ old file or the whole new one.
 """
 
 from charlm.checkpoint.contents import FORMAT, Checkpoint, copy_weights
-from charlm.checkpoint.finding import RUNS, find_checkpoint
+from charlm.checkpoint.finding import RUNS, find_checkpoint, find_run
 from charlm.checkpoint.reading import describe, load
 from charlm.checkpoint.writing import save
 
-__all__ = ["FORMAT", "RUNS", "Checkpoint", "copy_weights", "describe", "find_checkpoint", "load", "save"]
+__all__ = ["FORMAT", "RUNS", "Checkpoint", "copy_weights", "describe", "find_checkpoint", "find_run", "load", "save"]

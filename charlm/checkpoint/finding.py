@@ -28,6 +28,26 @@ def find_checkpoint(name: str) -> Path:
             return folder / candidate
     if folder.is_dir():
         raise UsageError(f"the folder {folder} holds no checkpoint ({BEST} or {LAST})")
+    raise UsageError(f"no checkpoint: {folder} does not exist{_known_runs()}")
+
+
+def find_run(name: str) -> Path:
+    """The folder of a run, from its path or its name; the folder need not hold a checkpoint.
+
+    Args:
+        name: as `charlm runs` lists it: the run of a comparison is ``compare-hello/lstm``.
+
+    Raises:
+        UsageError: there is no such folder.
+    """
+    path = path_of(name)
+    candidates = [path, RUNS / name] if is_path(name) else [RUNS / name, path]
+    for folder in candidates:
+        if folder.is_dir():
+            return folder
+    raise UsageError(f"no run: {candidates[0]} does not exist{_known_runs()}")
+
+
+def _known_runs() -> str:
     runs = sorted(found.parent.name for found in RUNS.glob(f"*/{LAST}")) if RUNS.is_dir() else []
-    known = f"; runs here: {', '.join(runs)}" if runs else f"; there are no runs in {RUNS}/ here"
-    raise UsageError(f"no checkpoint: {folder} does not exist{known}")
+    return f"; runs here: {', '.join(runs)}" if runs else f"; there are no runs in {RUNS}/ here"

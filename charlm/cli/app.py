@@ -17,14 +17,18 @@ import typer
 from typer.core import TyperGroup
 
 from charlm.cli.bench import bench
+from charlm.cli.cache import cache_app
 from charlm.cli.compare import compare
 from charlm.cli.console import complain, notice, shell_words
 from charlm.cli.corpus import corpus_app
 from charlm.cli.evaluate import evaluate_app
 from charlm.cli.export import export
 from charlm.cli.info import info
+from charlm.cli.init import init
+from charlm.cli.plot import plot
 from charlm.cli.recipe import recipe_app
 from charlm.cli.report import report
+from charlm.cli.runs import runs_app
 from charlm.cli.sample import sample
 from charlm.cli.streams import OutputError
 from charlm.cli.train import train
@@ -55,12 +59,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
+app.command()(init)
 app.command()(train)
 app.command()(compare)
 app.command()(sample)
 app.add_typer(evaluate_app, name="eval")
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(recipe_app, name="recipe")
+app.add_typer(cache_app, name="cache")
+app.add_typer(runs_app, name="runs")
+app.command()(plot)
 app.command()(report)
 app.command()(export)
 app.command()(info)

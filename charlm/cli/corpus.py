@@ -1,4 +1,4 @@
-"""``charlm corpus``: list texts, show statistics, download, add your own."""
+"""``charlm corpus``: list texts, show statistics, download, add and remove your own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from charlm.data.encoded import Encoded
     from charlm.data.sources import Sources
 
-corpus_app = typer.Typer(no_args_is_help=True, help="Training texts: list, show, download, add your own.")
+corpus_app = typer.Typer(no_args_is_help=True, help="Training texts: list, show, download, add and remove your own.")
 
 _RARE = 10  # occurrences; a rarer character is shown by name, since it may be a mistake in the text
 _NAMED = 60  # maximum number of characters shown by name
@@ -117,6 +117,16 @@ def add(
         raise UsageError(f"{error} (--force)") from None
     out(f"added the corpus {name}; use it in a recipe: `{dump_yaml({'corpus': name}).strip()}`")
     notice(f"card: {card}")
+
+
+@corpus_app.command()
+def remove(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The name that you gave to `charlm corpus add`.")],
+) -> None:
+    """Remove a name that you added. The text itself stays."""
+    from charlm.data.cards import remove_card
+
+    notice(f"removed the corpus {name}; its card was {remove_card(name)}")
 
 
 def _is_name(corpus: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,7 +30,7 @@ def picture_path(given: str | None) -> Path | None:
         return None
     if not given:
         raise UsageError("--png is empty; expected a file, such as --png picture.png")
-    if not _has_matplotlib():
+    if not has_matplotlib():
         raise UsageError("--png needs matplotlib: pip install 'charlm[plot]'")
     path = path_of(given)
     try:
@@ -49,10 +50,11 @@ def can_draw(path: Path) -> bool:
     """
     from charlm.training.own_files import may_draw
 
-    return _has_matplotlib() and may_draw(path)
+    return has_matplotlib() and may_draw(path)
 
 
-def _has_matplotlib() -> bool:
+def has_matplotlib() -> bool:
+    """Whether pictures can be drawn."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
@@ -76,7 +78,8 @@ def save(figure: Figure, path: Path) -> None:
     from charlm.training.own_files import PICTURE_SOFTWARE
 
     try:
-        with whole_file(path) as file:
+        with whole_file(path) as file, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a name in a script that the font lacks
             figure.savefig(file, format="png", dpi=120, metadata={"Software": PICTURE_SOFTWARE})
     except OSError as error:
         raise UsageError(f"cannot write the picture {path}: {error.strerror}") from None

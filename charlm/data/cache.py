@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from charlm.data.folders import cache_part
@@ -22,7 +23,42 @@ MAX_AGE = 90 * 24 * 3600
 _ABANDONED_AFTER = 24 * 3600  # seconds without a write: the process that wrote the entry was killed
 
 
-def prune(*, max_bytes: int = MAX_BYTES, max_age: float = MAX_AGE, keep: Path | None = None) -> int:
+@dataclass(frozen=True)
+class CacheEntry:
+    """An encoded text in the cache.
+
+    Attributes:
+        path: its folder.
+        bytes: size of its files.
+        used: last use, to the day, in seconds since the epoch.
+    """
+
+    path: Path
+    bytes: int
+    used: float
+
+
+def encodings() -> list[CacheEntry]:
+    """The encoded texts in the cache, the least recently used first."""
+    found = []
+    for path in _children(cache_part("encodings")):
+        if not path.name.startswith("."):  # hidden: another process is writing it
+            with suppress(OSError):
+                size = sum(file.stat().st_size for file in path.iterdir())
+                found.append(CacheEntry(path, size, path.stat().st_mtime))
+    return sorted(found, key=lambda entry: (entry.used, entry.path))
+
+
+def part_size(name: str) -> tuple[int, int]:
+    """Number and bytes of the files in one part of the cache: ``corpora`` (downloads) or ``fingerprints``."""
+    sizes = []
+    for path in _children(cache_part(name)):
+        with suppress(OSError):
+            sizes.append(path.stat().st_size)
+    return len(sizes), sum(sizes)
+
+
+def prune(*, max_bytes: float = MAX_BYTES, max_age: float = MAX_AGE, keep: Path | None = None) -> int:
     """Remove old encoded texts and fingerprints, then the least recently used encoded texts.
 
     Downloaded texts are kept, and so is everything that cannot be removed (a read-only cache).
@@ -40,20 +76,16 @@ def prune(*, max_bytes: int = MAX_BYTES, max_age: float = MAX_AGE, keep: Path | 
         with suppress(OSError):
             if record.stat().st_mtime < oldest:
                 record.unlink()
-    entries = []
-    for entry in _children(cache_part("encodings")):
-        if not entry.name.startswith("."):  # hidden: another process is writing it
-            with suppress(OSError):
-                entries.append((entry.stat().st_mtime, sum(file.stat().st_size for file in entry.iterdir()), entry))
-    total, freed = sum(size for _, size, _ in entries), 0
-    for used, size, entry in sorted(entries):
-        if entry == keep or (used >= oldest and total - freed <= max_bytes):
+    entries = encodings()
+    total, freed = sum(entry.bytes for entry in entries), 0
+    for entry in entries:
+        if entry.path == keep or (entry.used >= oldest and total - freed <= max_bytes):
             continue
         with suppress(OSError):
-            aside = temporary_sibling(entry)  # no process can find half of an entry
-            entry.rename(aside)
+            aside = temporary_sibling(entry.path)  # no process can find half of an entry
+            entry.path.rename(aside)
             shutil.rmtree(aside, ignore_errors=True)
-            freed += size
+            freed += entry.bytes
     return freed
 
 

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,7 @@ def write_ids(
         os.fsync(writer.fileno())  # else a power failure can leave a file of the right size, full of zeros
         meta = {
             "format": _FORMAT,
+            "name": sources.name,
             "settings": asdict(settings),
             "width": width,
             "characters": writer.characters,
@@ -144,6 +145,36 @@ def load(entry: Path, verify: bool = False) -> Encoded | None:
             byte_order_marks=int(meta["marks"]),
             skipped=tuple(meta["skipped"]),
         )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+@dataclass(frozen=True)
+class EntryFacts:
+    """What an entry says about its text.
+
+    Attributes:
+        name: of the corpus that was encoded first; empty in entries of earlier versions.
+        characters: of the text; bytes if ``unit`` is ``byte``.
+        unit: ``char`` or ``byte``.
+        normalise: name of the normalisation.
+    """
+
+    name: str
+    characters: int
+    unit: str
+    normalise: str
+
+
+def describe(entry: Path) -> EntryFacts | None:
+    """Read the description of an entry, without its ids; ``None`` if it is damaged."""
+    try:
+        record: dict[str, Any] = json.loads((entry / _META).read_bytes())
+        meta = record["meta"]
+        if record["checksum"] != _checksum(meta):
+            return None
+        settings = meta["settings"]
+        return EntryFacts(str(meta.get("name", "")), int(meta["characters"]), settings["unit"], settings["normalise"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -121,6 +121,29 @@ def add_card(name: str, path: Path, *, description: str = "", licence: str = "un
     return target
 
 
+def remove_card(name: str) -> Path:
+    """Remove a card that :func:`add_card` wrote. The text stays.
+
+    Returns:
+        The path of the card.
+
+    Raises:
+        UsageError: the user has no card of this name, or it is a shipped one.
+        CorpusError: it cannot be removed.
+    """
+    own = {path.stem: path for path in sorted(_user_cards().glob("*.yaml"))}
+    if name not in own:
+        if name in shipped_files("corpora"):
+            raise UsageError(f"{name!r} is a corpus shipped with charlm, which cannot be removed")
+        known = f"your corpora: {', '.join(own)}" if own else "you have added none"
+        raise UsageError(f"you have no corpus named {name!r}; {known}")
+    try:
+        own[name].unlink()
+    except OSError as error:
+        raise CorpusError(f"cannot remove the card {own[name]}: {error.strerror}") from None
+    return own[name]
+
+
 def _user_cards() -> Path:
     return data_folder() / "corpora"
 

@@ -71,12 +71,37 @@ class FolderLock:
         """Release the lock; the file stays."""
         self._lock.release()
 
+    def remove(self) -> None:
+        """Remove the file, and release the lock."""
+        self.check()
+        self._path.unlink()  # while it is locked: no other process can hold it
+        self._lock.release()
+
     def undo(self) -> None:
         """Release the lock, and remove its file if it is new."""
         with suppress(OSError):
             if not self.existed and _identity(self._path) == self._identity:
                 self._path.unlink()  # while it is locked: no other process can hold it
         self._lock.release()
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process trains in a folder. It is asked for a shared lock, which is released at once."""
+    import fcntl
+
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return True
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(descriptor)  # releases it
+    return False
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -22,11 +22,14 @@ import json
 import os
 import re
 import stat
+from collections.abc import Iterable
 from enum import Enum, auto
 from pathlib import Path
 
-from charlm.config import Recipe, with_present_names
+from charlm import checkpoint
+from charlm.config import Recipe, reconcile, validate_recipe, with_present_names
 from charlm.errors import CharlmError, UsageError
+from charlm.files import remove_temporaries
 from charlm.run_files import CONFIG, LOCK, METRICS, PICTURE, SAMPLES, is_checkpoint
 from charlm.yaml_text import dump_yaml, parse_yaml
 
@@ -50,6 +53,11 @@ class Origin(Enum):
     FOREIGN = auto()
 
 
+def is_own_name(name: str) -> bool:
+    """Whether charlm gives this name to a file in a run's folder."""
+    return is_checkpoint(name) or name in (METRICS, SAMPLES, CONFIG, PICTURE, LOCK)
+
+
 def names_in_use(folder: Path) -> list[str]:
     """The names of the files in a folder that charlm would write to, without its lock.
 
@@ -57,9 +65,7 @@ def names_in_use(folder: Path) -> list[str]:
         UsageError: one of them, or the lock, is a link, a folder or a device.
     """
     names = []
-    for name in sorted(path.name for path in folder.iterdir()):
-        if not (is_checkpoint(name) or name in (METRICS, SAMPLES, CONFIG, PICTURE, LOCK)):
-            continue
+    for name in sorted(path.name for path in folder.iterdir() if is_own_name(path.name)):
         found = os.lstat(folder / name)
         if not stat.S_ISREG(found.st_mode):
             raise UsageError(
@@ -79,6 +85,43 @@ def _kind(mode: int) -> str:
     if stat.S_ISLNK(mode):
         return "a symbolic link"
     return "a folder" if stat.S_ISDIR(mode) else "a device, pipe or socket"
+
+
+def origins(folder: Path, names: Iterable[str], had_lock: bool) -> dict[str, Origin]:
+    """Who wrote the files of a folder: ``CHARLM``, ``EDITED`` or ``FOREIGN`` for each.
+
+    A file without a mark is charlm's if another one has a mark. Beside checkpoints of charlm, a ``config.yaml`` without a mark
+    is charlm's if it holds their recipe; else its user edited it.
+
+    Args:
+        names: regular files with charlm's names (:func:`names_in_use`).
+        had_lock: whether the folder had a lock before this process made one.
+
+    Raises:
+        OSError: one cannot be read.
+    """
+    found = {name: origin(folder / name) for name in names}
+    checkpoints = [name for name in found if is_checkpoint(name) and found[name] is Origin.CHARLM]
+    has_mark = any(each in (Origin.CHARLM, Origin.EDITED) for each in found.values())
+    if found.get(CONFIG) is Origin.UNMARKED:  # earlier versions wrote no mark
+        is_own = _is_recipe_of(folder, checkpoints) if checkpoints else has_mark or had_lock
+        found[CONFIG] = Origin.CHARLM if is_own else Origin.FOREIGN
+        has_mark = has_mark or is_own
+    if found.get(CONFIG) is Origin.FOREIGN and checkpoints:
+        found[CONFIG] = Origin.EDITED
+    unmarked = Origin.CHARLM if has_mark else Origin.FOREIGN
+    return {name: unmarked if each is Origin.UNMARKED else each for name, each in found.items()}
+
+
+def _is_recipe_of(folder: Path, checkpoints: list[str]) -> bool:
+    """Whether ``config.yaml`` has the values of the recipe in these checkpoints."""
+    try:
+        stored = validate_recipe(checkpoint.describe(folder / checkpoints[0])["recipe"], checkpoints[0])
+        values = parse_yaml((folder / CONFIG).read_text(encoding="utf-8"), CONFIG)
+        reconcile(stored, validate_recipe(with_present_names(values), CONFIG))
+    except (CharlmError, OSError, KeyError):
+        return False
+    return True
 
 
 def origin(path: Path) -> Origin:
@@ -183,6 +226,9 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
-def is_old_temporary(name: str) -> bool:
-    """Whether this is a name of a temporary file of earlier versions."""
-    return _OLD_TEMPORARY.fullmatch(name) is not None
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of killed processes. The caller makes sure that no process is writing in the folder."""
+    remove_temporaries(folder)
+    for path in [entry for entry in folder.iterdir() if _OLD_TEMPORARY.fullmatch(entry.name)]:
+        if stat.S_ISREG(os.lstat(path).st_mode):
+            path.unlink()

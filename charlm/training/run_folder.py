@@ -9,16 +9,15 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from charlm import checkpoint
 from charlm.checkpoint import Checkpoint
-from charlm.config import Recipe, reconcile, validate_recipe, with_present_names
-from charlm.errors import Advice, CharlmError, CheckpointError, RunFolderError, UsageError
-from charlm.files import flush_folder, give_name, remove_temporaries, to_json, whole_file
+from charlm.config import Recipe
+from charlm.errors import Advice, CheckpointError, RunFolderError, UsageError
+from charlm.files import flush_folder, give_name, to_json, whole_file
 from charlm.run_files import (
     BEST,
     CONFIG,
@@ -29,7 +28,6 @@ from charlm.run_files import (
     SCHEDULE_BEST,
     TENSORBOARD,
     event_files,
-    is_checkpoint,
     step_name,
     step_names,
 )
@@ -37,7 +35,6 @@ from charlm.training import own_files
 from charlm.training.lock import FolderLock
 from charlm.training.log import Log, truncate_log, write_error
 from charlm.training.own_files import Origin
-from charlm.yaml_text import parse_yaml
 
 
 class RunFolder:
@@ -104,24 +101,15 @@ class RunFolder:
         Raises:
             UsageError: charlm did not write one of them.
         """
-        found = {name: own_files.origin(self.path / name) for name in own_files.names_in_use(self.path)}
-        checkpoints = [name for name in found if is_checkpoint(name) and found[name] is Origin.CHARLM]
-        has_mark = any(origin in (Origin.CHARLM, Origin.EDITED) for origin in found.values())
-        if found.get(CONFIG) is Origin.UNMARKED:  # earlier versions wrote no mark
-            is_own = self._is_recipe_of(checkpoints) if checkpoints else has_mark or self._lock.existed
-            found[CONFIG] = Origin.CHARLM if is_own else Origin.FOREIGN
-            has_mark = has_mark or is_own
+        origins = own_files.origins(self.path, own_files.names_in_use(self.path), self._lock.existed)
         notices = []
-        config = found.get(CONFIG)
-        if config is Origin.EDITED or (config is Origin.FOREIGN and checkpoints):
+        if origins.get(CONFIG) is Origin.EDITED:
             self._writes_config = False
-            del found[CONFIG]
+            del origins[CONFIG]
             notices.append(
                 f"{self.path / CONFIG} was edited, or charlm did not write it, so charlm leaves it unchanged. The checkpoints "
                 "hold the recipe of this run"
             )
-        unmarked = Origin.CHARLM if has_mark else Origin.FOREIGN
-        origins = {name: unmarked if origin is Origin.UNMARKED else origin for name, origin in found.items()}
         if foreign := [name for name, origin in origins.items() if origin is Origin.FOREIGN]:
             it = "it" if len(foreign) == 1 else "them"
             raise UsageError(
@@ -129,18 +117,8 @@ class RunFolder:
                 "was changed",
                 advice={f"move {it} elsewhere": {}, "use another folder": {"out": "DIR"}},
             )
-        self._own = [*found, *event_files(self.path)]
+        self._own = [*origins, *event_files(self.path)]
         return notices
-
-    def _is_recipe_of(self, checkpoints: list[str]) -> bool:
-        """Whether ``config.yaml`` has the values of this run's recipe."""
-        try:
-            stored = validate_recipe(checkpoint.describe(self.path / checkpoints[0])["recipe"], checkpoints[0])
-            values = parse_yaml((self.path / CONFIG).read_text(encoding="utf-8"), CONFIG)
-            reconcile(stored, validate_recipe(with_present_names(values), CONFIG))
-        except (CharlmError, OSError, KeyError):
-            return False
-        return True
 
     def holds_run(self) -> bool:
         """Whether a new run would replace a checkpoint here."""
@@ -159,10 +137,7 @@ class RunFolder:
 
     def remove_temporaries(self) -> None:
         """Remove the temporary files of killed processes."""
-        remove_temporaries(self.path)
-        for path in [entry for entry in self.path.iterdir() if own_files.is_old_temporary(entry.name)]:
-            if stat.S_ISREG(os.lstat(path).st_mode):
-                path.unlink()
+        own_files.remove_leftovers(self.path)
 
     def load_newest(self) -> tuple[Checkpoint, list[str]]:
         """Read the newest checkpoint that a run can be resumed from.

@@ -80,3 +80,18 @@ def test_an_unknown_corpus_names_the_closest(charlm: Callable[..., Any]) -> None
     done = charlm("corpus", "show", "shakspeare")
     assert done.code == 2
     assert "shakespeare" in done.err
+
+
+def test_only_an_added_corpus_can_be_removed(
+    charlm: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Failing would mean that a name cannot be taken back, or that removing it deletes the user's text."""
+    monkeypatch.setenv("CHARLM_DATA", str(tmp_path / "data"))
+    path = tmp_path / "x.txt"
+    path.write_text("some text", encoding="utf-8")
+    assert charlm("corpus", "add", "my-text", str(path)).code == 0
+    for name in ("shakespeare", "my-txt", "../corpora/my-text", ""):
+        assert charlm("corpus", "remove", name).code == 2
+    assert charlm("corpus", "remove", "my-text").code == 0
+    assert "my-text" not in charlm("corpus", "list").text and path.read_text("utf-8") == "some text"
+    assert charlm("corpus", "add", "my-text", str(path)).code == 0
