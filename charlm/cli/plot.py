@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,7 +17,7 @@ from charlm.errors import UsageError
 if TYPE_CHECKING:
     from charlm.cli.curve import Curve
 
-_WIDTH, _HEIGHT = 70, 14  # characters of the plot; its width without a terminal
+_WIDTH, _HEIGHT = 70, 14  # characters of the plot without a terminal
 
 
 class XChoice(StrEnum):
@@ -55,9 +56,16 @@ def plot(
     if picture is not None:
         out(visible_word(str(picture)))
         return
-    width = min(columns() - 10, 110) if is_terminal(to_stderr=False) else _WIDTH
-    for line in draw_runs({visible_word(name): curve for name, curve in curves.items()}, x.value, width, _HEIGHT):
+    width, height = _size(len(curves))
+    for line in draw_runs({visible_word(name): curve for name, curve in curves.items()}, x.value, width, height):
         styled(line)
+
+
+def _size(runs: int) -> tuple[int, int]:
+    """Width and height of the plot: with axes, legend and prompt it fits the terminal."""
+    if not is_terminal(to_stderr=False):
+        return _WIDTH, _HEIGHT
+    return max(20, min(columns() - 10, 110)), max(8, min(get_terminal_size().lines - runs - 5, 24))
 
 
 def _folders(runs: Sequence[str]) -> dict[str, Path]:

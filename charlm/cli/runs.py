@@ -148,12 +148,12 @@ def rm(
     Other files stay, and so does a config.yaml that you edited. A run in training is refused.
     """
     from charlm.training.lock import is_locked
-    from charlm.training.runs import own_names, remove_run
+    from charlm.training.runs import disk_size, own_names, remove_run
 
     folders = _moved_aside(names or []) if old else _named(names or [])
     if running := [str(folder) for folder in folders if is_locked(folder)]:
         raise RunFolderError(f"a process is training in {', '.join(running)}; nothing was removed. Stop it first")
-    sizes = {folder: _bytes(folder, own_names(folder)) for folder in folders}
+    sizes = {folder: disk_size(folder, own_names(folder)) for folder in folders}
     if not folders:
         notice("no runs were moved aside; nothing to remove")
     elif not yes:
@@ -199,11 +199,6 @@ def _moved_aside(names: Sequence[str]) -> list[Path]:
         return [run.folder for run in list_runs(RUNS) if run.moved_aside] if RUNS.exists() else []
     runs = [path_of(name) if is_path(name) else RUNS / name for name in names]
     return list(dict.fromkeys(path for run in runs for path in moved_aside(run) if own_names(path)))
-
-
-def _bytes(folder: Path, names: Sequence[str]) -> int:
-    files = [(folder / name).lstat() for name in names]
-    return sum({found.st_ino: found.st_size for found in files}.values())
 
 
 def _ask(sizes: dict[Path, int]) -> None:

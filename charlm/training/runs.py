@@ -9,7 +9,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from charlm.config import Recipe, validate_recipe, with_present_names
 from charlm.data.dataset import Text
 from charlm.data.streams import Batches
 from charlm.errors import CharlmError, CheckpointError, RunFolderError, UsageError
-from charlm.run_files import BEST, CONFIG, LAST, LOCK, METRICS, PREVIOUS, TENSORBOARD, event_files, step_names
+from charlm.run_files import BEST, CONFIG, LAST, LOCK, METRICS, PREVIOUS, TENSORBOARD, event_files, is_checkpoint, step_names
 from charlm.training import own_files
 from charlm.training.lock import FolderLock, is_locked
 from charlm.training.own_files import Origin
@@ -50,7 +50,7 @@ class RunSummary:
         planned_steps: of the whole run; ``None`` also for a run that only a time limits.
         best_validation_nats: lowest quick validation, in nats per character.
         nats_per_character: of the exact evaluation at the end of the run.
-        modified: when the run last wrote, in seconds since the epoch.
+        modified: when the training last wrote, in seconds since the epoch.
         bytes: size of charlm's files.
         moved_aside: whether ``--overwrite`` moved it aside (``NAME.old-1``).
         problem: why it is damaged; else empty.
@@ -129,9 +129,10 @@ def _summary(folder: Path, name: str, own: list[str]) -> RunSummary:
     planned = None
     if recipe is not None and corpus:
         start, stop = corpus["splits"]["train"]
-        planned = planned_steps(recipe, stop - start)
+        planned = _planned_steps(recipe, stop - start)
     is_over = end.get("kind") == "finished"
-    files = {(found.st_dev, found.st_ino): found for found in (os.lstat(folder / each) for each in own)}
+    found = {each: os.lstat(folder / each) for each in own}
+    written = [stats.st_mtime for each, stats in found.items() if is_checkpoint(each) or each == METRICS]
     return RunSummary(
         name=name,
         folder=folder,
@@ -142,11 +143,17 @@ def _summary(folder: Path, name: str, own: list[str]) -> RunSummary:
         planned_steps=planned,
         best_validation_nats=min(best, default=None),
         nats_per_character=end["nats_per_character"] if is_over and end.get("measured_on") == "validation" else None,
-        modified=max(found.st_mtime for found in files.values()),
-        bytes=sum(found.st_size for found in files.values()),
+        modified=max(written or [stats.st_mtime for stats in found.values()]),
+        bytes=disk_size(folder, own),
         moved_aside=_MOVED_ASIDE.fullmatch(folder.name) is not None,
         problem=problem,
     )
+
+
+def disk_size(folder: Path, names: Iterable[str]) -> int:
+    """Bytes of files; a file with two names counts once."""
+    found = [os.lstat(folder / name) for name in names]
+    return sum({(stats.st_dev, stats.st_ino): stats.st_size for stats in found}.values())
 
 
 def _described(folder: Path) -> tuple[dict[str, Any] | None, str]:
@@ -206,7 +213,7 @@ def _recipe(folder: Path, described: dict[str, Any] | None) -> Recipe | None:
         return None
 
 
-def planned_steps(recipe: Recipe, characters: int) -> int | None:
+def _planned_steps(recipe: Recipe, characters: int) -> int | None:
     """The planned length of a completed recipe in optimizer steps; ``None``: only a time limits it.
 
     Args:
