@@ -45,7 +45,7 @@ _HELP = r"""A line is a prompt, and the model continues it. An empty line starts
 /top-k 5                 draw only from the 5 likeliest characters; 0: all
 /top-p 0.9               draw only from those that together reach 0.9; 1: all
 /length 300              new characters per text; 0: until stopped
-/stop TEXT               stop before this text (\n, \t, \\ as above); none: never
+/stop TEXT               stop before this text (\n as above); no TEXT: never
 /seed 1                  same seed, same text; random: a new one for each prompt
 /save FILE               write the last text with its prompt; --all: every text;
                          --force: replace a file of another program
@@ -223,11 +223,18 @@ class _Writer:
             if _is_command(line):
                 self._command(line)
             else:
-                self._begin(self._session.write(unescaped(line.removeprefix("/") if line.startswith("//") else line)))
+                self._prompt(unescaped(line.removeprefix("/") if line.startswith("//") else line))
         except OutputError:
             raise
         except CharlmError as error:
             complain(error.text(lambda name, value: f"/{name.replace('_', '-')}"))
+
+    def _prompt(self, prompt: str) -> None:
+        try:
+            pieces = self._session.write(prompt)
+        except UsageError as error:
+            raise UsageError(f"{error}; write the prompt without them") from None
+        self._begin(pieces)
 
     def _command(self, line: str) -> None:
         name, _, given = line[1:].partition(" ")
@@ -287,7 +294,7 @@ class _Writer:
             if os.path.lexists(path) and not replaces and _identity(path) != self._saved.get(path):
                 raise UsageError(f"{path} exists, and this session did not write it; /save --force replaces it")
             with whole_file(path) as file:
-                file.write(b"\n\n".join(text.whole for text in texts) + b"\n")
+                file.write(b"\n\n".join(text.whole for text in texts))
             self._saved[path] = _identity(path)
         except OSError as error:
             raise UsageError(f"{path}: {error.strerror}") from None
@@ -307,7 +314,7 @@ def _save_arguments(given: str) -> tuple[Path, bool, bool]:
         raise UsageError(f"/save {given}: a quote is not closed") from None
     flags = {word for word in words if word.startswith("--")}
     names = [word for word in words if word not in flags]
-    if len(names) != 1 or not names[0] or not flags <= {"--all", "--force"}:
+    if len(names) != 1 or not names[0] or names[0].endswith("/") or not flags <= {"--all", "--force"}:
         raise UsageError("expected /save [--all] [--force] FILE; a name with spaces in quotes")
     return path_of(names[0]).absolute(), "--all" in flags, "--force" in flags
 
