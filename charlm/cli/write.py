@@ -47,8 +47,8 @@ _HELP = r"""A line is a prompt, and the model continues it. An empty line starts
 /length 300              new characters per text; 0: until stopped
 /stop TEXT               stop before this text (\n as above); no TEXT: never
 /seed 1                  same seed, same text; random: a new one for each prompt
-/save FILE               write the last text with its prompt; --all: every text;
-                         --force: replace a file of another program
+/save FILE               write the last text and its prompt; --all: all texts;
+                         --force: replace an existing file
 /show                    the settings
 /help                    this list"""
 
