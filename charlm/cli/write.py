@@ -32,7 +32,7 @@ _PROMPT, _CONTINUED = "> ", ". "
 _SHOWN_AGAIN = 240
 """Bytes before a continued text that a terminal shows again, at most: the end of its last line."""
 
-_HELP = r"""A line is a prompt, and the model continues it. An empty line starts a new text.
+_HELP = r"""A line is a prompt; the model continues it. An empty line starts a new text.
   \n \t \\               newline, tab, backslash in a prompt
   \ at the end           the prompt continues on the next line
   // at the beginning    a prompt that begins with /
@@ -46,7 +46,7 @@ _HELP = r"""A line is a prompt, and the model continues it. An empty line starts
 /top-p 0.9               draw only from those that together reach 0.9; 1: all
 /length 300              new characters per text; 0: until stopped
 /stop TEXT               stop before this text (\n as above); no TEXT: never
-/seed 1                  same seed, same text; random: a new one for each prompt
+/seed 1                  same seed, same text; random: new for each prompt
 /save FILE               write the last text and its prompt; --all: all texts;
                          --force: replace an existing file
 /show                    the settings

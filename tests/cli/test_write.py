@@ -151,7 +151,7 @@ def test_a_terminal_edits_lines_and_ctrl_c_stops_only_the_text(trained: Path, st
     opened.until(lambda: "Ctrl-D or /quit ends the session" in opened.drawn)
     opened.type("/length 10\r")
     opened.type("\x1b[A\x1b[A\r")  # twice Up: the prompt
-    opened.until(lambda: opened.drawn.count("> the") == 2)
+    opened.until(lambda: opened.drawn.count("\x1b[2mthe\x1b[0m") == 2)
     opened.type("\x04")
     assert opened.wait() == 0
     assert opened.echoes
