@@ -36,6 +36,7 @@ def _never_the_users_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CHARLM_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("CHARLM_DATA", str(tmp_path_factory.mktemp("data")))
+        patch.setenv("CHARLM_STATE", str(tmp_path_factory.mktemp("state")))
         patch.delenv("CHARLM_DEBUG", raising=False)
         yield
 

@@ -22,7 +22,7 @@ STAGES = [
     {"checkpoint"},
     {"evaluation", "sampling"},
     {"loaded", "training"},
-    {"bench", "comparison", "export"},
+    {"bench", "comparison", "export", "writing"},
     {"report"},
     {"cli"},
 ]

@@ -32,6 +32,7 @@ from charlm.cli.runs import runs_app
 from charlm.cli.sample import sample
 from charlm.cli.streams import OutputError
 from charlm.cli.train import train
+from charlm.cli.write import write
 from charlm.errors import CharlmError
 
 
@@ -63,6 +64,7 @@ app.command()(init)
 app.command()(train)
 app.command()(compare)
 app.command()(sample)
+app.command()(write)
 app.add_typer(evaluate_app, name="eval")
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(recipe_app, name="recipe")

@@ -328,6 +328,17 @@ class _Echo:
         self.off()
 
 
+@contextmanager
+def hidden_keys() -> Iterator[None]:
+    """Keep typed characters out of what is drawn; the next read of the terminal gets them."""
+    echo = _Echo(lambda is_shown: None)
+    echo.off()
+    try:
+        yield
+    finally:
+        echo.restore()
+
+
 class Live:
     """The training display: a line that is redrawn on a terminal; without a terminal, occasional plain lines.
 

@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import re
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -79,3 +80,11 @@ def read_text(given: str, option: str = "--prompt") -> str:
     except UnicodeDecodeError as error:
         raise UsageError(f"{option} {given}: byte {error.start} is not UTF-8 text") from None
     return given
+
+
+_ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
+
+
+def unescaped(text: str) -> str:
+    r"""A text with ``\n``, ``\t`` and ``\\`` read as newline, tab and one backslash; other backslashes stay."""
+    return re.sub(r"\\[nt\\]", lambda found: _ESCAPES[found[0]], text)

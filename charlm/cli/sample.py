@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import base64
-import codecs
 import re
 import secrets
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from charlm.cli.console import json_line, notice, show_dimmed, table, visible, visible_word
-from charlm.cli.options import MAX_LENGTH, MAX_SEED, Precision, Unknown, read_text
+from charlm.cli.console import json_line, notice, table, visible_word
+from charlm.cli.drawn import show_pieces, write_pieces
+from charlm.cli.options import MAX_LENGTH, MAX_SEED, Precision, Unknown, read_text, unescaped
 from charlm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,12 +28,11 @@ _GROUP, _GROUP_CHARACTERS = 1024, 1_000_000
 _JSON_CHARACTERS = 100_000_000
 """Maximum number of characters that ``--json`` holds in memory."""
 
-_FLUSH_SECONDS = 0.1
-
 
 def sample(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint file, a run's folder (best weights), or a run's name.")],
     prompt: Annotated[str, typer.Option(help="Text to continue; @FILE reads a file, - standard input.")] = "",
+    escape: Annotated[bool, typer.Option("--escape", help=r"Read \n, \t and \\ in --prompt as newline, tab and \.")] = False,
     length: Annotated[int, typer.Option(min=0, max=MAX_LENGTH, help="New characters; 0: until stopped.")] = 500,
     temperature: Annotated[
         float | None,
@@ -59,7 +57,7 @@ def sample(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line instead of text.")] = False,
 ) -> None:
     """Generate text. Only new characters are written to stdout, exactly as drawn; a terminal also shows the prompt."""
-    text = read_text(prompt)
+    text = unescaped(read_text(prompt)) if escape else read_text(prompt)
     from charlm.data.vocabulary import utf8_bytes
 
     end = utf8_bytes(stop, "--stop")
@@ -92,7 +90,7 @@ def sample(
     drawn: Iterator[Iterable[int]] = _samples(network, vocabulary, ids, params, seed, num, length, precision.value)
     if as_json:
         drawn = _limited(drawn)
-    samples = (truncate_at_stop((_bytes_of(index, vocabulary) for index in one), end) for one in drawn)
+    samples = (truncate_at_stop((vocabulary.bytes_of(index) for index in one), end) for one in drawn)
     if as_json:
         collected = [_joined(pieces) for pieces in samples]
         record = {
@@ -107,10 +105,12 @@ def sample(
         return
     for number, pieces in enumerate(samples):
         if sys.stdout.isatty():
-            _show(pieces, number, num, text)
+            if num > 1:
+                notice(f"── sample {number + 1} of {num} ──")
+            show_pieces(text, pieces)
         else:
-            _write([b"\n"] if number else [])
-            _write(pieces)
+            write_pieces([b"\n"] if number else [])
+            write_pieces(pieces)
     sys.stdout.flush()
 
 
@@ -125,7 +125,7 @@ def _encode(text: str, vocabulary: Vocabulary, unknown: Unknown) -> list[int]:
         quoted = visible_word(text).replace("'", "\\'")
         raise UsageError(
             f"{refused}\n{escapes[0]} was read as two characters. For a newline or a tab write (bash, zsh): "
-            f"--prompt $'{quoted}'"
+            f"--prompt $'{quoted}', or add --escape"
         ) from None
 
 
@@ -192,36 +192,6 @@ def _too_long(characters: str) -> UsageError:
         f"--json holds all samples in memory, at most {_JSON_CHARACTERS:,} characters, and these are {characters}; "
         "without --json they are written while they are drawn"
     )
-
-
-def _bytes_of(index: int, vocabulary: Vocabulary) -> bytes:
-    symbol = vocabulary.symbol_of(index)
-    assert symbol is not None  # <unk> is never drawn
-    return bytes([symbol]) if vocabulary.unit == "byte" else chr(symbol).encode()
-
-
-def _write(pieces: Iterable[bytes]) -> None:
-    """Write exact bytes to a file or pipe, flushed ten times per second."""
-    flushed_at = time.monotonic()
-    for piece in pieces:
-        sys.stdout.buffer.write(piece)
-        if (now := time.monotonic()) - flushed_at > _FLUSH_SECONDS:
-            sys.stdout.buffer.flush()
-            flushed_at = now
-
-
-def _show(pieces: Iterable[bytes], number: int, num: int, prompt: str) -> None:
-    """On a terminal: the prompt, then each character at once, with control characters visible."""
-    if num > 1:
-        notice(f"── sample {number + 1} of {num} ──")
-    if prompt:
-        show_dimmed(prompt)
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for piece in pieces:
-        sys.stdout.write(visible(decoder.decode(piece)))
-        sys.stdout.flush()
-    sys.stdout.write(visible(decoder.decode(b"", final=True)) + "\n")
-    sys.stdout.flush()
 
 
 def _show_probabilities(probabilities: dict[str, float], as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""The user's folders: the cache, which charlm can rebuild, and the data folder, which holds the user's own cards."""
+"""The user's folders: the cache, which charlm can rebuild, data (the user's own cards) and state (the history of prompts)."""
 
 from __future__ import annotations
 
@@ -35,6 +35,11 @@ def cache_part(name: str) -> Path:
 def data_folder() -> Path:
     """The folder of the user's own cards: ``CHARLM_DATA``, else the user's data folder. It need not exist yet."""
     return _from_variable("CHARLM_DATA") or platformdirs.user_data_path("charlm", appauthor=False)
+
+
+def state_folder() -> Path:
+    """The folder of the history of ``charlm write``: ``CHARLM_STATE``, else the user's state folder. It need not exist yet."""
+    return _from_variable("CHARLM_STATE") or platformdirs.user_state_path("charlm", appauthor=False)
 
 
 def _from_variable(variable: str) -> Path | None:

@@ -110,6 +110,12 @@ class Vocabulary:
             return bytes(ids).decode("utf-8", "replace")
         return "".join("\ufffd" if (symbol := self.symbol_of(i)) is None else chr(symbol) for i in ids)
 
+    def bytes_of(self, index: int) -> bytes:
+        """A character in UTF-8, or a byte; the id is not that of ``<unk>``."""
+        symbol = self.symbol_of(index)
+        assert symbol is not None, "<unk> is no character"
+        return bytes([symbol]) if self.unit == "byte" else chr(symbol).encode()
+
     def shown(self, index: int) -> str:
         """A readable form of an id: the character, ``<unk>``, or a byte (``\\xNN`` if it is not printable ASCII)."""
         symbol = self.symbol_of(index)

@@ -145,3 +145,13 @@ def test_json_tells_what_is_needed_to_repeat_it(charlm, trained):
     done = charlm("sample", trained / "run", "--length", 5, "--prompt", "th", "--json")
     assert json.loads(done.out) == done.record
     assert done.record["prompt"] == "th" and isinstance(done.record["seed"], int)
+
+
+def test_escapes_are_read_on_request(charlm, trained):
+    """Failing would mean that --escape changes other prompts, or that the advice for a literal \\n does not work."""
+    options = ("--seed", 1, "--length", 20)
+    expected = charlm("sample", trained / "run", "--prompt", "the\nking", *options).out
+    assert charlm("sample", trained / "run", "--prompt", "the\\nking", "--escape", *options).out == expected
+    refused = charlm("sample", trained / "run", "--prompt", "the\\nking", *options)
+    assert refused.code == 2 and "--escape" in refused.err
+    assert "'\\\\'" in charlm("sample", trained / "run", "--prompt", "the\\\\nking", "--escape", *options).err

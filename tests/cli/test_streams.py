@@ -5,13 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import os
-import pty
 import re
-import select
 import signal
 import subprocess
 import sys
-import termios
 import time
 from pathlib import Path
 from typing import Any
@@ -93,75 +90,6 @@ def test_ascii_locales_read_arguments_and_file_names(desk: Path, trained: Path) 
     assert json.loads(done.stdout)["checkpoint"] == "ü/best.safetensors" and (desk / "ü").is_dir()
     refused = _shell(f"charlm sample {trained / 'run'} --prompt ü", **ascii_only)
     assert refused.returncode == 2 and "'ü' (U+00FC)" in refused.stderr.decode()
-
-
-class Terminal:
-    """``charlm`` as the foreground job of a terminal of 80 columns."""
-
-    def __init__(self, *arguments: str) -> None:
-        import fcntl
-        import struct
-
-        self.ours, self.theirs = pty.openpty()
-        fcntl.ioctl(self.theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
-        attach = f"import os, fcntl; fcntl.ioctl(0, {termios.TIOCSCTTY}, 0); from charlm.__main__ import main; main()"
-        environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS")}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", attach, *arguments], stdin=self.theirs, stdout=self.theirs, stderr=self.theirs,
-            start_new_session=True, env=environment | {"TERM": "xterm-256color"},
-        )  # fmt: skip
-        self.drawn = ""
-
-    def read(self, seconds: float = 0.1) -> None:
-        """Take what was drawn meanwhile."""
-        end = time.monotonic() + seconds
-        while select.select([self.ours], [], [], max(0.0, end - time.monotonic()))[0]:
-            try:
-                block = os.read(self.ours, 65536)
-            except OSError:  # Linux says so when the last writer has gone
-                return
-            self.drawn += block.decode("utf-8", "replace")
-
-    def until(self, condition: Any) -> None:
-        """Read until something is so."""
-        end = time.monotonic() + 40
-        while not condition():
-            assert time.monotonic() < end, self.drawn
-            self.read()
-
-    @property
-    def echoes(self) -> bool:
-        """Whether the terminal shows what is typed."""
-        return bool(termios.tcgetattr(self.theirs)[3] & termios.ECHO)
-
-    def wait(self) -> int:
-        """Read to the end; returns the exit code."""
-        self.until(lambda: self.process.poll() is not None)
-        self.read()
-        return self.process.wait()
-
-    def close(self) -> None:
-        """End the process and close the terminal."""
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        for descriptor in (self.ours, self.theirs):
-            if descriptor >= 0:
-                os.close(descriptor)
-
-
-@pytest.fixture
-def terminal() -> Any:
-    """``terminal("train", …)``: a :class:`Terminal`, closed with the test."""
-    opened: list[Terminal] = []
-
-    def launch(*arguments: str) -> Terminal:
-        opened.append(Terminal(*arguments))
-        return opened[-1]
-
-    yield launch
-    for each in opened:
-        each.close()
 
 
 @pytest.mark.slow
