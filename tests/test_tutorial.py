@@ -49,7 +49,10 @@ def keys(lines: list[str]) -> set[str]:
 def shortened(command: str) -> list[str]:
     """The arguments of a charlm command, with those of SHORTER."""
     arguments = shlex.split(command)[1:]
-    return arguments + [option for name, options in SHORTER.items() if tuple(arguments[: len(name)]) == name for option in options]
+    for name, options in SHORTER.items():
+        if tuple(arguments[: len(name)]) == name:
+            arguments += options
+    return arguments
 
 
 @pytest.mark.slow
