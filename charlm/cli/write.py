@@ -171,9 +171,14 @@ class _Writer:
         self._lines = lines
         self._is_drawing = False
         self._saved: dict[Path, tuple[int, ...]] = {}
-        self._commands: dict[str, Callable[[str], None]] = {
-            "again": lambda given: self._begin(self._session.again()),
+        self._plain: dict[str, Callable[[], None]] = {
+            "again": lambda: self._begin(self._session.again()),
             "more": self._more,
+            "show": self._show,
+            "help": lambda: notice(_HELP, wrap=False),
+            "quit": self._quit,
+        }
+        self._with_argument: dict[str, Callable[[str], None]] = {
             "temperature": lambda given: self._set(temperature=_real(given)),
             "top-k": lambda given: self._set(top_k=_whole(given)),
             "top-p": lambda given: self._set(top_p=_real(given)),
@@ -181,9 +186,6 @@ class _Writer:
             "stop": lambda given: self._set(stop=unescaped(given)),
             "seed": lambda given: self._set(seed=None if given.strip() == "random" else _whole(given, MAX_SEED)),
             "save": self._save,
-            "show": self._show,
-            "help": lambda given: notice(_HELP, wrap=False),
-            "quit": self._quit,
         }
 
     def run(self) -> None:
@@ -238,10 +240,15 @@ class _Writer:
 
     def _command(self, line: str) -> None:
         name, _, given = line[1:].partition(" ")
-        if name in self._commands:
-            self._commands[name](given)
+        if name in self._with_argument:
+            self._with_argument[name](given)
             return
-        close = difflib.get_close_matches(name, self._commands, 1)
+        if name in self._plain:
+            if given.strip():
+                raise UsageError(f"/{name} takes nothing; found {visible_word(given)!r}")
+            self._plain[name]()
+            return
+        close = difflib.get_close_matches(name, [*self._plain, *self._with_argument], 1)
         meant = f"did you mean /{close[0]}? " if close else ""
         raise UsageError(f"/{name} is no command; {meant}/help lists all. A prompt that begins with / is written //{name}")
 
@@ -253,7 +260,7 @@ class _Writer:
             write_pieces([b"\n"])
         self._draw(text.prompt, pieces)
 
-    def _more(self, given: str) -> None:
+    def _more(self) -> None:
         pieces = self._session.more()
         end = bytes(self._session.texts[-1].whole[-_SHOWN_AGAIN:]).decode("utf-8", "ignore")
         self._draw(end.rpartition("\n")[2], pieces)
@@ -276,7 +283,7 @@ class _Writer:
     def _set(self, **changed: Any) -> None:
         self._session.settings = replace(self._session.settings, **changed)
 
-    def _show(self, given: str) -> None:
+    def _show(self) -> None:
         now = self._session.settings
         seed = "random" if now.seed is None else str(now.seed)
         values = {
@@ -300,7 +307,7 @@ class _Writer:
             raise UsageError(f"{path}: {error.strerror}") from None
         notice(f"saved {len(texts)} {'text' if len(texts) == 1 else 'texts'}: {visible_word(str(path))}")
 
-    def _quit(self, given: str) -> None:
+    def _quit(self) -> None:
         raise _Quit
 
 

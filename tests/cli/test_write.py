@@ -86,9 +86,9 @@ def test_prompts_of_several_lines_and_escapes(write: Any, sample: Any) -> None:
 
 def test_errors_do_not_end_the_session(write: Any, sample: Any) -> None:
     """Failing would mean that a typing mistake costs the session, or is not explained."""
-    done = write("日本", "/sead 1", "/again", "/top-k x", "/top-p 2", "/length", f"/seed {2**64}", "/save", "the")
+    done = write("日本", "/sead 1", "/again", "/top-k x", "/top-p 2", "/length", "/more 9", f"/seed {2**64}", "/save", "the")
     assert (done.code, done.text) == (0, sample("the"))
-    expected = ("U+65E5", "/seed?", "no text yet", "'x'", "/top-p 2", "missing", "at most", "/save [--all]")
+    expected = ("U+65E5", "/seed?", "no text yet", "'x'", "/top-p 2", "missing", "takes nothing", "at most", "/save [--all]")
     lines = done.err.splitlines()
     assert len(lines) == len(expected)
     for line, part in zip(lines, expected, strict=True):
