@@ -12,7 +12,7 @@ import torch
 
 from charlm import bench, cells
 from charlm.bench import Configuration, Shape, Sweep, sweep, timing, work
-from charlm.evaluation import perplexity
+from charlm.evaluation.limits import CHUNK
 from charlm.model.engines import ENGINES
 from charlm.model.language_model import count_parameters
 
@@ -122,7 +122,7 @@ def test_all_work_can_be_repeated(kind: str, engine: str) -> None:
     if engine in ENGINES and ENGINES[engine].why_not(bench.section_of("lstm", TINY), CPU):
         pytest.skip("this engine does not run here")
     run = work.build(Configuration(kind, "lstm", engine, "fp32"), TINY, CPU)
-    characters = {"train": TINY.seq_length * TINY.batch, "evaluate": perplexity.CHUNK, "sample": run()}[kind]
+    characters = {"train": TINY.seq_length * TINY.batch, "evaluate": CHUNK, "sample": run()}[kind]
     assert [run(), run(), run()] == [characters] * 3
     assert not torch.is_inference_mode_enabled()
 

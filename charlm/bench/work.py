@@ -19,7 +19,8 @@ from charlm.bench.record import TORCH_NN, Configuration, Shape, section_of
 from charlm.config import TrainSection
 from charlm.data.dataset import Text
 from charlm.data.vocabulary import Vocabulary
-from charlm.evaluation.perplexity import CHUNK, carried
+from charlm.evaluation.limits import CHUNK
+from charlm.evaluation.perplexity import carried
 from charlm.model.language_model import LanguageModel
 from charlm.runtime import arithmetic
 from charlm.sampling import SamplingParams, generate

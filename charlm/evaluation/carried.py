@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from charlm.data.dataset import Text
-from charlm.evaluation.perplexity import CHUNK
+from charlm.evaluation.limits import CHUNK
 from charlm.model.cells import State
 from charlm.model.language_model import LanguageModel
 from charlm.progress import Progress

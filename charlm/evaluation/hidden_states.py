@@ -8,10 +8,9 @@ import torch
 
 from charlm.data.dataset import Text
 from charlm.errors import DivergedError, UsageError
+from charlm.evaluation.limits import CHUNK
 from charlm.model.language_model import LanguageModel
 from charlm.threads import Tuner
-
-_CHUNK = 1024  # characters read per call
 
 HiddenStates = npt.NDArray[np.float32]
 
@@ -45,8 +44,8 @@ def hidden_states(model: LanguageModel, text: Text, which: str = "h") -> HiddenS
     tuner = Tuner("evaluation", model.is_thread_invariant)
     with torch.inference_mode():
         state = model.zero_state(1)
-        for start in range(0, len(text), _CHUNK):
-            ids = torch.from_numpy(text.ids(start, start + _CHUNK)).to(state[0].device)[:, None]
+        for start in range(0, len(text), CHUNK):
+            ids = torch.from_numpy(text.ids(start, start + CHUNK)).to(state[0].device)[:, None]
             with tuner.piece(len(ids)):
                 if is_output:
                     outputs, state = model.layer_outputs(ids, state)

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 
 from charlm.data.dataset import Text
 from charlm.errors import CorpusError, DivergedError, UsageError
-from charlm.evaluation.perplexity import CHUNK
+from charlm.evaluation.carried import states_before
 from charlm.model.cells import State
 from charlm.model.language_model import LanguageModel
 from charlm.progress import Progress
@@ -107,13 +107,8 @@ def influence(
     nats, divergence, change, gradient, looked = np.zeros(P), *np.zeros((4, P, D))
     attention = None if model.attention is None else looked
     found = Influence(start, nats, divergence, change, gradient, attention, tried.count)
-    with torch.inference_mode():
-        state = model.zero_state(1)
-        for at in range(0, window.first, CHUNK):
-            ids = text.ids(at, min(at + CHUNK, window.first))
-            _, state = model.features(torch.from_numpy(ids).to(state[0].device)[:, None], state)
-            if progress is not None:
-                progress(at + len(ids), last)
+    told = None if progress is None else lambda done, _: progress(done, last)
+    state = states_before(model, text, [window.first], told)
     group = _group(model, window.D)
     for i in range(window.first, last):
         for first in range(start, last + 1, group):

@@ -25,12 +25,10 @@ from torch import Tensor
 from charlm.data.dataset import Text
 from charlm.data.streams import side_by_side
 from charlm.errors import DivergedError
+from charlm.evaluation.limits import CHUNK
 from charlm.model.language_model import LanguageModel
 from charlm.progress import Progress
 from charlm.threads import Tuner
-
-CHUNK = 1024
-"""Characters per call; the result does not depend on it."""
 
 _LOGITS_AT_ONCE = 1 << 22
 _WINDOWS_AT_ONCE = 64

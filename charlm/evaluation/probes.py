@@ -33,7 +33,7 @@ from charlm.data.symbols import Symbols
 from charlm.data.vocabulary import Vocabulary
 from charlm.errors import DivergedError
 from charlm.evaluation.features import Syntax, bracket_events, environments, features, quotations
-from charlm.evaluation.perplexity import CHUNK
+from charlm.evaluation.limits import CHUNK
 from charlm.model.cells import State
 from charlm.model.language_model import LanguageModel
 from charlm.progress import Progress

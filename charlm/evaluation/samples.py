@@ -31,15 +31,13 @@ from charlm.data.symbols import CodePoints, Symbols, to_text
 from charlm.data.vocabulary import Vocabulary
 from charlm.errors import UsageError
 from charlm.evaluation.features import BRACKETS
+from charlm.evaluation.limits import JUDGED_CHARACTERS
 from charlm.model.language_model import LanguageModel
 from charlm.progress import Progress
 from charlm.sampling import SamplingParams, generate_parallel
 
 NGRAMS = (5, 10, 20, 50)
 """The n of new n-grams."""
-
-CHARACTERS = 200_000
-"""Of all samples together, at most."""
 
 _BLOCK = 1 << 20  # symbols of the training text at a time
 _PLACES = 1 << 20  # places of the training text that are remembered from one length to the next
@@ -124,8 +122,8 @@ def novelty(
         UsageError: there are no samples, or they are too long together.
     """
     total = sum(map(len, samples))
-    if not total or total > CHARACTERS:
-        raise UsageError(f"the samples have {total:,} characters together; expected 1 to {CHARACTERS:,}")
+    if not total or total > JUDGED_CHARACTERS:
+        raise UsageError(f"the samples have {total:,} characters together; expected 1 to {JUDGED_CHARACTERS:,}")
     pieces = _pieces(heldout, [len(sample) for sample in samples]) if heldout is not None else []
     search = _Search([*samples, *pieces], training, progress)
     search.read_ngrams()

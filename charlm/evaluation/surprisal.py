@@ -23,7 +23,7 @@ from torch import Tensor
 
 from charlm.data.dataset import Text
 from charlm.errors import CorpusError, DivergedError
-from charlm.evaluation.perplexity import CHUNK
+from charlm.evaluation.limits import CHUNK
 from charlm.model.language_model import LanguageModel
 from charlm.progress import Progress
 from charlm.threads import Tuner

@@ -21,8 +21,7 @@ from charlm.cli.evaluate.arguments import (
 )
 from charlm.cli.options import MAX_LENGTH, Split, unknown_note
 from charlm.errors import UsageError
-
-_CHUNK = 1024  # charlm.evaluation.perplexity.CHUNK, without importing torch for the help
+from charlm.evaluation.limits import CHUNK
 
 
 def perplexity(
@@ -39,9 +38,7 @@ def perplexity(
         float | None,
         typer.Option(min=0, max=1000, help="Learning rate of --dynamic.", show_default="0.1, one step per 32 characters"),
     ] = None,
-    chunk: Annotated[
-        int, typer.Option(min=0, max=MAX_LENGTH, help="Characters per call; 0: all. Affects only speed.")
-    ] = _CHUNK,
+    chunk: Annotated[int, typer.Option(min=0, max=MAX_LENGTH, help="Characters per call; 0: all. Affects only speed.")] = CHUNK,
     engine: EngineOption = None,
     device: DeviceOption = "auto",
     baselines: Annotated[
@@ -57,7 +54,7 @@ def perplexity(
         raise UsageError(f"--dynamic-rate {dynamic_rate:g}: expected a finite number")
     if dynamic and window is not None:
         raise UsageError("--dynamic reads the text as one stream; remove --context reset")
-    if dynamic and chunk != _CHUNK:
+    if dynamic and chunk != CHUNK:
         raise UsageError("--dynamic reads 32 characters at a time; remove --chunk")
 
     from charlm.evaluation import perplexity as measure

@@ -20,6 +20,7 @@ from charlm.cli.evaluate.arguments import (
 )
 from charlm.cli.options import MAX_SEED, Split
 from charlm.errors import CharlmError, UsageError
+from charlm.evaluation.limits import JUDGED_CHARACTERS
 
 if TYPE_CHECKING:
     from charlm.data.symbols import CodePoints, Symbols
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from charlm.evaluation.texts import EvaluationText
     from charlm.loaded import Model
 
-_CHARACTERS = 200_000  # charlm.evaluation.samples.CHARACTERS, which help does not wait for
 _SHOWN = 5
 
 
@@ -39,7 +39,9 @@ def samples(
     ] = None,
     split: SplitOption = None,
     num: Annotated[int | None, typer.Option(min=1, max=10_000, help="How many samples to draw.", show_default="10")] = None,
-    length: Annotated[int | None, typer.Option(min=1, max=_CHARACTERS, help="Characters of each.", show_default="1000")] = None,
+    length: Annotated[
+        int | None, typer.Option(min=1, max=JUDGED_CHARACTERS, help="Characters of each.", show_default="1000")
+    ] = None,
     temperature: Annotated[float | None, typer.Option(help="As in charlm sample.", show_default="0.8")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=MAX_SEED, help="Makes it repeatable.", show_default="drawn")] = None,
     judged: Annotated[
@@ -56,8 +58,10 @@ def samples(
     if split is Split.train:
         raise UsageError("--split train: the training text is what samples are compared with; choose validation or test")
     num, length, temperature = num or 10, length or 1000, 0.8 if temperature is None else temperature
-    if num * length > _CHARACTERS:
-        raise UsageError(f"{num:,} × {length:,} characters are too many; at most {_CHARACTERS:,} together (--num, --length)")
+    if num * length > JUDGED_CHARACTERS:
+        raise UsageError(
+            f"{num:,} × {length:,} characters are too many; at most {JUDGED_CHARACTERS:,} together (--num, --length)"
+        )
 
     from charlm.data.symbols import to_text
     from charlm.evaluation.samples import draw, novelty
@@ -104,8 +108,8 @@ def _heldout(opened: Model, file: str | None, split: Split | None) -> Evaluation
 
 def _whole(evaluated: EvaluationText) -> CodePoints:
     symbols = evaluated.symbols
-    if len(symbols) > _CHARACTERS:
-        raise UsageError(f"{evaluated.name} has {len(symbols):,} characters; at most {_CHARACTERS:,} are judged (--file)")
+    if len(symbols) > JUDGED_CHARACTERS:
+        raise UsageError(f"{evaluated.name} has {len(symbols):,} characters; at most {JUDGED_CHARACTERS:,} are judged (--file)")
     return symbols.read(0, len(symbols))
 
 
