@@ -249,7 +249,7 @@ class Model:
             UsageError: the training text is not found, or the samples are empty or too long.
         """
         unit = self.vocabulary.unit
-        corpus = training_corpus(self.checkpoint, self.path, "novelty")
+        corpus = training_corpus(self.checkpoint, self.path)
         training = corpus.encoded.symbols(*corpus.splits["train"])
         pieces = [Symbols.of_text(sample, unit) for sample in samples]
         other = None if heldout is None else Symbols.of_text(self.as_read(heldout), unit)

@@ -33,9 +33,8 @@ def reconcile(before: Recipe, now: Recipe) -> list[str]:
     if fixed:
         lines = [f"  {key}: was {_plain(old)}, is now {_plain(new)}" for key, old, new in fixed]
         raise RecipeError(
-            "these values cannot change when a run is resumed:\n"
-            + "\n".join(lines)
-            + "\nRestore the old values, start again (overwrite), or choose another folder (out)."
+            "these values cannot change when a run is resumed:\n" + "\n".join(lines),
+            advice={"restore the old values": {}, "start again": {"overwrite": True}, "use another folder": {"out": "DIR"}},
         )
     return [
         f"{key}: was {_plain(old)}, continues with {_plain(new)}"

@@ -98,7 +98,7 @@ def learning(run: Run) -> str:
 def baselines(run: Run) -> str:
     """The result beside what an n-gram and compressors need."""
     text = run.validation()
-    corpus = text.corpus or training_corpus(run.model.checkpoint, run.model.path, "the comparison with simple methods")
+    corpus = text.corpus or training_corpus(run.model.checkpoint, run.model.path)
     found = measure_baselines(corpus, text, lambda done, total: None)
     final = run.final
     rows = [("this model", number(final["bits_per_character"]))] if final and final["measured_on"] == "validation" else []
@@ -245,7 +245,7 @@ def units(run: Run) -> str:
 def novelty(run: Run) -> str:
     """Whether samples are copied, and well formed."""
     model = run.model
-    corpus = training_corpus(model.checkpoint, model.path, "the comparison of samples")
+    corpus = training_corpus(model.checkpoint, model.path)
     training = corpus.encoded.symbols(*corpus.splits["train"])
     held_out = run.validation()
     drawn = draw(model.network, model.vocabulary, SamplingParams(0.8), 1, 10, 1000)

@@ -54,7 +54,7 @@ def test_without_the_text_the_rest_of_the_page_is_made(runs, tmp_path):
     (tmp_path / "alone" / "config.yaml").unlink()
     (tmp_path / "alone" / "metrics.jsonl").unlink()
     page = report([open_run(str(tmp_path / "alone"))])
-    assert "not at hand" in page and "There is no log beside this checkpoint." in page and 'id="live"' in page
+    assert "not available" in page and "There is no log beside this checkpoint." in page and 'id="live"' in page
 
 
 @needs_browser

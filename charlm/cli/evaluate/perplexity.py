@@ -74,7 +74,7 @@ def perplexity(
     text = evaluated.text
     corpus = None
     if baselines:
-        corpus = evaluated.corpus or training_corpus(opened.checkpoint, opened.path, "--baselines")
+        corpus = evaluated.corpus or training_corpus(opened.checkpoint, opened.path, "baselines")
         if len(text) > TEXT_CHARACTERS:
             raise UsageError(f"--baselines: the text has {len(text):,} characters; at most {TEXT_CHARACTERS:,} fit into memory")
     model, vocabulary = opened.network, opened.vocabulary

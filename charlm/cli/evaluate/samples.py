@@ -70,7 +70,7 @@ def samples(
     from charlm.sampling import SamplingParams
 
     opened = load(checkpoint, device, engine=engine or "auto")
-    corpus = training_corpus(opened.checkpoint, opened.path, "eval samples")
+    corpus = training_corpus(opened.checkpoint, opened.path)
     training = corpus.encoded.symbols(*corpus.splits["train"])
     heldout = _heldout(opened, file, split)
     record: dict[str, Any] = {"seed": None, "temperature": None, "file": judged}

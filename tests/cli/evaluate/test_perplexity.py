@@ -122,7 +122,7 @@ def test_a_moved_corpus_is_asked_for(charlm, run_folder, desk):
     (desk / "text.txt").rename(desk / "elsewhere.txt")
     done = charlm("eval", "perplexity", run_folder)
     assert done.code == 2
-    assert "not at hand" in done.err and "FILE" in done.err
+    assert "not available" in done.err and "FILE" in done.err
     assert charlm("eval", "perplexity", run_folder, desk / "elsewhere.txt").code == 0
 
 
