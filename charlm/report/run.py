@@ -34,7 +34,7 @@ class Run:
         """The validation text.
 
         Raises:
-            CharlmError: it is not at hand, or too short.
+            CharlmError: it is not available, or too short.
         """
         return read_part(self.model.checkpoint, self.model.path, "validation")
 
