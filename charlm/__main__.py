@@ -32,7 +32,7 @@ def _end_like_ctrl_c() -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_IGN)  # a closing terminal sends several; the first one's cleaning up goes on
+    signal.signal(number, signal.SIG_IGN)  # a closing terminal sends several; the cleanup after the first one continues
     raise KeyboardInterrupt
 
 

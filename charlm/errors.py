@@ -18,7 +18,8 @@ class CharlmError(Exception):
     Args:
         message: what was found and what was expected. With ``parameter``, it begins with the value that was found.
         parameter: the argument that has a wrong value; the text begins with its name.
-        advice: what to do; the text ends with it: ``…; resume it (resume='auto') or use another folder (out='DIR')``.
+        advice: what to do; the text ends with it: ``…; resume it (resume='auto') or use another folder (out='DIR')``. After a
+            message of several lines it is a line of its own.
 
     Attributes:
         exit_code: the status of the process: 2 if the command or the recipe is wrong, else 1.
@@ -44,7 +45,9 @@ class CharlmError(Exception):
             for action, arguments in self.advice.items()
         ]
         *others, last = actions or [""]
-        advice = f"; {', '.join(others)}{' or ' if others else ''}{last}" if last else ""
+        advice = f"{', '.join(others)}{' or ' if others else ''}{last}"
+        if advice:
+            advice = f"\n{advice[0].upper()}{advice[1:]}." if "\n" in self.message else f"; {advice}"
         return f"{argument(self.parameter, None)} {self.message}{advice}" if self.parameter else f"{self.message}{advice}"
 
 

@@ -304,7 +304,7 @@ def numpy_model() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def network() -> Callable[..., Any]:
-    """``network(7, "torch", cell="gru", hidden=8)``: an initialised language model over so many symbols."""
+    """``network(7, "torch", cell="gru", hidden=8)``: an initialised language model over 7 symbols."""
 
     def make(symbols: int, engine: str = "reference", seed: int = 1, **section: Any) -> Any:
         from charlm.config import ModelSection

@@ -12,6 +12,7 @@ import torch
 
 from charlm import bench, cells
 from charlm.bench import Configuration, Shape, Sweep, sweep, timing, work
+from charlm.evaluation.limits import CHUNK
 from charlm.model.engines import ENGINES
 from charlm.model.language_model import count_parameters
 
@@ -30,7 +31,7 @@ class Clock:
         return self.now
 
     def work(self, name: str, *seconds: float) -> Callable[[], float]:
-        """Ten characters per call; calls take so many seconds one after the other, the last for ever."""
+        """Ten characters per call; calls take these seconds in turn, and all later ones the last of them."""
         left = list(seconds)
 
         def run() -> float:
@@ -117,11 +118,11 @@ def test_torch_nn_has_the_same_network(cell: str) -> None:
 @pytest.mark.parametrize("kind", bench.KINDS)
 @pytest.mark.parametrize("engine", [*ENGINES, bench.TORCH_NN])
 def test_all_work_can_be_repeated(kind: str, engine: str) -> None:
-    """Failing would mean that a program cannot go on from its own state, or miscounts its characters."""
+    """Failing would mean that a program cannot continue from its own state, or miscounts its characters."""
     if engine in ENGINES and ENGINES[engine].why_not(bench.section_of("lstm", TINY), CPU):
         pytest.skip("this engine does not run here")
     run = work.build(Configuration(kind, "lstm", engine, "fp32"), TINY, CPU)
-    characters = {"train": TINY.seq_length * TINY.batch, "evaluate": work.CHUNK, "sample": run()}[kind]
+    characters = {"train": TINY.seq_length * TINY.batch, "evaluate": CHUNK, "sample": run()}[kind]
     assert [run(), run(), run()] == [characters] * 3
     assert not torch.is_inference_mode_enabled()
 

@@ -15,7 +15,7 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_all_sections_run_on_a_cpu(tmp_path: Path) -> None:
-    """Failing would mean that whoever has a GPU gets a traceback in place of results."""
+    """Failing would mean that users with a GPU get a traceback instead of results."""
     done = _run("--tiny", "--device", "cpu", "--json", str(tmp_path / "cuda.json"))
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads((tmp_path / "cuda.json").read_text(encoding="utf-8"))

@@ -173,7 +173,7 @@ def test_the_first_candidate_sets_the_number_of_parameters(recipe: str) -> None:
 
 
 def test_lengths_for_equal_time_follow_from_the_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Failing would mean that a schedule ends at another moment than the time does, or moves when a comparison goes on."""
+    """Failing would mean that a schedule ends at another moment than the time does, or moves when a comparison is resumed."""
     monkeypatch.setattr("charlm.comparison.equal.seconds_per_step", lambda candidate, device, seconds: 0.25)
     plans = EqualTime(tmp_path / "new" / "plan.json", 10.0)
     candidate = Candidate("a", "shakespeare")
@@ -181,7 +181,7 @@ def test_lengths_for_equal_time_follow_from_the_speed(tmp_path: Path, monkeypatc
     assert (recipe.train.total_steps, recipe.train.epochs, recipe.train.time) == (40, None, None)
     monkeypatch.setattr("charlm.comparison.equal.seconds_per_step", lambda candidate, device, seconds: 0.5)
     again = EqualTime(tmp_path / "new" / "plan.json", 10.0)
-    assert again.overrides(candidate)[0] == "train.total_steps=40", "a plan that was made stands"
+    assert again.overrides(candidate)[0] == "train.total_steps=40", "a stored plan is kept"
     assert again.overrides(Candidate("b", "shakespeare"))[0] == "train.total_steps=20"
     with pytest.raises(UsageError, match="runs planned for"):
         EqualTime(tmp_path / "new" / "plan.json", 20.0)

@@ -17,6 +17,7 @@ ADVICE = {"resume it": {"resume": "auto"}, "start a new run": {"overwrite": True
     [
         (CharlmError("found x"), "found x", "found x"),
         (UsageError("5: expected 4", parameter="top_k"), "top_k 5: expected 4", "--top-k 5: expected 4"),
+        (CharlmError("found:\n  x", advice={"wait": {}}), "found:\n  x\nWait.", "found:\n  x\nWait."),
         (CharlmError("found x", advice={"wait": {}}), "found x; wait", "found x; wait"),
         (
             CharlmError("found x", advice=ADVICE),

@@ -58,7 +58,7 @@ def _home(name: str) -> str:
 
 
 def test_every_module_has_a_stage() -> None:
-    """If this fails, a new module stands outside the picture: give it a stage here and in docs/architecture.md."""
+    """If this fails, a new module is missing in the order of imports: give it a stage here and in docs/architecture.md."""
     assert {_place(path) for path in MODULES} - ENTRY <= RANK.keys()
 
 

@@ -258,5 +258,5 @@ def test_until_passes_on_what_cannot_become_the_stop(pieces: list[bytes], stop: 
 
 
 def test_until_stops_reading() -> None:
-    """If this fails, a model goes on writing after the stop text: an endless stream must end."""
+    """If this fails, a model continues after the stop text: an endless stream must end."""
     assert b"".join(truncate_at_stop(itertools.cycle([b"x", b"y."]), b".x")) == b"xy"

@@ -61,7 +61,7 @@ def test_a_setting_is_trained_once(search: Any, recipe: str, tmp_path: Path, mon
 
 
 def test_other_settings_are_other_runs(search: Any, recipe: str, tmp_path: Path) -> None:
-    """If this fails, a search answers with the figures of an earlier one."""
+    """If this fails, a search answers with the results of an earlier one."""
     (wide,) = search.candidates([recipe], overrides=["model.hidden=12"])
     (narrow,) = search.candidates([recipe], overrides=["model.hidden=6"])
     search.trained(wide, 3, 1, tmp_path / "runs")

@@ -5,7 +5,7 @@
 
 Every training of a rung is a whole one, its schedule included; the last rung has the recipe's own length. Settings are ranked
 by `best` on the validation part, so hold another part back for the result that you report. The first of all settings (the first
-value of each `--vary`: what the recipe has now) is never dropped, so that each rung shows what a change is worth. Runs lie in
+value of each `--vary`: what the recipe has now) is never dropped, so that each rung shows what a change is worth. Runs are in
 the folder `--out` and are not repeated. (Jamieson & Talwalkar 2016.)
 """
 
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--vary", action="append", default=[], metavar="KEY=V1,V2,…")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--rungs", type=int, default=3)
-    parser.add_argument("--sample", type=int, help="try so many settings, drawn at random, instead of all")
+    parser.add_argument("--sample", type=int, help="try this number of settings, drawn at random, instead of all")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("checkpoints/search"))
     given = parser.parse_args(arguments)

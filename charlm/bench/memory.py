@@ -17,7 +17,7 @@ from charlm.runtime import prepare
 def peak_memory(case: Configuration, shape: Shape, device: torch.device, threads: int) -> int | None:
     """Peak memory of a case, weights included, minus the memory of the same case with a tiny network.
 
-    The tiny network stands for Python, PyTorch and the code of the kernels. On a CPU, resident memory of a new process is
+    The tiny network measures Python, PyTorch and the code of the kernels. On a CPU, resident memory of a new process is
     measured: an old process could reuse freed memory, which would not count. On a GPU, PyTorch's allocations are measured.
 
     Returns:

@@ -162,7 +162,7 @@ def _warnings(rows: Sequence[Row], other_cores: float | None, threads: int) -> l
     if varying:
         warnings.append(
             f"{varying} of {len(rows)} results vary widely (slowest turn below {_VARIES:.0%} of the median); "
-            "repeat on an idle machine, or with more --repetitions"
+            "repeat on an idle machine, or with more repetitions"
         )
     return warnings
 

@@ -111,8 +111,8 @@ class EqualTime:
             stored = _stored_plans(path)
             if stored["seconds"] != seconds:
                 raise UsageError(
-                    f"{path.parent} holds runs planned for {stored['seconds']:.1f} s of training, not for {seconds:.1f} s; "
-                    "start again (overwrite), or choose another folder (out)"
+                    f"{path.parent} holds runs planned for {stored['seconds']:.1f} s of training, not for {seconds:.1f} s",
+                    advice={"start again": {"overwrite": True}, "use another folder": {"out": "DIR"}},
                 )
             self._plans = stored["plans"]
 
@@ -134,7 +134,7 @@ def _stored_plans(path: Path) -> dict[str, Any]:
     except ValueError:
         stored = None
     if not isinstance(stored, dict) or stored.keys() != {"seconds", "plans"}:
-        raise UsageError(f"{path} was not written by charlm; move it, or choose another folder (out)")
+        raise UsageError(f"{path} was not written by charlm", advice={"move it": {}, "use another folder": {"out": "DIR"}})
     return stored
 
 

@@ -43,12 +43,12 @@ def final_record(folder: Path, loaded: LoadedRecipe) -> dict[str, Any] | None:
     try:
         changed = reconcile(stored, portable(loaded.recipe))
     except RecipeError as error:
-        raise RecipeError(f"{folder}: {error}") from None
+        raise RecipeError(f"{folder}: {error.message}", advice=error.advice) from None
     changed = [change for change in changed if not change.startswith(("sample.", "checkpoint."))]
     if changed:
         raise RecipeError(
-            f"{folder} holds a run with other values:\n" + "\n".join(f"  {change}" for change in changed) + "\n"
-            "Restore the old values, start again (overwrite), or choose another folder (out)."
+            f"{folder} holds a run with other values:\n" + "\n".join(f"  {change}" for change in changed),
+            advice={"restore the old values": {}, "start again": {"overwrite": True}, "use another folder": {"out": "DIR"}},
         )
     try:
         lines = (folder / METRICS).read_text(encoding="utf-8").rstrip("\n").split("\n")

@@ -53,8 +53,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, stored: boo
         if (path_of(name_or_path) / LAST).exists():
             config = Path(name_or_path) / CONFIG
             raise RecipeError(
-                f"{name_or_path} is a run's folder, not a text; its recipe is {config}. To resume the run: "
-                f"charlm train {config} --out {name_or_path} --resume auto"
+                f"{name_or_path} is a run's folder, not a text; its recipe is {config}",
+                advice={"to resume the run, train that recipe": {"out": name_or_path, "resume": "auto"}},
             )
         recipe = validate_recipe(apply_overrides({"corpus": name_or_path}, overrides), f"the text {name_or_path}", overrides)
         return LoadedRecipe(recipe_name(name_or_path), recipe, Path.cwd(), of_text=True)

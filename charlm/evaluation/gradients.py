@@ -132,7 +132,7 @@ def gradients(
     Args:
         text: N characters. The positions are spread evenly over it, each with K characters before it.
         distance: K; at most half the text.
-        positions: P; fewer if the text has not so many places.
+        positions: P; fewer if the text is too short for P.
 
     Raises:
         CorpusError: the text has fewer than three characters.

@@ -74,7 +74,7 @@ class Quality:
 
     Attributes:
         characters: of all of them.
-        matches: each one's longest match with the training text.
+        matches: for each sample, its longest match with the training text.
         new: n → share of the n-grams that the training text lacks.
         brackets, environments, python, words: shares that are well formed; see the module.
     """

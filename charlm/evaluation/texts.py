@@ -12,7 +12,7 @@ from charlm.data.encoded import Encoded
 from charlm.data.recorded import open_recorded
 from charlm.data.symbols import Symbols
 from charlm.data.verification import TextMismatchError
-from charlm.errors import CharlmError, CorpusError, UsageError
+from charlm.errors import Advice, CharlmError, CorpusError, UsageError
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,13 @@ def read_part(checkpoint: Checkpoint, path: Path, split: str) -> EvaluationText:
         UsageError: the corpus is not found, or the part has fewer than two characters.
         CorpusError: what is found is another text.
     """
-    corpus = _corpus(checkpoint, path, "name a FILE to evaluate on")
+    corpus = _corpus(checkpoint, path, {"name a FILE to evaluate on": {}})
     start, stop = corpus.splits[split]
     if stop - start < 2:
         scorable = [name for name, (start, stop) in corpus.splits.items() if stop - start >= 2]
         raise UsageError(
             f"the {split} part of {corpus.name} is too short to score ({stop - start} characters, at least 2 are needed)",
-            advice={f"use the {name} part": {"split": name} for name in scorable},
+            advice={f"choose the {name} part": {"split": name} for name in scorable},
         )
     return EvaluationText(corpus.text(split), corpus.name, split, (start, stop), corpus.encoded, corpus)
 
@@ -87,23 +87,24 @@ def training_corpus(checkpoint: Checkpoint, path: Path, parameter: str = "") -> 
 
     Args:
         path: as of :func:`read_part`.
-        parameter: the argument that needs it, such as ``baselines``, for the message.
+        parameter: the argument that asks for the comparison, such as ``baselines``, for the message.
 
     Raises:
         UsageError: it is not found, or is another text.
     """
+    advice: Advice = {"supply it": {}, "leave this argument out": {}} if parameter else {"supply it": {}}
     try:
-        return _corpus(checkpoint, path, "restore it")
+        return _corpus(checkpoint, path, advice)
     except CharlmError as error:
-        subject = "" if parameter else "this "
-        raise UsageError(f"{subject}needs the training text: {error}", parameter=parameter) from None
+        needs = "needs the training text" if parameter else "the comparison needs the training text"
+        raise UsageError(f"{needs}: {error.message}", parameter=parameter, advice=error.advice) from None
 
 
-def _corpus(checkpoint: Checkpoint, path: Path, advice: str) -> Dataset:
+def _corpus(checkpoint: Checkpoint, path: Path, advice: Advice) -> Dataset:
     """Used only if it is the same to the byte."""
     try:
         return open_recorded(checkpoint.recipe, checkpoint.corpus, checkpoint.vocabulary, path)
     except UsageError as error:
-        raise UsageError(f"the text this model was trained on is not available ({error}); {advice}") from None
+        raise UsageError(f"the text this model was trained on is not available ({error})", advice=advice) from None
     except TextMismatchError as error:
-        raise CorpusError(f"{error}; {advice}") from None
+        raise CorpusError(str(error), advice=advice) from None

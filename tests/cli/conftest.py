@@ -67,7 +67,7 @@ def charlm(capfdbinary: pytest.CaptureFixture[bytes]) -> Callable[..., Ended]:
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, english: Callable[..., str]) -> Path:
-    """A current folder of one's own, with ``text.txt`` and ``recipe.yaml``."""
+    """A temporary current folder, with ``text.txt`` and ``recipe.yaml``."""
     (tmp_path / "text.txt").write_text(english(3000), encoding="utf-8")
     (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     monkeypatch.chdir(tmp_path)

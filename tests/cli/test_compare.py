@@ -1,4 +1,4 @@
-"""``charlm compare``: the table, the JSON, and that it goes on where it was stopped."""
+"""``charlm compare``: the table, the JSON, and that a stopped one can be resumed."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_the_table_has_a_row_per_candidate_and_one_picture(charlm: Callable[...,
 def test_a_narrow_terminal_gets_the_table_in_two_halves(
     charlm: Callable[..., Any], desk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Failing would mean that figures are broken over several lines in a common terminal."""
+    """Failing would mean that numbers are broken over several lines in a common terminal."""
     monkeypatch.setattr("charlm.cli.compare.columns", lambda: 80)
     done = charlm("compare", "recipe.yaml", "--cells", "gru,rnn", "--seeds", "2", "--set", "train.total_steps=2")
     lines = [line.rstrip() for line in done.text.splitlines()]

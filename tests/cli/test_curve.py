@@ -60,7 +60,7 @@ def test_a_drawing_has_the_asked_size_and_falls(tmp_path):
 
 
 def test_a_flat_curve_can_be_drawn():
-    """Failing would mean a division by zero where nothing was learnt."""
+    """Failing would mean a division by zero where nothing was learned."""
     assert "1.000" in draw(Curve([(step, 1.0) for step in range(1, 9)], []))
 
 

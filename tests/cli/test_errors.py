@@ -248,7 +248,7 @@ def test_a_mistake_is_explained(charlm, bench, monkeypatch, command, code, words
 
 
 def test_a_ban_of_everything_is_explained(charlm, bench, monkeypatch):
-    """Failing would mean that sampling goes on with characters that were banned."""
+    """Failing would mean that sampling continues with characters that were banned."""
     monkeypatch.chdir(bench)
     done = charlm("sample", "run", "--seed", 1, "--ban", (bench / "text.txt").read_text(encoding="utf-8"))
     assert (done.code, done.out) == (2, b"")

@@ -75,7 +75,7 @@ def test_several_samples_differ_and_json_holds_them_all(charlm, trained):
 
 
 def test_stopping_leaves_the_stop_text_out(charlm, trained):
-    """Failing would mean that --stop goes on, or writes what it stops at."""
+    """Failing would mean that sampling continues after the --stop text, or writes it."""
     whole = charlm("sample", trained / "run", "--seed", 2, "--length", 200).text
     stop = whole[60:62]
     stopped = charlm("sample", trained / "run", "--seed", 2, "--length", 0, "--stop", stop).text
@@ -111,7 +111,7 @@ def test_bytes_come_out_as_they_are(charlm, byte_run):
 
 
 def test_control_characters_are_exact_in_a_pipe_and_visible_on_a_terminal(charlm, trained, monkeypatch, capfdbinary):
-    """Failing would mean that a corpus with escape sequences takes over the terminal of whoever samples."""
+    """Failing would mean that a corpus with escape sequences takes over the terminal of a user who samples."""
     text = "\x1b[31mred\x1b[0m \u202eabc\u202c\n"
     (trained / "escapes.txt").write_text(text * 60, encoding="utf-8")
     (trained / "escapes.yaml").write_text(

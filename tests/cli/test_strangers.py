@@ -135,7 +135,7 @@ def test_validation_files_are_guarded_too(charlm, gift, secret, own_cache, desk)
 
 
 def test_a_resumed_checkpoint_cannot_name_a_validation_file(charlm, desk, secret, own_cache):
-    """If this fails, going on from a stranger's checkpoint copies a private file into the cache."""
+    """If this fails, resuming a stranger's checkpoint copies a private file into the cache."""
     from dataclasses import replace
 
     from charlm import checkpoint

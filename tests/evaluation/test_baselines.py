@@ -90,7 +90,7 @@ def test_probabilities_of_all_symbols_sum_to_one(drawn: tuple[int, list[int], li
 
 
 def test_what_was_never_seen_costs_bits_but_not_infinitely_many() -> None:
-    """If this fails, one <unk> makes the figure infinite, or an unknown character is free."""
+    """If this fails, one <unk> makes the result infinite, or an unknown character is free."""
     train = _array([1, 2, 3, 4] * 50)
     known, _ = ngram_bits(train, _array([1, 2, 3, 4, 1, 2, 3]), 5)
     unknown, _ = ngram_bits(train, _array([1, 2, 3, 0, 1, 2, 3]), 5)
@@ -130,7 +130,7 @@ def test_discounts_are_those_of_chen_and_goodman() -> None:
 
 @pytest.mark.parametrize("name", COMPRESSORS)
 def test_a_compressors_figure_is_what_the_text_adds(name: str, english: Callable[..., str]) -> None:
-    """If this fails, the figure is not that of the text after the training text, or not of the strongest setting."""
+    """If this fails, the result is not that of the text after the training text, or not of the strongest setting."""
     train, text = english(5000).encode(), english(500, seed=8).encode()
     strongest: dict[str, Callable[[bytes], bytes]] = {
         "gzip": lambda data: gzip.compress(data, compresslevel=9),

@@ -37,7 +37,7 @@ def test_without_a_rate_it_is_the_exact_figure(model: Any, text_of: Callable[...
 def test_it_is_gradient_descent_on_what_has_been_scored(
     network: Callable[..., Any], text_of: Callable[..., Any], engine: str
 ) -> None:
-    """If this fails, the figure looks ahead, or the update is another than the one that is documented."""
+    """If this fails, the result depends on later characters, or the update is another than the one that is documented."""
     n, rate = 5, 0.3
     found = dynamic(network(V, engine, hidden=16, layers=2), text_of(PHRASE * 3, V), segment=n, rate=rate)
 

@@ -1,4 +1,4 @@
-"""Perplexity: exact where it says exact, and every figure a sum of nats over a count of characters."""
+"""Perplexity: exact where it says exact, and every result a sum of nats over a count of characters."""
 
 from __future__ import annotations
 
@@ -108,13 +108,13 @@ def test_carried_is_the_textbook_figure(
 
 @pytest.mark.parametrize("section", [{"cell": "gru"}, {"cell": "lstm", "layers": 2}], ids=["gru", "lstm"])
 def test_carried_does_not_depend_on_chunk_or_engine(network: Callable[..., Any], text: Any, section: dict[str, Any]) -> None:
-    """If this fails, an exact figure depends on a memory setting (1e-6 relative)."""
-    figures = [
+    """If this fails, an exact result depends on a memory setting (1e-6 relative)."""
+    results = [
         carried(network(V, engine, hidden=16, **section), text, chunk=chunk).nats
         for engine in ("reference", "torch")
         for chunk in (1, 7, 1000, 1024, 0)
     ]
-    assert max(figures) / min(figures) - 1 < 1e-6
+    assert max(results) / min(results) - 1 < 1e-6
 
 
 def test_the_output_layer_in_blocks_changes_nothing(model: Any, text: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +179,7 @@ def test_reset_and_carried_agree_on_one_window(model: Any, text: Any) -> None:
 def test_segments_score_each_character_but_the_first_once(
     text_of: Callable[..., Any], size: int, pieces: int, warm: int, limit: int | None
 ) -> None:
-    """If this fails, the figure that chooses `best` leaves characters out, or counts some twice."""
+    """If this fails, the loss that chooses `best` leaves characters out, or counts some twice."""
     stub = CountingModel()
     score = segments(stub, text_of(range(size), 500), pieces=pieces, warm=warm, characters=limit)  # type: ignore[arg-type]
     wanted = min(size - 1, limit or size)
@@ -199,7 +199,7 @@ def test_segments_score_each_character_but_the_first_once(
 
 
 def test_one_segment_is_exact(model: Any, text: Any) -> None:
-    """If this fails, the cheap figure differs from the exact one even where it reads everything."""
+    """If this fails, the cheap result differs from the exact one even where it reads everything."""
     exact = carried(model, text).nats
     assert segments(model, text, pieces=1).nats == pytest.approx(exact, rel=1e-6)
     assert segments(model, text, pieces=32, warm=len(text)).nats == pytest.approx(exact, rel=1e-6)
@@ -265,7 +265,7 @@ def test_segments_are_close_to_exact_on_trained_models(
     english: Callable[..., str],
     cell: str,
 ) -> None:
-    """If this fails, the cheap validation is further than 1e-3 nats from the exact figure, and `best` may not be."""
+    """If this fails, the cheap validation is further than 1e-3 nats from the exact one, and `best` may not be."""
     keys = (f"model.cell={cell}", "model.hidden=48", "train.batch=16", "train.seq_length=32", "train.total_steps=150",
             "evaluate.every=1000", "evaluate.characters=500", "data.split=[0.6, 0.4, 0.0]")  # fmt: skip
     for name, text in _three_texts(english).items():
@@ -277,10 +277,10 @@ def test_segments_are_close_to_exact_on_trained_models(
         exact, cheap = carried(model, validation), segments(model, validation)
         assert exact.characters == cheap.characters >= 20_000
         assert abs(exact.nats_per_character - cheap.nats_per_character) < 1e-3, name
-        assert exact.nats_per_character < 3.2, f"{name}: the model has learnt nothing, so this shows nothing"
+        assert exact.nats_per_character < 3.2, f"{name}: the model has learned nothing, so this shows nothing"
 
 
-# -- figures ---------------------------------------------------------------------------------------------------------
+# -- results ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_figure_is_never_a_mean_of_means(text_of: Callable[..., Any], model: Any) -> None:

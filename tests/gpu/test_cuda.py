@@ -88,11 +88,11 @@ def test_checkpoint_moves_cpu_cuda_cpu(recipe: Path, tmp_path: Path, capfd: pyte
             == 0
         )
     capfd.readouterr()
-    figures = []
+    results = []
     for device in ("cpu", "cuda"):
         assert run(["eval", "perplexity", out, "--device", device, "--json"]) == 0
-        figures.append(float(str(record_of(capfd)["nats_per_character"])))
-    assert figures[0] == pytest.approx(figures[1], rel=1e-5)
+        results.append(float(str(record_of(capfd)["nats_per_character"])))
+    assert results[0] == pytest.approx(results[1], rel=1e-5)
 
 
 def test_sampling_on_cuda(recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -59,7 +59,7 @@ def test_it_is_its_equation() -> None:
 
 
 def test_a_long_text_is_read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If this fails, a figure depends on how many steps are computed together."""
+    """If this fails, a result depends on how many steps are computed together."""
     attention = _attention(W=20)
     h = torch.randn(50, 2, 6, generator=torch.Generator().manual_seed(3))
     whole, _ = attention(h, torch.zeros(20, 2, 6))

@@ -217,7 +217,7 @@ def test_cudnn_gets_a_state_that_it_accepts(dtype: torch.dtype) -> None:
 
 
 def test_one_block_holds_the_same_weights() -> None:
-    """Failing would mean that cuDNN finds weights where others lie, or that a gradient is lost on the way."""
+    """Failing would mean that cuDNN reads other weights in their place, or that a gradient is lost on the way."""
     weights = [torch.randn(shape, requires_grad=True) for shape in ((12, 5), (12, 4), (12,), (12,))]
     block = one_block(weights, torch.float64)
     start = block[0].data_ptr()

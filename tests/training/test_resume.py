@@ -318,7 +318,7 @@ def test_a_finished_run_has_nothing_left_to_do(
 
 
 def _killed(begin: Callable[..., Any], corpus: Path, out: Path, *keys: str, after: int) -> None:
-    """Train until so many steps are done, then vanish without saving, as kill -9 would have it."""
+    """Train this number of steps, then end without saving, as after kill -9."""
     trainer = begin(corpus, out, *keys).trainer
     for event in observed(trainer):
         if getattr(event, "step", 0) > after:

@@ -192,7 +192,7 @@ def test_what_is_not_finite_never_reaches_the_optimizer(
 
 
 def test_a_learning_rate_that_is_far_too_large(tmp_path: Path, begin: Callable[..., Any], english_file: Path) -> None:
-    """If this fails, a diverging run goes on with NaN instead of stopping, or saves weights that are not finite."""
+    """If this fails, a diverging run continues with NaN instead of stopping, or saves weights that are not finite."""
     keys = ("model.cell=rnn", "model.nonlinearity=relu", "train.optimizer=sgd", "train.lr=100000", "train.clip=null",
             "train.total_steps=300", "train.schedule=constant", "evaluate.every=1000")  # fmt: skip
     trainer = begin(english_file, tmp_path / "r", *keys).trainer
@@ -343,7 +343,7 @@ def test_without_validation_best_is_last(tmp_path: Path, tiny_run: Callable[...,
 def test_the_final_figure_is_exact(
     tmp_path: Path, tiny_run: Callable[..., Any], recipe_for: Callable[..., Any], english_file: Path
 ) -> None:
-    """If this fails, the figure at a run's end is not that of `best` over the whole validation text, state carried."""
+    """If this fails, the loss at a run's end is not that of `best` over the whole validation text, state carried."""
     from charlm.data.dataset import open_dataset
 
     run = tiny_run(english_file, tmp_path / "r", "model.dropout=0.4")
@@ -401,7 +401,7 @@ def test_the_exact_evaluation_ends_with_the_time(
     trainer.folder.close()
     best = load(tmp_path / "r" / "best.safetensors").model(torch.device("cpu"))
     assert (record["context"], record["characters"], record["validation_length"]) == ("carried", 300, 599)
-    assert record["exact_nats_of_validation_characters"] is None, "the quick ones lie beyond"
+    assert record["exact_nats_of_validation_characters"] is None, "the quick ones are outside"
     expected = carried(best, trainer.dataset.text("validation")[slice(0, 301)]).nats_per_character
     assert record["nats_per_character"] == pytest.approx(expected, rel=1e-9)
 
@@ -500,7 +500,7 @@ def test_a_network_that_cannot_be_sampled_has_diverged(tmp_path: Path, begin: Ca
 
 
 def test_the_record_has_the_promised_keys(tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path) -> None:
-    """If this fails, scripts that read --json break. It must be JSON, and every figure a number."""
+    """If this fails, scripts that read --json break. It must be JSON, and every result a number."""
     record = tiny_run(english_file, tmp_path / "r").record
     promised = {
         "perplexity", "nats_per_character", "bits_per_character", "characters", "unknown_characters",

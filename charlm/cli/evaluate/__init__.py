@@ -15,12 +15,12 @@ from charlm.cli.evaluate.samples import samples
 from charlm.cli.evaluate.surprisal import surprisal
 from charlm.cli.evaluate.units import units
 
-evaluate_app = typer.Typer(help="Ask a trained model: how well does it predict a text?", no_args_is_help=True)
+evaluate_app = typer.Typer(help="Test a trained model: predictions, memory, gates, units, samples.", no_args_is_help=True)
 
 
 @evaluate_app.callback()
 def _group() -> None:
-    """Ask a trained model: how well does it predict a text?"""
+    """Test a trained model: predictions, memory, gates, units, samples."""
 
 
 for question in (perplexity, surprisal, context, influence, gradients, gates, units, probes, samples, attention):

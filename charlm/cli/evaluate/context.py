@@ -36,7 +36,10 @@ def context(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Measure how far back predictions depend on the text: loss with the history cut, shuffled or replaced beyond k."""
+    """Measure how far back predictions use the text.
+
+    Measures the loss with the history cut, shuffled or replaced beyond k characters.
+    """
     from charlm.evaluation.context import context as measure
     from charlm.loaded import load
 

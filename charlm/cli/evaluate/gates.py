@@ -40,7 +40,10 @@ def gates(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Show what the gates do on a text, how many steps each unit remembers, and how much c and h change per step."""
+    """Show how the gates act, and how long each unit remembers.
+
+    Also shows how much c and h change per step.
+    """
     picture = picture_path(png)
 
     import numpy as np

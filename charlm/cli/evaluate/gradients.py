@@ -45,13 +45,16 @@ def gradients(
         str | None,
         typer.Option(help=f"Untrained cells of the checkpoint's size in its place, such as {','.join(cell_names())}."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of their initial weights.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of their initial weights.")] = 1,
     png: PngOption = None,
     engine: EngineOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Measure how a loss's gradient vanishes or explodes on its way back: ‖∂L_t/∂h_{t−k}‖ for each k, and ∂/∂c of an LSTM."""
+    """Measure how far back gradients reach.
+
+    Shows ‖∂L_t/∂h_{t−k}‖ for each k, and ∂/∂c for an LSTM: they vanish or explode on their way back.
+    """
     cells = _cells(cell)
     picture = picture_path(png)
 

@@ -123,7 +123,7 @@ def columns_of(text: str) -> int:
 
 
 def cut(symbols: Sequence[str], width: int = _WIDTH) -> int:
-    """How many of the symbols fit into so many columns."""
+    """How many of the symbols fit into ``width`` columns."""
     used = 0
     for count, symbol in enumerate(symbols):
         used += columns_of(symbol)

@@ -46,7 +46,10 @@ def perplexity(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure perplexity exactly: fp32, every character but the first scored once, sums in float64."""
+    """Measure the exact perplexity of a text.
+
+    Arithmetic is fp32. Every character but the first is scored once; sums are in float64.
+    """
     window = _window(context)
     if dynamic_rate is not None and not dynamic:
         raise UsageError("--dynamic-rate works only with --dynamic")

@@ -36,7 +36,10 @@ def probes(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Test how far back a model remembers: agreement, and closing of quotes, brackets, environments and indentation."""
+    """Test how far back a model remembers.
+
+    Tests agreement, and the closing of quotes, brackets, environments and indentation.
+    """
     if others and file == "-":
         raise UsageError("standard input can be read once only; save it to a file to ask several models")
 

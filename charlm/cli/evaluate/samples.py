@@ -40,7 +40,7 @@ def samples(
     split: SplitOption = None,
     num: Annotated[int | None, typer.Option(min=1, max=10_000, help="How many samples to draw.", show_default="10")] = None,
     length: Annotated[
-        int | None, typer.Option(min=1, max=JUDGED_CHARACTERS, help="Characters of each.", show_default="1000")
+        int | None, typer.Option(min=1, max=JUDGED_CHARACTERS, help="Characters per sample.", show_default="1000")
     ] = None,
     temperature: Annotated[float | None, typer.Option(help="As in charlm sample.", show_default="0.8")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=MAX_SEED, help="Makes it repeatable.", show_default="drawn")] = None,
@@ -51,7 +51,10 @@ def samples(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Test whether samples are copied from the training text and well formed, beside held-out text of the same length."""
+    """Test whether samples are copied, and well formed.
+
+    Compares samples with the training text, beside held-out text of the same length.
+    """
     given = {"--num": num, "--length": length, "--temperature": temperature, "--seed": seed}
     if judged is not None and (also := [flag for flag, value in given.items() if value is not None]):
         raise UsageError(f"{also[0]} is for drawing; --file judges a text that is there")

@@ -34,14 +34,19 @@ def units(
         str | None, typer.Option(metavar="LAYER:INDEX", help="Show this unit over the text instead, such as 0:117.")
     ] = None,
     state: Annotated[
-        str | None, typer.Option(help="Of --unit: h, the output, or c, an LSTM's cell state.", show_default="h")
+        str | None, typer.Option(help="With --unit: h (output) or c (an LSTM's cell state).", show_default="h")
     ] = None,
-    length: Annotated[int | None, typer.Option(min=1, max=10_000, help="Of --unit: characters.", show_default="1000")] = None,
+    length: Annotated[
+        int | None, typer.Option(min=1, max=10_000, help="With --unit: characters to show.", show_default="1000")
+    ] = None,
     engine: EngineOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Show which hidden units track quotes, brackets, indentation, comments, LaTeX and more, each beside its chance level."""
+    """Find the hidden units that track quotes, brackets and more.
+
+    Features are quotes, brackets, indentation, comments, LaTeX and others. Each score is beside its chance level.
+    """
     place = _place(unit) if unit is not None else None
     if place is None and (state is not None or length is not None):
         raise UsageError(f"{'--state' if state is not None else '--length'} belongs to --unit, such as --unit 0:117")

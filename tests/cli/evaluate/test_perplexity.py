@@ -127,7 +127,7 @@ def test_a_moved_corpus_is_asked_for(charlm, run_folder, desk):
 
 
 def test_another_text_of_the_same_name_is_refused(charlm, run_folder, desk):
-    """Failing would mean that a figure is stated for another text than the one it names."""
+    """Failing would mean that a result is given for another text than the one it names."""
     with (desk / "text.txt").open("a", encoding="utf-8") as text:
         text.write("!")
     done = charlm("eval", "perplexity", run_folder)
@@ -190,7 +190,7 @@ def test_dynamic_evaluation_takes_no_chunk(charlm, trained):
 
 
 def test_baselines_are_reported_in_json_and_in_words(charlm, trained):
-    """Failing would mean that a script misses a figure, or that the two outputs differ."""
+    """Failing would mean that a script misses a result, or that the two outputs differ."""
     record = charlm("eval", "perplexity", trained / "run", "--baselines", "--json").record
     found = record["baselines"]
     assert {"ngram", "ngram_order", "gzip", "bz2", "xz", "training_characters"} == found.keys()

@@ -35,7 +35,7 @@ def _places(model: LanguageModel, state: tuple[torch.Tensor, ...]) -> Iterator[t
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_what_is_not_finite_is_not_hidden(case: Callable[..., Any], cell: str, precision: str, wrong: float) -> None:
-    """If this fails, a run that has diverged goes on as if nothing had happened."""
+    """If this fails, a run that has diverged continues as if nothing had happened."""
     one = case(cell, T=4, B=3, H=40, V=35, layers=2, inputs="tied")
     whole = one.model("reference")
     ids, _ = one.batch()
@@ -87,7 +87,7 @@ def test_the_loss_of_logits_of_any_size(size: float, dtype: torch.dtype) -> None
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_targets_that_are_not_scored_teach_nothing(case: Callable[..., Any], precision: str) -> None:
-    """If this fails, padding is learnt."""
+    """If this fails, padding is learned."""
     one = case("gru", layers=2)
     model = one.model("native")
     ids, _ = one.batch()

@@ -23,7 +23,7 @@ def pool() -> Pool:
 
 
 @pytest.fixture
-def spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is given back is overwritten at once with what is not a number, and new memory is full of it."""
     back, take = Pool._back, Pool.take
 
@@ -31,11 +31,11 @@ def spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
         self._lent[id(lent)][1].fill(255)
         back(self, lent)
 
-    def take_spoilt(self: Pool, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    def take_poisoned(self: Pool, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         return take(self, shape, dtype).fill_(torch.nan)
 
     monkeypatch.setattr(Pool, "_back", spoil_and_take_back)
-    monkeypatch.setattr(Pool, "take", take_spoilt)
+    monkeypatch.setattr(Pool, "take", take_poisoned)
 
 
 def test_memory_is_used_again_when_nobody_has_it(pool: Pool) -> None:
@@ -52,7 +52,7 @@ def test_memory_is_used_again_when_nobody_has_it(pool: Pool) -> None:
 
 
 def test_a_view_keeps_its_memory(pool: Pool) -> None:
-    """If this fails, outputs change under the eyes of whoever holds a part of them."""
+    """If this fails, outputs change while a caller still holds a part of them."""
     whole = pool.take((5, 8), torch.float32)
     place = whole.data_ptr()
     views = [whole[2:], whole.view(40)[::2], whole.detach().t(), whole[1].numpy()]
@@ -66,7 +66,7 @@ def test_a_view_keeps_its_memory(pool: Pool) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_memory_begins_at_a_cache_line(pool: Pool, dtype: torch.dtype) -> None:
-    """If this fails, vectors lie across two cache lines."""
+    """If this fails, vectors cross cache lines."""
     tensors = [pool.take(shape, dtype) for shape in [(1,), (3, 5), (7, 1, 33), (1000,)] for _ in range(8)]
     for number, tensor in enumerate(tensors):
         assert tensor.data_ptr() % ALIGNMENT == 0
@@ -90,7 +90,7 @@ def test_steps_of_other_lengths_take_turns(pool: Pool) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_no_result_depends_on_what_memory_held_or_will_hold(
-    case: Callable[..., Any], spoilt: None, cell: str, precision: str
+    case: Callable[..., Any], poisoned: None, cell: str, precision: str
 ) -> None:
     """If this fails, something is read before it is written, or after it was given back."""
     for shape in [{"T": 5, "B": 3, "H": 33, "layers": 2}, {"T": 1, "B": 17, "H": 64, "inputs": "tied"}]:
@@ -104,7 +104,7 @@ def test_no_result_depends_on_what_memory_held_or_will_hold(
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_two_forward_passes_before_a_backward_pass(case: Callable[..., Any], spoilt: None, cell: str) -> None:
+def test_two_forward_passes_before_a_backward_pass(case: Callable[..., Any], poisoned: None, cell: str) -> None:
     """If this fails, the second forward pass overwrites what the first one's backward pass needs."""
     cases = [case(cell, T=6, layers=2, seed=seed) for seed in (1, 2)]
     model = cases[0].model("native")
@@ -125,7 +125,7 @@ def test_two_forward_passes_before_a_backward_pass(case: Callable[..., Any], spo
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("cell", CELLS)
-def test_results_stay_what_they_are(case: Callable[..., Any], spoilt: None, cell: str, precision: str) -> None:
+def test_results_stay_what_they_are(case: Callable[..., Any], poisoned: None, cell: str, precision: str) -> None:
     """If this fails, outputs, states or gradients of one step are overwritten by the next ones."""
     one = case(cell, T=6, layers=2)
     model = one.model("native")

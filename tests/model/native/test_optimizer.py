@@ -65,7 +65,7 @@ def test_it_is_the_same_optimizer(rule: str, clip: float | None) -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_they_can_take_turns(rule: str) -> None:
-    """If this fails, a run that goes on under another engine has lost its moments."""
+    """If this fails, a run that is resumed with another engine has lost its moments."""
     mixed, theirs = _trained(rule, [True, False] * (STEPS // 2)), _trained(rule, [False] * STEPS)
     for name, value in theirs[0].items():
         assert _distance(mixed[0][name], value) < 1e-4, name

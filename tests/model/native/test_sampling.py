@@ -93,7 +93,7 @@ def test_bf16_writes_sensible_text() -> None:
 
 
 def test_weights_that_are_not_numbers_are_named() -> None:
-    """If this fails, a spoilt model brings the process down, or blames the user's options."""
+    """If this fails, a model with NaN ends the process, or blames the user's options."""
     model = _model("lstm")
     with torch.no_grad():
         model.layers[0].weight_hh.fill_(torch.nan)
@@ -105,10 +105,10 @@ def test_scores_that_stop_being_numbers_do_not_crash() -> None:
     """If this fails, a state that overflows while the text is written reads or writes outside its place."""
     model = _model("rnn, three layers")
     logits, state = prefill(model, [4, 9, 1])
-    spoilt = tuple(torch.full_like(part, torch.nan) for part in state)
+    nan_state = tuple(torch.full_like(part, torch.nan) for part in state)
     for params in (SamplingParams(), *SETTINGS[1:]):
         sampler = NativeSampler(
-            model, torch.from_numpy(logits)[None], spoilt, params.temperature, params.top_k, params.top_p, frozenset({0})
+            model, torch.from_numpy(logits)[None], nan_state, params.temperature, params.top_k, params.top_p, frozenset({0})
         )
         drawn = sampler.draw(np.random.default_rng(1).random((50, 1)))
         assert ((drawn > 0) & (drawn < len(LETTERS))).all()

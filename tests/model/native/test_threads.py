@@ -83,7 +83,7 @@ def test_a_whole_network_gives_the_same_bits_every_time(case: Callable[..., Any]
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_threads_wait_for_each_other_at_every_step(case: Callable[..., Any], cell: str) -> None:
-    """If this fails, a thread goes on before the others have finished a step, or all wait for ever."""
+    """If this fails, a thread continues before the others have finished a step, or all wait for ever."""
     one = case(cell, T=100, B=2, H=96, V=20)
     model = one.model("native")
     _use(1)
