@@ -72,8 +72,11 @@ def whole_file(path: Path, *, mode: int | None = None) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename in (temporary, str(temporary)):
+            error.filename = str(path)  # a message with the temporary name would help nobody
+        with suppress(OSError):  # such as a folder that cannot exist
+            temporary.unlink()
         raise
     flush_folder(path.parent)
 

@@ -34,7 +34,7 @@ def export(
     from charlm.loaded import load
 
     opened = load(checkpoint, "cpu")
-    path = path_of(output) if output else Path(f"{opened.path.resolve().parent.name}.html")
+    path = path_of(output) if output is not None else Path(f"{opened.path.resolve().parent.name}.html")
     try:
         written = write_page(opened, path, fp32=fp32)
     except OSError as error:

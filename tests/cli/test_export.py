@@ -22,3 +22,9 @@ def test_a_folder_that_does_not_exist_is_made_and_a_form_that_does_not_is_refuse
     """Failing would mean that a wrong --to writes something."""
     assert charlm("export", trained / "run", "-o", desk / "new" / "page.html").code == 0
     assert charlm("export", trained / "run", "--to", "onnx").code == 2
+
+
+def test_an_empty_name_is_refused(charlm, trained, desk):
+    """Failing would mean that a script with an unset variable writes to a place that it did not name."""
+    done = charlm("export", trained / "run", "-o", "")
+    assert done.code == 2 and "expected a path" in done.err and not (desk / "run.html").exists()

@@ -69,7 +69,8 @@ def test_clipped_steps_are_counted_from_the_log(charlm, trained, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained / "run", run)
     command = ("eval", "gradients", run, trained / "text.txt", "--distance", 5)
-    lines = [{"kind": "step", "step": step, "gradient_norm": 0.5 * step} for step in range(1, 9)]
+    counts = {"characters": 1, "seconds": 1.0}  # every step's line has them
+    lines = [{"kind": "step", "step": step, "gradient_norm": 0.5 * step, **counts} for step in range(1, 9)]
     log = run / "metrics.jsonl"
     log.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     assert charlm(*command, "--json").record["clipping"] == {"clip": 1.0, "steps": 8, "share": 0.75, "largest_norm": 4.0}
