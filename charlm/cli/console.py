@@ -1,4 +1,4 @@
-"""Output on the terminal: the only module that uses Rich.
+"""Output on the terminal: with :mod:`charlm.cli.help`, the only module that uses Rich.
 
 Results go to stdout, progress and notices to stderr. Live drawing and colour only on a terminal (and none where
 ``NO_COLOR`` is set). Control characters in text are made visible on a terminal.

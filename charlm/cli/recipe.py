@@ -13,17 +13,22 @@ import typer
 
 from charlm.cells import entry_of
 from charlm.cli.console import out, table
+from charlm.cli.help import App
 from charlm.files import to_json
 
 if TYPE_CHECKING:
     from charlm.config.keys import Key
 
-recipe_app = typer.Typer(help="Shipped recipes, and the keys of a recipe.", no_args_is_help=True)
+recipe_app = App(help="Shipped recipes, and the keys of a recipe.")
 
 
 @recipe_app.command("list")
 def list_() -> None:
-    """List the shipped recipes and their results."""
+    """List the shipped recipes and their results.
+
+    Examples:
+        charlm recipe list
+    """
     from charlm.config import load_recipe
     from charlm.resources import shipped_files
 
@@ -41,6 +46,9 @@ def show(name: Annotated[str, typer.Argument(help="A shipped recipe's name.")]) 
     """Print a shipped recipe with its comments, as a start for your own.
 
     The reported result is left out. The schema is given by its full path.
+
+    Examples:
+        charlm recipe show shakespeare > mine.yaml
     """
     from charlm.config import find_recipe
 
@@ -62,7 +70,13 @@ def keys(
     prefix: Annotated[str, typer.Argument(help="Only this section (train) or key (train.lr).", show_default="all keys")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line: a list with an object for each key.")] = False,
 ) -> None:
-    """List the keys of a recipe: meaning, allowed values, default."""
+    """List the keys of a recipe: meaning, allowed values, default.
+
+    Examples:
+        charlm recipe keys
+        charlm recipe keys train.lr
+        charlm recipe keys model --json
+    """
     from charlm.config import list_keys
 
     found = list_keys(prefix)
@@ -124,7 +138,11 @@ def _plain(value: Any) -> str:
 
 @recipe_app.command()
 def schema() -> None:
-    """Print the JSON Schema of recipes, for editors that complete and check YAML."""
+    """Print the JSON Schema of recipes, for editors that complete and check YAML.
+
+    Examples:
+        charlm recipe schema > recipe.schema.json
+    """
     from charlm.config import json_schema
 
     out(json.dumps(json_schema(), indent=2, ensure_ascii=False))

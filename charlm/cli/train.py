@@ -55,38 +55,77 @@ def train(
     ],
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as model.hidden=256. Repeatable."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Override a key, such as model.hidden=256. Repeatable.",
+            rich_help_panel="Model and data",
+        ),
     ] = None,
     out_dir: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="DIR", parser=parse_folder, help="The run's folder.", show_default="checkpoints/<recipe>"
+            "--out",
+            metavar="DIR",
+            parser=parse_folder,
+            help="The run's folder.",
+            show_default="checkpoints/<recipe>",
+            rich_help_panel="Run",
         ),
     ] = None,
     resume: Annotated[
-        ResumeChoice, typer.Option(help="Resume the run in this folder: never, if there is one, or else fail.")
+        ResumeChoice,
+        typer.Option(
+            metavar="never|auto|must",
+            help="Resume the run in this folder: never, if there is one, or else fail.",
+            rich_help_panel="Run",
+        ),
     ] = ResumeChoice.never,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Move an earlier run aside and start anew.")] = False,
-    init: Annotated[str | None, typer.Option(help="Take initial weights from this checkpoint.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    seed: Annotated[int | None, typer.Option(min=0, max=MAX_SEED, help="Same as --set train.seed=N.")] = None,
-    max_steps: Annotated[int | None, typer.Option(min=0, max=MAX_STEPS, help="Stop after this many steps in all.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Move an earlier run aside and start anew.", rich_help_panel="Run")
+    ] = False,
+    init: Annotated[
+        str | None,
+        typer.Option(metavar="CHECKPOINT", help="Take initial weights from this checkpoint.", rich_help_panel="Model and data"),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel="Run")] = "auto",
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=MAX_SEED, help="Same as --set train.seed=N.", rich_help_panel="Model and data")
+    ] = None,
+    max_steps: Annotated[
+        int | None, typer.Option(min=0, max=MAX_STEPS, help="Stop after this many steps in all.", rich_help_panel="Run")
+    ] = None,
     max_time: Annotated[
         str | None,
         typer.Option(
             metavar="DURATION",
             help="Stop after 90s, 5m or 1h, the last evaluation included. Plans the length where the recipe gives none.",
+            rich_help_panel="Run",
         ),
     ] = None,
-    log: Annotated[list[LogChoice] | None, typer.Option(help="Write the metrics for this program too. Repeatable.")] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Hash the text even if its files look unchanged.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notices.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The final record as one JSON line, last on stdout.")] = False,
+    log: Annotated[
+        list[LogChoice] | None,
+        typer.Option(
+            metavar="tensorboard", help="Write the metrics for this program too. Repeatable.", rich_help_panel="Output"
+        ),
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Hash the text even if its files look unchanged.", rich_help_panel="Run")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notices.", rich_help_panel="Output")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The final record as one JSON line, last on stdout.", rich_help_panel="Output")
+    ] = False,
 ) -> None:
     """Train a model as a recipe says, or on a text.
 
     A recipe that says only `corpus: FILE` is complete; `charlm train mine.txt` writes it for you.
     Ctrl-C finishes the step, saves, and prints how to resume; pressed twice it stops at once.
+
+    Examples:
+        charlm train quickstart
+        charlm train mine.txt --set model.cell=gru --set model.hidden=128
+        charlm train mine.yaml --max-time 5m --resume auto
     """
     from charlm.config import load_recipe, time_limit
 

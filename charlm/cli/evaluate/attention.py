@@ -17,7 +17,11 @@ def attention(
     top: Annotated[int, typer.Option(min=1, max=MAX_LENGTH, help="Number of positions to show.")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line, with the weights of all positions.")] = False,
 ) -> None:
-    """Show the positions of a text with the highest attention weights at its end."""
+    """Show the positions of a text with the highest attention weights at its end.
+
+    Examples:
+        charlm eval attention mine "The Time Traveller (for so it "
+    """
     given = read_text(text, "TEXT")
 
     from charlm.loaded import load

@@ -37,7 +37,12 @@ def context(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Measure how far back predictions depend on the text: loss with the history cut, shuffled or replaced beyond k."""
+    """Measure how far back predictions depend on the text: loss with the history cut, shuffled or replaced beyond k.
+
+    Examples:
+        charlm eval context shakespeare
+        charlm eval context mine --positions 128 --png context.png
+    """
     from charlm.config import path_of
     from charlm.evaluation.context import context as measure
     from charlm.loaded import load

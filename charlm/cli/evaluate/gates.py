@@ -40,7 +40,12 @@ def gates(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Show what the gates do on a text, how many steps each unit remembers, and how much c and h change per step."""
+    """Show what the gates do on a text, how many steps each unit remembers, and how much c and h change per step.
+
+    Examples:
+        charlm eval gates shakespeare
+        charlm eval gates mine chapter.txt --png gates.png
+    """
     picture = picture_path(png)
 
     import numpy as np

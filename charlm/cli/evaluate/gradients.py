@@ -51,7 +51,12 @@ def gradients(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Measure how a loss's gradient vanishes or explodes on its way back: ‖∂L_t/∂h_{t−k}‖ for each k, and ∂/∂c of an LSTM."""
+    """Measure how a loss's gradient vanishes or explodes on its way back: ‖∂L_t/∂h_{t−k}‖ for each k, and ∂/∂c of an LSTM.
+
+    Examples:
+        charlm eval gradients shakespeare --distance 100
+        charlm eval gradients mine --cell rnn,lstm --png gradients.png
+    """
     cells = _cells(cell)
     picture = picture_path(png)
 

@@ -50,7 +50,12 @@ def influence(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Show which past characters a prediction depends on, by replacing each of them and by gradient × input."""
+    """Show which past characters a prediction depends on, by replacing each of them and by gradient × input.
+
+    Examples:
+        charlm eval influence shakespeare
+        charlm eval influence mine chapter.txt --html influence.html
+    """
     from charlm.config import path_of
     from charlm.evaluation.influence import influence as measure
     from charlm.html.page import check_page_path

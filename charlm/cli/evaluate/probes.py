@@ -36,7 +36,12 @@ def probes(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Test how far back a model remembers: agreement, and closing of quotes, brackets, environments and indentation."""
+    """Test how far back a model remembers: agreement, and closing of quotes, brackets, environments and indentation.
+
+    Examples:
+        charlm eval probes shakespeare
+        charlm eval probes mine-lstm --and mine-gru
+    """
     if others and file == "-":
         raise UsageError("standard input can be read once only; save it to a file to ask several models")
 

@@ -49,7 +49,12 @@ def samples(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Test whether samples are copied from the training text and well formed, beside held-out text of the same length."""
+    """Test whether samples are copied from the training text and well formed, beside held-out text of the same length.
+
+    Examples:
+        charlm eval samples shakespeare --num 20
+        charlm eval samples mine --file samples.txt
+    """
     given = {"--num": num, "--length": length, "--temperature": temperature, "--seed": seed}
     if judged is not None and (also := [flag for flag, value in given.items() if value is not None]):
         raise UsageError(f"{also[0]} is for drawing; --file judges a text that is there")

@@ -64,7 +64,13 @@ def surprisal(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Show how surprising each character of a text is: −log2 of its probability, and what else was likely."""
+    """Show how surprising each character of a text is: −log2 of its probability, and what else was likely.
+
+    Examples:
+        charlm eval surprisal shakespeare --characters 300
+        charlm eval surprisal mine chapter.txt --worst 10
+        charlm eval surprisal mine chapter.txt --html chapter.html
+    """
     if as_json and tsv == "-":
         raise UsageError("--json and --tsv - both write to stdout; give --tsv a file")
     from charlm.cli.evaluate.surprisal_files import LongLists, Page, Sink, Table, check_table_path

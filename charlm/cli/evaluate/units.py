@@ -41,7 +41,12 @@ def units(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Show which hidden units track quotes, brackets, indentation, comments, LaTeX and more, each beside its chance level."""
+    """Show which hidden units track quotes, brackets, indentation, comments, LaTeX and more, each beside its chance level.
+
+    Examples:
+        charlm eval units shakespeare
+        charlm eval units shakespeare --unit 0:117 --length 400
+    """
     place = _place(unit) if unit is not None else None
     if place is None and (state is not None or length is not None):
         raise UsageError(f"{'--state' if state is not None else '--length'} belongs to --unit, such as --unit 0:117")
