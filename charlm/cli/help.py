@@ -70,7 +70,8 @@ def _print_help(command: Any, ctx: Any) -> None:
     panels: dict[str, list[tuple[str, str]]] = {}
     for parameter in parameters:
         if not _is_argument(parameter):
-            panels.setdefault(getattr(parameter, "rich_help_panel", None) or "", []).append((_option(parameter), _help(parameter)))
+            panel = getattr(parameter, "rich_help_panel", None) or ""
+            panels.setdefault(panel, []).append((_option(parameter), _help(parameter)))
     others = panels.pop("", [])
     names = [_argument(p) if p.required else f"[{_argument(p)}]" for p in parameters if _is_argument(p)]
     commands = [

@@ -28,7 +28,7 @@ from charlm.cli.console import (
 )
 from charlm.cli.options import MAX_SEED, MAX_STEPS, ResumeChoice, parse_folder, unknown_note
 from charlm.cli.streams import OutputError, delivery
-from charlm.cli.watch import Watch, stop_on_signals
+from charlm.cli.watch import Watch, sample_label, stop_on_signals
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -260,6 +260,8 @@ def _conclude(
     show = notice if as_json else out
     if not quiet or not as_json:
         for sample in finished.samples:
+            if not quiet:
+                notice(sample_label(sample))
             text = sample.prompt + sample.text
             show(visible(text) if is_terminal(to_stderr=as_json) else text)
         if finished.samples and not quiet:

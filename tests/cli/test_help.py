@@ -31,8 +31,10 @@ GROUPED = ["train", "sample", "compare", "eval perplexity"]
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
 @pytest.mark.parametrize("columns", [80, 120])
-def test_help_fits_and_has_no_types(charlm: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, path: Any, columns: int) -> None:
-    """Failing would mean that help wraps in a common terminal, or shows types such as ``<int range>`` that users cannot read."""
+def test_help_fits_and_has_no_types(
+    charlm: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, path: tuple[str, ...], columns: int
+) -> None:
+    """Failing would mean that help wraps in a common terminal, or shows types such as ``<int range>``."""
     monkeypatch.setenv("COLUMNS", str(columns))
     shown = charlm(*path, "--help")
     assert shown.code == 0
