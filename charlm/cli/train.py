@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from contextlib import closing
 from enum import StrEnum
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from charlm.cells import entry_of
+from charlm.cells import cell_names, entry_of
 from charlm.cli.console import (
     Live,
     duration,
@@ -31,7 +32,7 @@ from charlm.cli.streams import OutputError, delivery
 from charlm.cli.watch import Watch, sample_label, stop_on_signals
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from charlm.config import LoadedRecipe, ReportedSection
     from charlm.training.events import Finished
@@ -50,7 +51,8 @@ def train(
     recipe: Annotated[
         str,
         typer.Argument(
-            help="A shipped recipe (`charlm recipe list`), a YAML file, or a text to train on: a file, a folder or a glob."
+            help="A shipped recipe (`charlm recipe list`), a YAML file, or a text to train on: a file, a folder, a glob, or - "
+            "for standard input."
         ),
     ],
     set_: Annotated[
@@ -61,6 +63,13 @@ def train(
             help="Override a key, such as model.hidden=256. Repeatable.",
             rich_help_panel="Model and data",
         ),
+    ] = None,
+    cell: Annotated[
+        str | None,
+        typer.Option(metavar="|".join(cell_names()), help="Same as --set model.cell=CELL.", rich_help_panel="Model and data"),
+    ] = None,
+    hidden: Annotated[
+        int | None, typer.Option(metavar="UNITS", help="Same as --set model.hidden=UNITS.", rich_help_panel="Model and data")
     ] = None,
     out_dir: Annotated[
         Path | None,
@@ -90,7 +99,7 @@ def train(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel="Run")] = "auto",
     seed: Annotated[
-        int | None, typer.Option(min=0, max=MAX_SEED, help="Same as --set train.seed=N.", rich_help_panel="Model and data")
+        int | None, typer.Option(min=0, max=MAX_SEED, help="Same as --set train.seed=SEED.", rich_help_panel="Model and data")
     ] = None,
     max_steps: Annotated[
         int | None, typer.Option(min=0, max=MAX_STEPS, help="Stop after this many steps in all.", rich_help_panel="Run")
@@ -124,14 +133,14 @@ def train(
 
     Examples:
         charlm train quickstart
-        charlm train mine.txt --set model.cell=gru --set model.hidden=128
+        charlm train mine.txt --cell gru --hidden 128
         charlm train mine.yaml --max-time 5m --resume auto
     """
     from charlm.config import load_recipe, time_limit
 
-    overrides = list(set_ or [])
-    if seed is not None:
-        overrides.append(f"train.seed={seed}")
+    overrides = _overrides(set_ or [], {"model.cell": cell, "model.hidden": hidden, "train.seed": seed})
+    if recipe == "-":
+        recipe = _stored_input(quiet)
     loaded = load_recipe(recipe, overrides)
     started_at = context.obj if isinstance(context.obj, float) else time.monotonic()
     seconds = time_limit(max_time)
@@ -160,7 +169,14 @@ def train(
     trainer = begun.trainer
     if not quiet:
         _introduce(loaded, begun)
-    again = _resume_command(recipe, set_ or [], seed, out_dir, device, log or [])
+    options_again = {
+        "cell": cell,
+        "hidden": hidden,
+        "seed": seed,
+        "out": out_dir,
+        "device": None if device == "auto" else device,
+    }
+    again = _resume_command(recipe, set_ or [], options_again, log or [])
     live = Live(trainer.plan.total_steps, quiet)
     watch = Watch(live)
     with begun, closing(live), stop_on_signals(trainer, live):
@@ -177,15 +193,44 @@ def train(
         raise typer.Exit(130)
 
 
-def _resume_command(
-    recipe: str, overrides: list[str], seed: int | None, out_dir: Path | None, device: str, log: Sequence[str]
-) -> str:
+def _overrides(given: Sequence[str], short_forms: Mapping[str, object]) -> list[str]:
+    """The overrides of ``--set``, and those of the short forms: key → value, or ``None`` where it is not given.
+
+    Raises:
+        UsageError: a key is set in both ways.
+    """
+    from charlm.errors import UsageError
+
+    overrides = list(given)
+    for key, value in short_forms.items():
+        if value is None:
+            continue
+        for override in given:
+            if override.partition("=")[0].strip() == key:
+                option = key.rpartition(".")[2]
+                raise UsageError(f"{value} and --set {override} set the same key; give one of them", parameter=option)
+        overrides.append(f"{key}={value}")
+    return overrides
+
+
+def _stored_input(quiet: bool) -> str:
+    """Keep the text from standard input in a file, since a run reads its text again; the path is the same for the same text."""
+    from charlm.data.stored_texts import store_text
+
+    if sys.stdin.isatty() and not quiet:
+        notice("reading a text from the terminal; Ctrl-D on an empty line ends it")
+    path = store_text(sys.stdin.buffer.read(), "stdin")
+    if not quiet:
+        notice(f"the text from standard input is stored in {path}", wrap=False)
+    return str(path)
+
+
+def _resume_command(recipe: str, overrides: Sequence[str], options: Mapping[str, object], log: Sequence[str]) -> str:
     words = ["charlm", "train", f"./{recipe}" if recipe.startswith("-") else recipe]  # a name, not an option
     for override in overrides:
         words += ["--set", override]
-    words += ["--seed", str(seed)] if seed is not None else []
-    words += ["--out", str(out_dir)] if out_dir is not None else []
-    words += ["--device", device] if device != "auto" else []
+    for name, value in options.items():
+        words += [f"--{name}", str(value)] if value is not None else []
     for name in log:
         words += ["--log", name]
     return shell_words([*words, "--resume", "auto"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shlex
@@ -408,3 +409,48 @@ def test_a_failing_log_is_one_notice(charlm, desk, monkeypatch, quiet):
     assert done.code == 0 and "perplexity" in done.text
     assert " ".join(done.err.split()).count("Failing failed and is not called again: OSError: no space left") == 1
     assert quiet or "--log tensorboard --resume auto" in " ".join(done.err.split())
+
+
+def test_short_forms_are_overrides(charlm, desk):
+    """Failing would mean that --cell and --hidden are stored in another way than --set, or that one silently wins."""
+    few = ["text.txt", "--max-steps", 1, "--json", "--cell", "gru", "--hidden", 6]
+    done = charlm("train", *few)
+    assert done.code == 0, done.err
+    assert "charlm train text.txt --cell gru --hidden 6 --resume auto" in done.err
+    stored = charlm("info", "text", "--json").record["recipe"]["model"]
+    assert (stored["cell"], stored["hidden"]) == ("gru", 6)
+    for option, value, override in (("--cell", "gru", "model.cell=lstm"), ("--hidden", "6", "model.hidden=8")):
+        refused = charlm("train", "text.txt", option, value, "--set", override, "--out", "other")
+        assert refused.code == 2
+        assert f"{option} {value} and --set {override} set the same key" in refused.err
+    wrong = charlm("train", "text.txt", "--cell", "lstn", "--out", "other")
+    assert wrong.code == 2 and "model.cell" in wrong.err
+    assert not (desk / "other").exists()
+
+
+def test_standard_input_is_kept_so_that_a_run_can_be_resumed(charlm, desk, monkeypatch):
+    """Failing would mean that a run on a piped text cannot be resumed, or resumes with another text."""
+    monkeypatch.setenv("CHARLM_DATA", str(desk / "data"))
+
+    def train(text: str, *arguments):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+        return charlm("train", "-", "--hidden", 4, "--json", *arguments)
+
+    text = (desk / "text.txt").read_text(encoding="utf-8")
+    done = train(text, "--max-steps", 1)
+    assert done.code == 0, done.err
+    (stored,) = (desk / "data" / "texts").iterdir()
+    assert stored.read_text(encoding="utf-8") == text
+    assert f"the text from standard input is stored in {stored}" in done.err
+    config = desk / Path(done.record["checkpoint"]).parent / "config.yaml"
+    assert str(stored) in config.read_text(encoding="utf-8")
+    line = next(line for line in done.err.splitlines() if line.startswith("resume with"))
+    resumed = charlm(*shlex.split(line.removeprefix("resume with"))[1:], "--max-steps", 2, "--json")
+    assert (resumed.code, resumed.record["resumed_from"]) == (0, 1), resumed.err
+    piped_again = train(text, "--max-steps", 3, "--resume", "auto")
+    assert (piped_again.code, piped_again.record["resumed_from"]) == (0, 2), piped_again.err
+    other = train(text[::-1], "--max-steps", 1, "--resume", "auto")
+    assert (other.code, other.record["resumed_from"]) == (0, None), other.err
+    assert other.record["checkpoint"] != done.record["checkpoint"]
+    empty = train("")
+    assert empty.code == 2 and "stdin is empty" in empty.err
