@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from charlm.cells import cell_names
+from charlm.cli import completion
 from charlm.cli.console import (
     Live,
     columns,
@@ -49,11 +50,17 @@ class EqualChoice(StrEnum):
 
 
 def compare(
-    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Shipped recipes, YAML files, or texts.")],
+    recipes: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RECIPE...", autocompletion=completion.recipes_and_texts, help="Shipped recipes, YAML files, or texts."
+        ),
+    ],
     cells: Annotated[
         str | None,
         typer.Option(
             metavar="CELLS",
+            autocompletion=completion.cells,
             help=f"Comma-separated: {','.join(cell_names())} or some of them.",
             show_default="each recipe's own",
             rich_help_panel="Candidates",
@@ -63,6 +70,7 @@ def compare(
         list[str] | None,
         typer.Option(
             metavar="KEY=V1,V2,…",
+            autocompletion=completion.overrides,
             help="Try each value, such as model.hidden=64,256,512. Repeatable: all pairs.",
             rich_help_panel="Candidates",
         ),
@@ -108,7 +116,11 @@ def compare(
     set_: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="Override a key for all candidates. Repeatable.", rich_help_panel="Candidates"
+            "--set",
+            metavar="KEY=VALUE",
+            autocompletion=completion.overrides,
+            help="Override a key for all candidates. Repeatable.",
+            rich_help_panel="Candidates",
         ),
     ] = None,
     out_dir: Annotated[

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from charlm.cli import completion
 from charlm.cli.console import download_progress, json_line, notice, out, table, visible_word
 from charlm.cli.help import App
 
@@ -51,7 +52,12 @@ def list_corpora(as_json: Json = False) -> None:
 
 @corpus_app.command()
 def show(
-    corpus: Annotated[str, typer.Argument(metavar="NAME|PATH", help="A card's name, or a file, folder or glob.")],
+    corpus: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|PATH", autocompletion=completion.corpora, help="A card's name, or a file, folder or glob."
+        ),
+    ],
     unit: Annotated[str, typer.Option(help="char or byte, as data.unit of a recipe.")] = "char",
     encoding: Annotated[str, typer.Option(help="As data.encoding of a recipe.")] = "utf-8",
     newlines: Annotated[str, typer.Option(help="unix or keep, as data.newlines of a recipe.")] = "unix",
@@ -88,7 +94,7 @@ def show(
 
 @corpus_app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A card's name.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", autocompletion=completion.corpora, help="A card's name.")],
 ) -> None:
     """Download a text into the cache, verify it, and print its path.
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from charlm.cli import completion
 from charlm.cli.console import out, size
 from charlm.cli.help import App
 from charlm.files import to_json
@@ -72,7 +73,7 @@ def _description(path: Path) -> str:
 
 
 @recipe_app.command()
-def show(name: Annotated[str, typer.Argument(help="A shipped recipe's name.")]) -> None:
+def show(name: Annotated[str, typer.Argument(autocompletion=completion.recipes, help="A shipped recipe's name.")]) -> None:
     """Print a shipped recipe with its comments, as a start for your own.
 
     The reported result is left out. The schema is given by its full path.
@@ -97,7 +98,12 @@ def _as_template(text: str) -> str:
 
 @recipe_app.command()
 def keys(
-    prefix: Annotated[str, typer.Argument(help="Only this section (train) or key (train.lr).", show_default="all keys")] = "",
+    prefix: Annotated[
+        str,
+        typer.Argument(
+            autocompletion=completion.keys, help="Only this section (train) or key (train.lr).", show_default="all keys"
+        ),
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line: a list with an object for each key.")] = False,
 ) -> None:
     """List the keys of a recipe: meaning, allowed values, default.

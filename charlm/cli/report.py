@@ -6,12 +6,16 @@ from typing import Annotated
 
 import typer
 
+from charlm.cli import completion
 from charlm.cli.console import out, progress_bar, size, visible_word
 from charlm.errors import UsageError
 
 
 def report(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs: folders or names. Several are compared.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", autocompletion=completion.runs, help="Runs: folders or names. Several are compared."),
+    ],
     output: Annotated[
         str | None, typer.Option("--output", "-o", help="The file to write.", show_default="report.html in the run's folder")
     ] = None,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from charlm.cli.console import json_line, notice, show_dimmed, table, visible, visible_word
+from charlm.cli.evaluate.arguments import CheckpointArgument
 from charlm.cli.options import MAX_LENGTH, MAX_SEED, Precision, Unknown, read_text
 from charlm.errors import UsageError
 
@@ -33,7 +34,7 @@ _FLUSH_SECONDS = 0.1
 
 
 def sample(
-    checkpoint: Annotated[str, typer.Argument(help="A checkpoint file, a run's folder (best weights), or a run's name.")],
+    checkpoint: CheckpointArgument,
     prompt: Annotated[
         str,
         typer.Option(metavar="TEXT", help="Text to continue; @FILE reads a file, - standard input.", rich_help_panel="Text"),

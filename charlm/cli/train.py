@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from charlm.cells import cell_names, entry_of
+from charlm.cli import completion
 from charlm.cli.console import (
     Live,
     duration,
@@ -51,8 +52,9 @@ def train(
     recipe: Annotated[
         str,
         typer.Argument(
+            autocompletion=completion.recipes_and_texts,
             help="A shipped recipe (`charlm recipe list`), a YAML file, or a text to train on: a file, a folder, a glob, or - "
-            "for standard input."
+            "for standard input.",
         ),
     ],
     set_: Annotated[
@@ -60,13 +62,19 @@ def train(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
+            autocompletion=completion.overrides,
             help="Override a key, such as model.hidden=256. Repeatable.",
             rich_help_panel="Model and data",
         ),
     ] = None,
     cell: Annotated[
         str | None,
-        typer.Option(metavar="|".join(cell_names()), help="Same as --set model.cell=CELL.", rich_help_panel="Model and data"),
+        typer.Option(
+            metavar="|".join(cell_names()),
+            autocompletion=completion.cell,
+            help="Same as --set model.cell=CELL.",
+            rich_help_panel="Model and data",
+        ),
     ] = None,
     hidden: Annotated[
         int | None, typer.Option(metavar="UNITS", help="Same as --set model.hidden=UNITS.", rich_help_panel="Model and data")
@@ -95,7 +103,12 @@ def train(
     ] = False,
     init: Annotated[
         str | None,
-        typer.Option(metavar="CHECKPOINT", help="Take initial weights from this checkpoint.", rich_help_panel="Model and data"),
+        typer.Option(
+            metavar="CHECKPOINT",
+            autocompletion=completion.runs,
+            help="Take initial weights from this checkpoint.",
+            rich_help_panel="Model and data",
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel="Run")] = "auto",
     seed: Annotated[
