@@ -16,6 +16,9 @@ import re
 import stat
 from pathlib import Path
 
+RUNS = Path("checkpoints")
+"""The default folder for runs, in the current folder."""
+
 LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safetensors"
 SCHEDULE_BEST = "best-of-schedule.safetensors"
 METRICS, SAMPLES, CONFIG, PICTURE, LOCK = "metrics.jsonl", "samples.txt", "config.yaml", "learning-curve.png", ".lock"

@@ -8,8 +8,9 @@ old file or the whole new one.
 """
 
 from charlm.checkpoint.contents import FORMAT, Checkpoint, copy_weights
-from charlm.checkpoint.finding import RUNS, find_checkpoint, find_run
+from charlm.checkpoint.finding import find_checkpoint, find_run
 from charlm.checkpoint.reading import describe, load
 from charlm.checkpoint.writing import save
+from charlm.run_files import RUNS
 
 __all__ = ["FORMAT", "RUNS", "Checkpoint", "copy_weights", "describe", "find_checkpoint", "find_run", "load", "save"]

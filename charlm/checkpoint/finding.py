@@ -6,10 +6,7 @@ from pathlib import Path
 
 from charlm.config import is_path, path_of
 from charlm.errors import UsageError
-from charlm.run_files import BEST, LAST, PREVIOUS
-
-RUNS = Path("checkpoints")
-"""The default folder for runs, in the current folder."""
+from charlm.run_files import BEST, LAST, PREVIOUS, RUNS
 
 
 def find_checkpoint(name: str) -> Path:

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from charlm.cli.bench import bench
 from charlm.cli.cache import cache_app
@@ -23,6 +22,7 @@ from charlm.cli.console import complain, notice, shell_words
 from charlm.cli.corpus import corpus_app
 from charlm.cli.evaluate import evaluate_app
 from charlm.cli.export import export
+from charlm.cli.help import App, Group
 from charlm.cli.info import info
 from charlm.cli.init import init
 from charlm.cli.plot import plot
@@ -40,7 +40,7 @@ class _Interrupted(Exception):  # noqa: N818 - not an error
     """Ctrl-C."""
 
 
-class _Commands(TyperGroup):
+class _Commands(Group):
     """Passes Ctrl-C on, which Typer would hide."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -51,12 +51,13 @@ class _Commands(TyperGroup):
             raise _Interrupted from None
 
 
-app = typer.Typer(
+app = App(
     name="charlm",
     cls=_Commands,
-    help="Train a character-level language model on any text, measure its perplexity exactly, sample from it.",
-    epilog="Begin with: charlm train quickstart",
-    no_args_is_help=True,
+    help=(
+        "Train a character-level language model on any text, measure its perplexity exactly, sample from it.\n\n"
+        "Examples:\ncharlm train quickstart\ncharlm sample quickstart\ncharlm train --help"
+    ),
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )

@@ -56,6 +56,10 @@ def bench(
     """Measure the speed of every cell, engine and precision on this machine, and compare it with torch.nn.
 
     The default sizes are those of d2l's experiment. Lists are comma-separated (gru,lstm); their options are repeatable.
+
+    Examples:
+        charlm bench
+        charlm bench --only train --cells gru,lstm --hidden 512
     """
     from charlm.bench import CELLS, KINDS, Shape, Sweep, precisions_on
     from charlm.bench import bench as measure

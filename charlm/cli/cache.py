@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from charlm.cli.console import json_line, notice, out, size, table, visible_word
+from charlm.cli.help import App
 from charlm.errors import UsageError
 
 if TYPE_CHECKING:
     from charlm.data.cache import CacheEntry
 
-cache_app = typer.Typer()
+cache_app = App(no_args_is_help=False)
 
 _SECONDS = {"d": 86400, "h": 3600, "m": 60}
 
@@ -39,6 +40,10 @@ def show(older_than: OlderThan = None, as_json: Json = False) -> None:
     """List the encoded texts, the least recently used first. Nothing is removed.
 
     With --older-than: those that `charlm cache prune` would remove.
+
+    Examples:
+        charlm cache show
+        charlm cache show --older-than 30d
     """
     from charlm.data.cache import encodings, part_size
     from charlm.data.cache_entry import describe
@@ -82,6 +87,9 @@ def prune(older_than: OlderThan = None, as_json: Json = False) -> None:
     """Remove encoded texts. They are encoded again when they are needed; texts and downloads stay.
 
     A training that uses one keeps its data until it ends. `charlm cache show` lists what would be removed.
+
+    Examples:
+        charlm cache prune --older-than 30d
     """
     from charlm.data.cache import encodings, remove_abandoned
     from charlm.data.cache import prune as remove

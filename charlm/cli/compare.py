@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from charlm.cells import cell_names
+from charlm.cli import completion
 from charlm.cli.console import (
     Live,
     columns,
@@ -49,37 +50,78 @@ class EqualChoice(StrEnum):
 
 
 def compare(
-    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Shipped recipes, YAML files, or texts.")],
+    recipes: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RECIPE...", autocompletion=completion.recipes_and_texts, help="Shipped recipes, YAML files, or texts."
+        ),
+    ],
     cells: Annotated[
         str | None,
         typer.Option(
             metavar="CELLS",
+            autocompletion=completion.cells,
             help=f"Comma-separated: {','.join(cell_names())} or some of them.",
             show_default="each recipe's own",
+            rich_help_panel="Candidates",
         ),
     ] = None,
     vary: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=V1,V2,…", help="Try each value, such as model.hidden=64,256,512. Repeatable: all pairs."),
+        typer.Option(
+            metavar="KEY=V1,V2,…",
+            autocompletion=completion.overrides,
+            help="Try each value, such as model.hidden=64,256,512. Repeatable: all pairs.",
+            rich_help_panel="Candidates",
+        ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, max=10_000, help="Runs of each candidate; the first has the recipe's seed.")] = 1,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=10_000,
+            help="Runs of each candidate; the first has the recipe's seed.",
+            rich_help_panel="Candidates",
+        ),
+    ] = 1,
     equal: Annotated[
-        EqualChoice, typer.Option(help="Equal for all candidates: characters read, number of parameters, or training time.")
+        EqualChoice,
+        typer.Option(
+            metavar="WHAT",
+            help="Equal for all candidates: characters (read), parameters, or time (of training).",
+            rich_help_panel="Fairness",
+        ),
     ] = EqualChoice.characters,
     max_time: Annotated[
         str | None,
         typer.Option(
-            metavar="DURATION", help="Training time of each run, with --equal time.", show_default="that of the first run"
+            metavar="DURATION",
+            help="Training time of each run, with --equal time.",
+            show_default="that of the first run",
+            rich_help_panel="Fairness",
         ),
     ] = None,
     to: Annotated[
         float | None,
         typer.Option(
-            min=1, max=1e12, metavar="PERPLEXITY", help="Show the time to this perplexity.", show_default="the worst run's best"
+            min=1,
+            max=1e12,
+            metavar="PERPLEXITY",
+            help="Show the time to this perplexity.",
+            show_default="the worst run's best",
+            rich_help_panel="Output",
         ),
     ] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key for all candidates. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            autocompletion=completion.overrides,
+            help="Override a key for all candidates. Repeatable.",
+            rich_help_panel="Candidates",
+        ),
     ] = None,
     out_dir: Annotated[
         Path | None,
@@ -89,21 +131,33 @@ def compare(
             parser=parse_folder,
             help="Folder of the runs' folders.",
             show_default="checkpoints/compare-<recipes>",
+            rich_help_panel="Run",
         ),
     ] = None,
     resume: Annotated[
         ResumeChoice,
-        typer.Option(help="Keep finished runs and resume unfinished ones: auto (if any exist), never, or must (they exist)."),
+        typer.Option(
+            metavar="never|auto|must",
+            help="Keep finished runs and resume unfinished ones: auto (if any exist), never, or must (they exist).",
+            rich_help_panel="Run",
+        ),
     ] = ResumeChoice.auto,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Move earlier runs aside and start again.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notices.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON line.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Move earlier runs aside and start again.", rich_help_panel="Run")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel="Run")] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notices.", rich_help_panel="Output")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line.", rich_help_panel="Output")] = False,
 ) -> None:
     """Train recipes, cells and settings side by side, and print one table.
 
     Each run is an ordinary run in its own folder. Repeat the command to resume an interrupted comparison; finished runs are
     not trained again.
+
+    Examples:
+        charlm compare time-machine-rnn --cells rnn,gru,lstm
+        charlm compare mine.txt --vary model.hidden=64,256 --seeds 3
+        charlm compare mine.txt --cells gru,lstm --equal time --max-time 2m
     """
     from charlm import comparison
 

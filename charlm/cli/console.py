@@ -1,4 +1,4 @@
-"""Output on the terminal: the only module that uses Rich.
+"""Output on the terminal: with :mod:`charlm.cli.help`, the only module that uses Rich.
 
 Results go to stdout, progress and notices to stderr. Live drawing and colour only on a terminal (and none where
 ``NO_COLOR`` is set). Control characters in text are made visible on a terminal.
@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shlex
 import signal
 import sys
-import textwrap
 import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -68,16 +68,24 @@ def wrapped(text: str, *, start: str = "", indent: int = 0, to_stderr: bool = Tr
     console = _console(to_stderr)
     if not console.is_terminal:
         return start + text
-    wrapper = textwrap.TextWrapper(
-        max(console.width, indent + 20), initial_indent=start, subsequent_indent=" " * indent,
-        replace_whitespace=False, break_long_words=False, break_on_hyphens=False,
-    )  # fmt: skip
-    lines = []
-    for line in text.split("\n"):
-        fits = len(wrapper.initial_indent + line) <= wrapper.width
-        lines.append(wrapper.initial_indent + line if fits else wrapper.fill(line))
-        wrapper.initial_indent = ""
-    return "\n".join(lines)
+    width = max(console.width, indent + 20)
+    return "\n".join(_filled(line, start * (number == 0), indent, width) for number, line in enumerate(text.split("\n")))
+
+
+def _filled(line: str, start: str, indent: int, width: int) -> str:
+    """A line broken between words; widths are those of the terminal: a Chinese character has two columns, an accent none."""
+    from rich.cells import cell_len
+
+    lines: list[str] = []
+    current, is_empty = start, True
+    for word in re.findall(r"\s*\S+|\s+$", line):
+        if not is_empty and cell_len(current + word) > width:
+            lines.append(current)
+            current = " " * indent + word.lstrip()
+        else:
+            current += word
+        is_empty = False
+    return "\n".join([*lines, current])
 
 
 def _fact(name: str, value: str, *, to_stderr: bool = True) -> str:
@@ -340,7 +348,7 @@ def hidden_keys() -> Iterator[None]:
 
 
 class Live:
-    """The training display: a line that is redrawn on a terminal; without a terminal, occasional plain lines.
+    """The training display: a progress line that is redrawn on a terminal; without one, or on a dumb one, plain lines.
 
     Args:
         total: planned steps, or ``None``.
@@ -353,16 +361,16 @@ class Live:
         self._progress = None
         self._task = None
         self._echo: _Echo | None = None
-        self.is_wide = True
-        """Whether a line may be longer than 80 columns."""
-        if not quiet and is_terminal():
+        console = _console(True)
+        self.height = console.height
+        """Lines of the terminal."""
+        self.is_wide = console.width >= 110
+        """Whether there is room for more than 80 columns."""
+        if not quiet and console.is_terminal and not console.is_dumb_terminal:
             from rich.progress import BarColumn, Progress, TextColumn
 
-            console = _console(True)
-            self.is_wide = console.width >= 110
-            bar = [BarColumn(bar_width=24)] if self.is_wide else []
             self._progress = Progress(
-                TextColumn("{task.fields[status]}"), *bar, TextColumn("{task.fields[left]}"),
+                BarColumn(bar_width=24), TextColumn("{task.fields[status]}"), TextColumn("{task.fields[left]}"),
                 console=console, transient=True, refresh_per_second=4,
             )  # fmt: skip
             self._progress.start()
@@ -370,21 +378,23 @@ class Live:
             self._echo.off()
             self._task = self._progress.add_task("", total=total, status="", left="")
 
-    def update(self, done: int, status: str, left: str, total: int | None = None) -> None:
-        """Redraw the line (only on a terminal); ``total`` replaces the planned steps."""
+    def update(self, done: float, status: str, left: str, total: float | None = None) -> None:
+        """Redraw the line (only on a terminal); the bar shows ``done`` of ``total``, by default of the planned steps."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, status=status, left=left, total=total or self._total)
 
-    def say(self, text: str, style: str = "") -> None:
-        """Write a line above the redrawn one."""
+    def say(self, text: str, style: str = "") -> int:
+        """Write lines above the progress line, and return how many."""
         if self._quiet:
-            return
+            return 0
         from rich.text import Text
 
-        if self._progress is not None:
-            self._progress.console.print(Text(wrapped(visible(text)), style=style))
-        else:
-            notice(text)
+        if self._progress is None:
+            notice(visible(text) if is_terminal() else text)
+            return text.count("\n") + 1
+        shown = wrapped(visible(text))
+        self._progress.console.print(Text(shown, style=style))
+        return shown.count("\n") + 1
 
     @property
     def is_drawn(self) -> bool:

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from charlm.cli import completion
 from charlm.cli.console import download_progress, json_line, notice, out, table, visible_word
+from charlm.cli.help import App
 
 if TYPE_CHECKING:
     from charlm.data.cards import Card
     from charlm.data.encoded import Encoded
     from charlm.data.sources import Sources
 
-corpus_app = typer.Typer(no_args_is_help=True, help="Training texts: list, show, download, add and remove your own.")
+corpus_app = App(help="Training texts: list, show, download, add and remove your own.")
 
 _RARE = 10  # occurrences; a rarer character is shown by name, since it may be a mistake in the text
 _NAMED = 60  # maximum number of characters shown by name
@@ -24,7 +26,11 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard 
 
 @corpus_app.command("list")
 def list_corpora(as_json: Json = False) -> None:
-    """List the texts that a recipe can use by name."""
+    """List the texts that a recipe can use by name.
+
+    Examples:
+        charlm corpus list
+    """
     from charlm.data.cards import cards
 
     known = cards()
@@ -46,7 +52,12 @@ def list_corpora(as_json: Json = False) -> None:
 
 @corpus_app.command()
 def show(
-    corpus: Annotated[str, typer.Argument(metavar="NAME|PATH", help="A card's name, or a file, folder or glob.")],
+    corpus: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|PATH", autocompletion=completion.corpora, help="A card's name, or a file, folder or glob."
+        ),
+    ],
     unit: Annotated[str, typer.Option(help="char or byte, as data.unit of a recipe.")] = "char",
     encoding: Annotated[str, typer.Option(help="As data.encoding of a recipe.")] = "utf-8",
     newlines: Annotated[str, typer.Option(help="unix or keep, as data.newlines of a recipe.")] = "unix",
@@ -54,7 +65,12 @@ def show(
     verify: Annotated[bool, typer.Option("--verify", help="Hash the files even if they look unchanged.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show statistics of a text: size, characters, splits, compressed size."""
+    """Show statistics of a text: size, characters, splits, compressed size.
+
+    Examples:
+        charlm corpus show time-machine
+        charlm corpus show mine.txt --unit byte
+    """
     from charlm.data.cards import cards
     from charlm.data.corpora import locate
     from charlm.data.encoding import encode
@@ -78,9 +94,13 @@ def show(
 
 @corpus_app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A card's name.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", autocompletion=completion.corpora, help="A card's name.")],
 ) -> None:
-    """Download a text into the cache, verify it, and print its path."""
+    """Download a text into the cache, verify it, and print its path.
+
+    Examples:
+        charlm corpus fetch shakespeare
+    """
     from charlm.data.corpora import locate
     from charlm.errors import UsageError
 
@@ -105,7 +125,12 @@ def add(
     licence: Annotated[str, typer.Option(help="Terms of use.")] = "unknown",
     force: Annotated[bool, typer.Option("--force", help="Overwrite your card with this name.")] = False,
 ) -> None:
-    """Give your own text a name that recipes can use."""
+    """Give your own text a name that recipes can use.
+
+    Examples:
+        charlm corpus add mine mine.txt
+        charlm corpus add poems poems.txt --description "My poems"
+    """
     from charlm.config import path_of
     from charlm.data.cards import CardExistsError, add_card
     from charlm.errors import UsageError
@@ -123,7 +148,11 @@ def add(
 def remove(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The name that you gave to `charlm corpus add`.")],
 ) -> None:
-    """Remove a name that you added. The text itself stays."""
+    """Remove a name that you added. The text itself stays.
+
+    Examples:
+        charlm corpus remove mine
+    """
     from charlm.data.cards import remove_card
 
     notice(f"removed the corpus {name}; its card was {remove_card(name)}")

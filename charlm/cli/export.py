@@ -27,7 +27,12 @@ def export(
     ] = None,
     fp32: Annotated[bool, typer.Option("--fp32", help="Store weights in fp32: twice the size, probabilities to 1e-5.")] = False,
 ) -> None:
-    """Write a trained model as a web page that runs it: type, see what comes next, let it write."""
+    """Write a trained model as a web page that runs it: type, see what comes next, let it write.
+
+    Examples:
+        charlm export shakespeare --to html
+        charlm export checkpoints/mine -o mine.html --fp32
+    """
     from charlm.config import path_of
     from charlm.errors import UsageError
     from charlm.export.html import write_page

@@ -7,13 +7,19 @@ from typing import Annotated
 import typer
 
 from charlm.cli.console import json_line, out, size, visible_word
+from charlm.cli.evaluate.arguments import CheckpointArgument
 
 
 def info(
-    checkpoint: Annotated[str, typer.Argument(help="A checkpoint file, a run's folder (best weights), or a run's name.")],
+    checkpoint: CheckpointArgument,
     as_json: Annotated[bool, typer.Option("--json", help="All details, as one JSON line.")] = False,
 ) -> None:
-    """Show the content of a checkpoint, without loading its weights."""
+    """Show the content of a checkpoint, without loading its weights.
+
+    Examples:
+        charlm info shakespeare
+        charlm info checkpoints/mine/last.safetensors --json
+    """
     from charlm.loaded import info
     from charlm.yaml_text import dump_yaml
 

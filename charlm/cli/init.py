@@ -20,6 +20,10 @@ def init(
     """Print a commented recipe for a text, with the values that `charlm train TEXT` would choose.
 
     Save it, change it, train it: `charlm init mine.txt > mine.yaml`, then `charlm train mine.yaml`.
+
+    Examples:
+        charlm init mine.txt > mine.yaml
+        charlm init mine.txt --set model.cell=gru > gru.yaml
     """
     from charlm.training.starter import starting_recipe
 

@@ -37,6 +37,10 @@ def plot(
     """Draw the learning curves of runs in one plot, and mark the best validation of each.
 
     The loss has a logarithmic axis. For one run, the training loss is drawn too; a picture (--png) shows it for all runs.
+
+    Examples:
+        charlm plot shakespeare
+        charlm plot mine-gru mine-lstm --x seconds --png curves.png
     """
     from charlm.cli.curve import draw_runs, read_curve, write_runs_png
 

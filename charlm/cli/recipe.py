@@ -6,41 +6,80 @@ import json
 import re
 import textwrap
 from dataclasses import asdict
+from itertools import takewhile
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from charlm.cells import entry_of
-from charlm.cli.console import out, table
+from charlm.cli import completion
+from charlm.cli.console import out, size
+from charlm.cli.help import App
 from charlm.files import to_json
 
 if TYPE_CHECKING:
-    from charlm.config.keys import Key
+    from pathlib import Path
 
-recipe_app = typer.Typer(help="Shipped recipes, and the keys of a recipe.", no_args_is_help=True)
+    from charlm.config.keys import Key
+    from charlm.data.cards import Card
+
+recipe_app = App(help="Shipped recipes, and the keys of a recipe.")
 
 
 @recipe_app.command("list")
 def list_() -> None:
-    """List the shipped recipes and their results."""
+    """List the shipped recipes: minutes, size of the text, result, description.
+
+    Examples:
+        charlm recipe list
+    """
     from charlm.config import load_recipe
+    from charlm.data.cards import cards
     from charlm.resources import shipped_files
 
-    rows = []
-    for name in shipped_files("configs"):
+    known, files = cards(), shipped_files("configs")
+    width = max(map(len, files))
+    columns = min(get_terminal_size().columns, 100)
+    out(f"{'recipe':<{width}}  minutes     text  result")
+    for name, path in files.items():
         recipe = load_recipe(name).recipe
-        model, reported = recipe.model, recipe.reported
-        result = f"{reported.metric.replace('_', ' ')} {reported.value:g}" if reported else ""
-        rows.append((name, recipe.corpus, f"{model.layers} × {entry_of(model).label} {model.hidden}", result))
-    table(None, ["recipe", "corpus", "model", "result"], rows)
+        reported = recipe.reported
+        minutes = "" if reported is None or reported.minutes is None else _minutes(reported.minutes)
+        result = f"{_metric(reported.metric)} {reported.value:g}" if reported else ""
+        out(f"{name:<{width}}  {minutes:>7}  {_text_size(known[recipe.corpus]):>7}  {result}")
+        out(_filled("    ", _description(path), 4, columns))
+    out("\nminutes: of the whole run, on two cores")
+
+
+def _minutes(minutes: float) -> str:
+    return f"{minutes:.0f}" if minutes >= 10 else f"{minutes:.1f}" if minutes >= 0.1 else "< 0.1"
+
+
+def _metric(metric: str) -> str:
+    return metric.removesuffix("_per_character").replace("_", " ")
+
+
+def _text_size(card: Card) -> str:
+    """The size of a card's text; a text of this machine has none before it is read."""
+    count = card.bytes if card.text is None else len(card.text.encode())
+    return "–" if count is None else size(count)
+
+
+def _description(path: Path) -> str:
+    """The first sentence of a recipe's first comment."""
+    lines = path.read_text(encoding="utf-8").splitlines()[1:]
+    comment = " ".join(line.removeprefix("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
+    return re.split(r"(?<=\.) ", comment, maxsplit=1)[0]
 
 
 @recipe_app.command()
-def show(name: Annotated[str, typer.Argument(help="A shipped recipe's name.")]) -> None:
+def show(name: Annotated[str, typer.Argument(autocompletion=completion.recipes, help="A shipped recipe's name.")]) -> None:
     """Print a shipped recipe with its comments, as a start for your own.
 
     The reported result is left out. The schema is given by its full path.
+
+    Examples:
+        charlm recipe show shakespeare > mine.yaml
     """
     from charlm.config import find_recipe
 
@@ -59,10 +98,21 @@ def _as_template(text: str) -> str:
 
 @recipe_app.command()
 def keys(
-    prefix: Annotated[str, typer.Argument(help="Only this section (train) or key (train.lr).", show_default="all keys")] = "",
+    prefix: Annotated[
+        str,
+        typer.Argument(
+            autocompletion=completion.keys, help="Only this section (train) or key (train.lr).", show_default="all keys"
+        ),
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line: a list with an object for each key.")] = False,
 ) -> None:
-    """List the keys of a recipe: meaning, allowed values, default."""
+    """List the keys of a recipe: meaning, allowed values, default.
+
+    Examples:
+        charlm recipe keys
+        charlm recipe keys train.lr
+        charlm recipe keys model --json
+    """
     from charlm.config import list_keys
 
     found = list_keys(prefix)
@@ -124,7 +174,11 @@ def _plain(value: Any) -> str:
 
 @recipe_app.command()
 def schema() -> None:
-    """Print the JSON Schema of recipes, for editors that complete and check YAML."""
+    """Print the JSON Schema of recipes, for editors that complete and check YAML.
+
+    Examples:
+        charlm recipe schema > recipe.schema.json
+    """
     from charlm.config import json_schema
 
     out(json.dumps(json_schema(), indent=2, ensure_ascii=False))

@@ -6,17 +6,26 @@ from typing import Annotated
 
 import typer
 
+from charlm.cli import completion
 from charlm.cli.console import out, progress_bar, size, visible_word
 from charlm.errors import UsageError
 
 
 def report(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs: folders or names. Several are compared.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", autocompletion=completion.runs, help="Runs: folders or names. Several are compared."),
+    ],
     output: Annotated[
         str | None, typer.Option("--output", "-o", help="The file to write.", show_default="report.html in the run's folder")
     ] = None,
 ) -> None:
-    """Write one web page about a run: curves, samples, surprisal, gradients, gates, and the model itself to try."""
+    """Write one web page about a run: curves, samples, surprisal, gradients, gates, and the model itself to try.
+
+    Examples:
+        charlm report shakespeare
+        charlm report mine-rnn mine-lstm -o report.html
+    """
     from charlm.config import path_of
     from charlm.html.page import check_page_path, page_file
     from charlm.report.page import report as make

@@ -13,12 +13,13 @@ import typer
 
 from charlm.cells import entry_of
 from charlm.cli.console import columns, json_line, notice, out, shell_words, size, table, visible_word
+from charlm.cli.help import App
 from charlm.errors import RunFolderError, UsageError
 
 if TYPE_CHECKING:
     from charlm.training.runs import RunSummary
 
-runs_app = typer.Typer()
+runs_app = App(no_args_is_help=False)
 
 _WIDE = 110  # columns, for all facts about a run
 
@@ -43,6 +44,10 @@ def list_(
 
     A stopped run can be resumed with `charlm train … --resume auto`; one with weights only cannot. Of a damaged run, the
     newest checkpoint is unreadable.
+
+    Examples:
+        charlm runs list
+        charlm runs list experiments --json
     """
     from charlm.checkpoint import RUNS
     from charlm.config import path_of
@@ -146,6 +151,10 @@ def rm(
     """Remove runs: the files that charlm wrote, and the folder if nothing else is in it.
 
     Other files stay, and so does a config.yaml that you edited. A run in training is refused.
+
+    Examples:
+        charlm runs rm mine
+        charlm runs rm --old
     """
     from charlm.training.lock import is_locked
     from charlm.training.runs import disk_size, own_names, remove_run

@@ -14,6 +14,7 @@ import typer
 
 from charlm.cli.console import json_line, notice, table, visible_word
 from charlm.cli.drawn import show_pieces, write_pieces
+from charlm.cli.evaluate.arguments import CheckpointArgument
 from charlm.cli.options import MAX_LENGTH, MAX_SEED, Precision, Unknown, read_text, unescaped
 from charlm.errors import UsageError
 
@@ -30,33 +31,74 @@ _JSON_CHARACTERS = 100_000_000
 
 
 def sample(
-    checkpoint: Annotated[str, typer.Argument(help="A checkpoint file, a run's folder (best weights), or a run's name.")],
-    prompt: Annotated[str, typer.Option(help="Text to continue; @FILE reads a file, - standard input.")] = "",
-    escape: Annotated[bool, typer.Option("--escape", help=r"Read \n, \t and \\ in --prompt as newline, tab and \.")] = False,
-    length: Annotated[int, typer.Option(min=0, max=MAX_LENGTH, help="New characters; 0: until stopped.")] = 500,
+    checkpoint: CheckpointArgument,
+    prompt: Annotated[
+        str,
+        typer.Option(metavar="TEXT", help="Text to continue; @FILE reads a file, - standard input.", rich_help_panel="Text"),
+    ] = "",
+    escape: Annotated[
+        bool,
+        typer.Option("--escape", help=r"Read \n, \t and \\ in --prompt as newline, tab and \.", rich_help_panel="Text"),
+    ] = False,
+    length: Annotated[
+        int, typer.Option(min=0, max=MAX_LENGTH, help="New characters; 0: until stopped.", rich_help_panel="Text")
+    ] = 500,
     temperature: Annotated[
         float | None,
         typer.Option(
-            help="Below 1: safer; above 1: more random; 0: always the most likely.", show_default="0.8; 1 for --probabilities"
+            help="Below 1: safer; above 1: more random; 0: always the most likely.",
+            show_default="0.8; 1 for --probabilities",
+            rich_help_panel="Drawing",
         ),
     ] = None,
-    top_k: Annotated[int, typer.Option(min=0, max=MAX_LENGTH, help="Draw only from the K most likely characters; 0: all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Draw only from the most likely characters that together reach P.")] = 1.0,
-    num: Annotated[int, typer.Option(min=1, max=1_000_000_000, help="Number of samples.")] = 1,
-    seed: Annotated[int | None, typer.Option(min=0, max=MAX_SEED, help="Same seed, same text.", show_default="drawn")] = None,
-    stop: Annotated[str, typer.Option(help="Stop before this text.")] = "",
-    ban: Annotated[str, typer.Option(metavar="CHARACTERS", help="Characters that are never drawn.")] = "",
-    unknown: Annotated[Unknown, typer.Option(help="Treatment of prompt characters outside the vocabulary.")] = Unknown.error,
+    top_k: Annotated[
+        int,
+        typer.Option(
+            min=0, max=MAX_LENGTH, help="Draw only from the K most likely characters; 0: all.", rich_help_panel="Drawing"
+        ),
+    ] = 0,
+    top_p: Annotated[
+        float, typer.Option(help="Draw only from the most likely characters that together reach P.", rich_help_panel="Drawing")
+    ] = 1.0,
+    num: Annotated[int, typer.Option(min=1, max=1_000_000_000, help="Number of samples.", rich_help_panel="Text")] = 1,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, max=MAX_SEED, help="Same seed, same text.", show_default="drawn", rich_help_panel="Drawing"),
+    ] = None,
+    stop: Annotated[str, typer.Option(metavar="TEXT", help="Stop before this text.", rich_help_panel="Text")] = "",
+    ban: Annotated[
+        str, typer.Option(metavar="CHARACTERS", help="Characters that are never drawn.", rich_help_panel="Drawing")
+    ] = "",
+    unknown: Annotated[
+        Unknown,
+        typer.Option(
+            metavar="error|skip|map", help="Treatment of prompt characters outside the vocabulary.", rich_help_panel="Text"
+        ),
+    ] = Unknown.error,
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="List the most likely next characters instead of drawing.")
+        bool,
+        typer.Option(
+            "--probabilities", help="List the most likely next characters instead of drawing.", rich_help_panel="Output"
+        ),
     ] = False,
     precision: Annotated[
-        Precision, typer.Option(help="bf16 is faster on CPUs that support it, and gives another text.")
+        Precision,
+        typer.Option(
+            metavar="fp32|bf16",
+            help="bf16 is faster on CPUs that support it, and gives another text.",
+            rich_help_panel="Computation",
+        ),
     ] = Precision.fp32,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON line instead of text.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel="Computation")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line instead of text.", rich_help_panel="Output")] = False,
 ) -> None:
-    """Generate text. Only new characters are written to stdout, exactly as drawn; a terminal also shows the prompt."""
+    """Generate text. Only new characters are written to stdout, exactly as drawn; a terminal also shows the prompt.
+
+    Examples:
+        charlm sample shakespeare --prompt "ROMEO:" --temperature 0.7
+        charlm sample checkpoints/mine --num 3 --length 200 --seed 1
+        charlm sample shakespeare --prompt "To be, or " --probabilities
+    """
     text = unescaped(read_text(prompt)) if escape else read_text(prompt)
     from charlm.data.vocabulary import utf8_bytes
 

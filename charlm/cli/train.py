@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from contextlib import closing
 from enum import StrEnum
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from charlm.cells import entry_of
+from charlm.cells import cell_names, entry_of
+from charlm.cli import completion
 from charlm.cli.console import (
     Live,
     duration,
@@ -28,12 +30,12 @@ from charlm.cli.console import (
 )
 from charlm.cli.options import MAX_SEED, MAX_STEPS, ResumeChoice, parse_folder, unknown_note
 from charlm.cli.streams import OutputError, delivery
-from charlm.cli.watch import Watch, stop_on_signals
+from charlm.cli.watch import Watch, sample_label, stop_on_signals
 from charlm.errors import UsageError
 from charlm.run_files import PICTURE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from charlm.config import LoadedRecipe, ReportedSection
     from charlm.training.events import Finished
@@ -52,49 +54,108 @@ def train(
     recipe: Annotated[
         str,
         typer.Argument(
-            help="A shipped recipe (`charlm recipe list`), a YAML file, or a text to train on: a file, a folder or a glob."
+            autocompletion=completion.recipes_and_texts,
+            help="A shipped recipe (`charlm recipe list`), a YAML file, or a text to train on: a file, a folder, a glob, or - "
+            "for standard input.",
         ),
     ],
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as model.hidden=256. Repeatable."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            autocompletion=completion.overrides,
+            help="Override a key, such as model.hidden=256. Repeatable.",
+            rich_help_panel="Model and data",
+        ),
+    ] = None,
+    cell: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(cell_names()),
+            autocompletion=completion.cell,
+            help="Same as --set model.cell=CELL.",
+            rich_help_panel="Model and data",
+        ),
+    ] = None,
+    hidden: Annotated[
+        int | None, typer.Option(metavar="UNITS", help="Same as --set model.hidden=UNITS.", rich_help_panel="Model and data")
     ] = None,
     out_dir: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="DIR", parser=parse_folder, help="The run's folder.", show_default="checkpoints/<recipe>"
+            "--out",
+            metavar="DIR",
+            parser=parse_folder,
+            help="The run's folder.",
+            show_default="checkpoints/<recipe>",
+            rich_help_panel="Run",
         ),
     ] = None,
     resume: Annotated[
-        ResumeChoice, typer.Option(help="Resume the run in this folder: never, if there is one, or else fail.")
+        ResumeChoice,
+        typer.Option(
+            metavar="never|auto|must",
+            help="Resume the run in this folder: never, if there is one, or else fail.",
+            rich_help_panel="Run",
+        ),
     ] = ResumeChoice.never,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Move an earlier run aside and start anew.")] = False,
-    init: Annotated[str | None, typer.Option(help="Take initial weights from this checkpoint.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    seed: Annotated[int | None, typer.Option(min=0, max=MAX_SEED, help="Same as --set train.seed=N.")] = None,
-    max_steps: Annotated[int | None, typer.Option(min=0, max=MAX_STEPS, help="Stop after this many steps in all.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Move an earlier run aside and start anew.", rich_help_panel="Run")
+    ] = False,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHECKPOINT",
+            autocompletion=completion.runs,
+            help="Take initial weights from this checkpoint.",
+            rich_help_panel="Model and data",
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel="Run")] = "auto",
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=MAX_SEED, help="Same as --set train.seed=SEED.", rich_help_panel="Model and data")
+    ] = None,
+    max_steps: Annotated[
+        int | None, typer.Option(min=0, max=MAX_STEPS, help="Stop after this many steps in all.", rich_help_panel="Run")
+    ] = None,
     max_time: Annotated[
         str | None,
         typer.Option(
             metavar="DURATION",
             help="Stop after 90s, 5m or 1h, the last evaluation included. Plans the length where the recipe gives none.",
+            rich_help_panel="Run",
         ),
     ] = None,
-    log: Annotated[list[LogChoice] | None, typer.Option(help="Write the metrics for this program too. Repeatable.")] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Hash the text even if its files look unchanged.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notices.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The final record as one JSON line, last on stdout.")] = False,
+    log: Annotated[
+        list[LogChoice] | None,
+        typer.Option(
+            metavar="tensorboard", help="Write the metrics for this program too. Repeatable.", rich_help_panel="Output"
+        ),
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Hash the text even if its files look unchanged.", rich_help_panel="Run")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notices.", rich_help_panel="Output")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The final record as one JSON line, last on stdout.", rich_help_panel="Output")
+    ] = False,
 ) -> None:
     """Train a model as a recipe says, or on a text.
 
     A recipe that says only `corpus: FILE` is complete; `charlm train mine.txt` writes it for you.
     Ctrl-C finishes the step, saves, and prints how to resume; pressed twice it stops at once.
+
+    Examples:
+        charlm train quickstart
+        charlm train mine.txt --cell gru --hidden 128
+        charlm train mine.yaml --max-time 5m --resume auto
     """
     from charlm.config import load_recipe, time_limit
 
-    overrides = list(set_ or [])
-    if seed is not None:
-        overrides.append(f"train.seed={seed}")
+    overrides = _overrides(set_ or [], {"model.cell": cell, "model.hidden": hidden, "train.seed": seed})
+    if recipe == "-":
+        recipe = _stored_input(quiet)
     loaded = load_recipe(recipe, overrides)
     started_at = context.obj if isinstance(context.obj, float) else time.monotonic()
     seconds = time_limit(max_time)
@@ -123,7 +184,14 @@ def train(
     trainer = begun.trainer
     if not quiet:
         _introduce(loaded, begun)
-    again = _resume_command(recipe, set_ or [], seed, out_dir, device, log or [])
+    options_again = {
+        "cell": cell,
+        "hidden": hidden,
+        "seed": seed,
+        "out": out_dir,
+        "device": None if device == "auto" else device,
+    }
+    again = _resume_command(recipe, set_ or [], options_again, log or [])
     live = Live(trainer.plan.total_steps, quiet)
     watch = Watch(live)
     with begun, closing(live), stop_on_signals(trainer, live):
@@ -140,15 +208,44 @@ def train(
         raise typer.Exit(130)
 
 
-def _resume_command(
-    recipe: str, overrides: list[str], seed: int | None, out_dir: Path | None, device: str, log: Sequence[str]
-) -> str:
+def _overrides(given: Sequence[str], short_forms: Mapping[str, object]) -> list[str]:
+    """The overrides of ``--set``, and those of the short forms: key → value, or ``None`` where it is not given.
+
+    Raises:
+        UsageError: a key is set in both ways.
+    """
+    from charlm.errors import UsageError
+
+    overrides = list(given)
+    for key, value in short_forms.items():
+        if value is None:
+            continue
+        for override in given:
+            if override.partition("=")[0].strip() == key:
+                option = key.rpartition(".")[2]
+                raise UsageError(f"{value} and --set {override} set the same key; give one of them", parameter=option)
+        overrides.append(f"{key}={value}")
+    return overrides
+
+
+def _stored_input(quiet: bool) -> str:
+    """Keep the text from standard input in a file, since a run reads its text again; the path is the same for the same text."""
+    from charlm.data.stored_texts import store_text
+
+    if sys.stdin.isatty() and not quiet:
+        notice("reading a text from the terminal; Ctrl-D on an empty line ends it")
+    path = store_text(sys.stdin.buffer.read(), "stdin")
+    if not quiet:
+        notice(f"the text from standard input is stored in {path}", wrap=False)
+    return str(path)
+
+
+def _resume_command(recipe: str, overrides: Sequence[str], options: Mapping[str, object], log: Sequence[str]) -> str:
     words = ["charlm", "train", f"./{recipe}" if recipe.startswith("-") else recipe]  # a name, not an option
     for override in overrides:
         words += ["--set", override]
-    words += ["--seed", str(seed)] if seed is not None else []
-    words += ["--out", str(out_dir)] if out_dir is not None else []
-    words += ["--device", device] if device != "auto" else []
+    for name, value in options.items():
+        words += [f"--{name}", str(value)] if value is not None else []
     for name in log:
         words += ["--log", name]
     return shell_words([*words, "--resume", "auto"])
@@ -223,6 +320,8 @@ def _conclude(
     show = notice if as_json else out
     if not quiet or not as_json:
         for sample in finished.samples:
+            if not quiet:
+                notice(sample_label(sample))
             text = sample.prompt + sample.text
             show(visible(text) if is_terminal(to_stderr=as_json) else text)
         if finished.samples and not quiet:

@@ -78,6 +78,10 @@ def write(
     """Write with a model: prompt after prompt, with live settings. /help lists the commands.
 
     In a pipe each line of standard input is a prompt or a command, and stdout is the drawn text, exactly.
+
+    Examples:
+        charlm write shakespeare
+        charlm write mine --temperature 0.7 --length 300
     """
     from charlm.loaded import load
     from charlm.writing import Session, Settings

@@ -63,6 +63,8 @@ class ReportedSection(Section):
     """The metric of the result."""
     value: Annotated[float, Field(ge=1e-6, le=1e12)]
     """Its value."""
+    minutes: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    """How long the whole run took, in minutes. Unset: unknown."""
     note: str = ""
     """Machine, protocol, results to compare with."""
 

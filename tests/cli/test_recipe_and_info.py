@@ -15,12 +15,17 @@ from charlm.config.keys import PLANNED
 from charlm.resources import shipped_files
 
 
-def test_every_recipe_is_listed_with_its_result(charlm: Callable[..., Any]) -> None:
-    """Failing would mean that a shipped recipe is not listed, or without its result."""
+def test_every_recipe_is_listed_with_its_result(charlm: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failing would mean that a shipped recipe is not listed whole at 80 columns, or without result, time or description."""
+    monkeypatch.setenv("COLUMNS", "80")
     lines = charlm("recipe", "list").text.splitlines()
+    assert max(map(len, lines)) <= 80
     for name in shipped_files("configs"):
-        (row,) = [line for line in lines if line.split()[:1] == [name]]
-        assert any(word in row for word in ("perplexity", "nats", "bits"))
+        (number,) = [number for number, line in enumerate(lines) if line.split()[:1] == [name]]
+        assert any(word in lines[number] for word in ("perplexity", "nats", "bits"))
+        minutes = lines[number].removeprefix(name).removeprefix(" " * 2).replace("< ", "").split()[0]
+        assert float(minutes) > 0
+        assert lines[number + 1].startswith("    ") and len(lines[number + 1]) > 20
 
 
 @pytest.mark.parametrize("name", sorted(shipped_files("configs")))

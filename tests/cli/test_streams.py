@@ -239,3 +239,20 @@ def test_prompts_with_windows_line_ends_read_as_the_corpus_was(charlm: Any, trai
     windows = charlm("sample", trained / "run", "--prompt", f"@{tmp_path / 'prompt.txt'}", *options)
     assert windows.code == 0, windows.err
     assert windows.out == charlm("sample", trained / "run", "--prompt", "the king\nthe queen", *options).out
+
+
+def test_lines_break_by_the_columns_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failing would mean that Chinese text is twice as wide as the terminal, or that accents break lines too early."""
+    from rich.cells import cell_len
+
+    from charlm.cli import console
+
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    wide, accents = "汉字汉字 " * 20, "e\u0301e\u0301e\u0301 " * 20
+    for text in (wide, accents):
+        lines = console.wrapped(text.rstrip(), start="name  ", indent=6).split("\n")
+        assert max(map(cell_len, lines)) <= 40
+        assert min(map(cell_len, lines[:-1])) > 28
+        assert lines[1].startswith(" " * 6) and not lines[1].startswith(" " * 7)
+    assert console.wrapped("x" * 60, start="error: ") == "error: " + "x" * 60

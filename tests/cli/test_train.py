@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shlex
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -67,7 +69,7 @@ def test_results_go_to_stdout_and_all_else_to_stderr(charlm, desk):
     """Failing would mean that a pipe gets progress, or that a terminal shows no result."""
     done = charlm("train", "recipe.yaml", "--out", "run")
     assert done.text.splitlines()[-1].startswith("validation perplexity ")
-    for word in ("vocabulary", "step 5", "evaluate"):
+    for word in ("vocabulary", "perplexity     char/s", "evaluate"):
         assert word in done.err
         assert word not in done.text
 
@@ -193,37 +195,87 @@ def test_numbers_as_yaml_1_2_writes_them(charlm, desk, argument):
 
 @pytest.mark.parametrize("terminal_columns", [80, 120])
 def test_lines_of_the_live_display_fit_the_terminal(terminal_columns):
-    """Failing would mean that evaluations wrap and that numbers are cut off in a common terminal."""
-    from charlm.cli.watch import evaluation_line, status_line
+    """Failing would mean that rows wrap and that the progress line is cut off in a common terminal."""
+    from charlm.cli.watch import TABLE, status_line, table_row
     from charlm.training.events import Evaluated, RunStarted, StepDone
     from charlm.training.plan import Limits
 
     wide = terminal_columns >= 110
     started = RunStarted(None, 100_000, Limits(started_at=0.0, max_seconds=1e9), 32 * 64)
-    status, left = status_line(StepDone(12_345, 17.25, 1.2345, 2e-3, 0.5, 25_282_560, 205.0, 123_456.0), started, wide)
-    assert len(f"{status} {left}") <= terminal_columns
-    for characters, of in ((50_000, 499_579), (200_000, 1_100_000), (599, 599)):
-        event = Evaluated(12_345, 17.25, 1.2345, None, None, 1.2345, True, True, characters, of, 205.0)
-        line = evaluation_line(event, 1.2345, wide)
-        assert len(line) <= terminal_columns
+    step = StepDone(12_345, 17.25, 1.2345, 2e-3, 0.5, 25_282_560, 205.0, 1_123_456.0)
+    bar = 24
+    assert bar + len(f" {status_line(step, started, wide)} 59 min 59 s left (limit)") <= terminal_columns
+    ends = [sum(width + 2 for _, width in TABLE[: index + 1]) - 2 for index in range(len(TABLE))]
+    for best in (True, False):
+        event = Evaluated(1_012_345, 117.25, 1.2345, None, None, 1.2345, best, True, 50_000, 499_579, 20_500.0)
+        row = table_row(event, step)
+        assert len(row) <= 79
+        assert [row[: end].split()[-1].strip("*") for end in ends] == [
+            "1,012,345", "117.25", "1.2345", "1.2345", "1.781", "3.437", "1,123,456", "5:41:40",
+        ]  # fmt: skip
+        assert ("1.2345*" in row) is best
 
 
 def test_the_time_left_is_that_to_the_earlier_end():
     """Failing would mean that a run with a limit promises minutes that it does not have."""
-    from charlm.cli.watch import status_line
+    from charlm.cli.watch import End, Pauses, time_left
     from charlm.training.events import RunStarted, StepDone
     from charlm.training.plan import Limits
 
-    def left(seconds: float | None, steps: int | None, max_steps: int | None = None) -> str:
+    def left(seconds: float | None, steps: int | None, max_steps: int | None = None) -> End | None:
         started = RunStarted(None, steps, Limits(time.monotonic(), max_steps, seconds), characters_per_step=10)
-        return status_line(StepDone(10, 1.0, 1.0, 1.0, 1.0, 100, 10.0, 10.0), started, False)[1]
+        end = time_left(StepDone(10, 1.0, 1.0, 1.0, 1.0, 100, 10.0, 10.0), started, Pauses())
+        return end and End(round(end.seconds), end.is_limit)
 
-    assert left(None, 110) == "1 min 40 s left"
-    assert left(1000, 110) == "1 min 40 s left"
-    assert left(60, 110) == "1 min 00 s left (limit)"
-    assert left(60, None) == "1 min 00 s left (limit)"
-    assert left(None, 110, max_steps=30) == "20 s left"
-    assert left(None, None) == ""
+    assert left(None, 110) == End(100, False)
+    assert left(1000, 110) == End(100, False)
+    assert left(60, 110) == End(60, True)
+    assert left(60, None) == End(60, True)
+    assert left(None, 110, max_steps=30) == End(20, False)
+    assert left(None, None) is None
+
+
+def test_the_time_left_includes_validations_and_the_end():
+    """Failing would mean that the time left ignores minutes of validation and stays at zero while the end is measured."""
+    from charlm.cli.watch import Pauses, time_left
+    from charlm.training.events import Evaluated, RunStarted, Sampled, Saved, StepDone
+    from charlm.training.plan import Limits
+
+    pauses, started = Pauses(), RunStarted(None, 30, Limits(0.0), characters_per_step=10)
+    pauses.note(started, 100.0)
+    for step in range(1, 11):
+        pauses.note(StepDone(step, 1.0, 1.0, 1.0, 1.0, 10 * step, 1.0 * step, 10.0), 100.0 + step)
+    pauses.note(Sampled(10, 1.0, "", "text"), 112.0)
+    pauses.note(Evaluated(10, 1.0, 1.0, None, None, 1.0, True, True, 50, 201, 16.0), 116.0)
+    pauses.note(Saved(10), 117.0)
+    assert pauses.per_step == (2 + 4 + 1) / 10
+    assert pauses.end == 3 * 4 * 201 / 50
+    end = time_left(StepDone(10, 1.0, 1.0, 1.0, 1.0, 100, 10.0, 10.0), started, pauses)
+    assert end is not None and abs(end.seconds - (20 * 1.7 + pauses.end)) < 1e-9
+
+
+def test_the_header_comes_again_when_it_has_left_the_screen(monkeypatch):
+    """Failing would mean that after an hour nobody can tell the columns apart, or that each row has a header."""
+    from charlm.cli.watch import Watch
+    from charlm.training.events import Evaluated
+
+    class Screen:
+        is_wide, is_drawn, height = False, True, 24
+
+        def __init__(self) -> None:
+            self.lines: list[str] = []
+
+        def say(self, text: str, style: str = "") -> int:
+            self.lines.append(text)
+            return 1
+
+    screen = Screen()
+    watch = Watch(screen)
+    for step in range(50):
+        watch(Evaluated(step, 1.0, 1.0, None, None, 1.0, False, True, 10, 20, 1.0))
+    headers = [number for number, line in enumerate(screen.lines) if "perplexity" in line]
+    assert len(headers) == 3 and headers[0] == 1
+    assert max(second - first for first, second in pairwise(headers)) <= 23
 
 
 def test_the_summary_says_which_weights_and_which_characters(charlm, desk):
@@ -231,7 +283,9 @@ def test_the_summary_says_which_weights_and_which_characters(charlm, desk):
     keys = ["--set", "evaluate.characters=50", "--set", "evaluate.warm=10"]
     done = charlm("train", "recipe.yaml", "--out", "run", "--max-steps", 7, *keys)
     lines = [line for line in done.err.splitlines() if line.strip()]
-    assert any("step 5: " in line and "on 50 of 149 chars" in line for line in lines)
+    assert "validation on 50 of 149 characters, in nats per character; * best so far" in lines
+    header = next(number for number, line in enumerate(lines) if line.split()[:2] == ["step", "epoch"])
+    assert lines[header + 1].split()[0] == "5" and "*" in lines[header + 1]
     assert "stopped       max steps at step 7, epoch" in done.err and "; 20 planned" in done.err
     assert "best weights  step 7; the schedule's best, step 5, is kept" in done.err
     assert "exact: fp32, state carried, all 149 characters" in done.err
@@ -355,3 +409,48 @@ def test_a_failing_log_is_one_notice(charlm, desk, monkeypatch, quiet):
     assert done.code == 0 and "perplexity" in done.text
     assert " ".join(done.err.split()).count("Failing failed and is not called again: OSError: no space left") == 1
     assert quiet or "--log tensorboard --resume auto" in " ".join(done.err.split())
+
+
+def test_short_forms_are_overrides(charlm, desk):
+    """Failing would mean that --cell and --hidden are stored in another way than --set, or that one silently wins."""
+    few = ["text.txt", "--max-steps", 1, "--json", "--cell", "gru", "--hidden", 6]
+    done = charlm("train", *few)
+    assert done.code == 0, done.err
+    assert "charlm train text.txt --cell gru --hidden 6 --resume auto" in done.err
+    stored = charlm("info", "text", "--json").record["recipe"]["model"]
+    assert (stored["cell"], stored["hidden"]) == ("gru", 6)
+    for option, value, override in (("--cell", "gru", "model.cell=lstm"), ("--hidden", "6", "model.hidden=8")):
+        refused = charlm("train", "text.txt", option, value, "--set", override, "--out", "other")
+        assert refused.code == 2
+        assert f"{option} {value} and --set {override} set the same key" in refused.err
+    wrong = charlm("train", "text.txt", "--cell", "lstn", "--out", "other")
+    assert wrong.code == 2 and "model.cell" in wrong.err
+    assert not (desk / "other").exists()
+
+
+def test_standard_input_is_kept_so_that_a_run_can_be_resumed(charlm, desk, monkeypatch):
+    """Failing would mean that a run on a piped text cannot be resumed, or resumes with another text."""
+    monkeypatch.setenv("CHARLM_DATA", str(desk / "data"))
+
+    def train(text: str, *arguments):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+        return charlm("train", "-", "--hidden", 4, "--json", *arguments)
+
+    text = (desk / "text.txt").read_text(encoding="utf-8")
+    done = train(text, "--max-steps", 1)
+    assert done.code == 0, done.err
+    (stored,) = (desk / "data" / "texts").iterdir()
+    assert stored.read_text(encoding="utf-8") == text
+    assert f"the text from standard input is stored in {stored}" in done.err
+    config = desk / Path(done.record["checkpoint"]).parent / "config.yaml"
+    assert str(stored) in config.read_text(encoding="utf-8")
+    line = next(line for line in done.err.splitlines() if line.startswith("resume with"))
+    resumed = charlm(*shlex.split(line.removeprefix("resume with"))[1:], "--max-steps", 2, "--json")
+    assert (resumed.code, resumed.record["resumed_from"]) == (0, 1), resumed.err
+    piped_again = train(text, "--max-steps", 3, "--resume", "auto")
+    assert (piped_again.code, piped_again.record["resumed_from"]) == (0, 2), piped_again.err
+    other = train(text[::-1], "--max-steps", 1, "--resume", "auto")
+    assert (other.code, other.record["resumed_from"]) == (0, None), other.err
+    assert other.record["checkpoint"] != done.record["checkpoint"]
+    empty = train("")
+    assert empty.code == 2 and "stdin is empty" in empty.err

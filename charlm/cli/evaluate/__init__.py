@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import typer
-
 from charlm.cli.evaluate.attention import attention
 from charlm.cli.evaluate.context import context
 from charlm.cli.evaluate.gates import gates
@@ -14,13 +12,9 @@ from charlm.cli.evaluate.probes import probes
 from charlm.cli.evaluate.samples import samples
 from charlm.cli.evaluate.surprisal import surprisal
 from charlm.cli.evaluate.units import units
+from charlm.cli.help import App
 
-evaluate_app = typer.Typer(help="Test a trained model: predictions, memory, gates, units, samples.", no_args_is_help=True)
-
-
-@evaluate_app.callback()
-def _group() -> None:
-    """Test a trained model: predictions, memory, gates, units, samples."""
+evaluate_app = App(help="Test a trained model: predictions, memory, gates, units, samples.")
 
 
 for question in (perplexity, surprisal, context, influence, gradients, gates, units, probes, samples, attention):

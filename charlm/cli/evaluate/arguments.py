@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from charlm.cli import completion
 from charlm.cli.options import Split
 from charlm.errors import UsageError
 
@@ -13,11 +14,14 @@ if TYPE_CHECKING:
     from charlm.evaluation.texts import EvaluationText
     from charlm.loaded import Model
 
-CheckpointArgument = Annotated[str, typer.Argument(help="A checkpoint's file, a run's folder (its best), or a run's name.")]
+CheckpointArgument = Annotated[
+    str, typer.Argument(autocompletion=completion.runs, help="A checkpoint's file, a run's folder (its best), or a run's name.")
+]
 FileArgument = Annotated[str | None, typer.Argument(help="A text, or - for standard input. Omitted: the recipe's corpus.")]
 SplitOption = Annotated[
-    Split | None, typer.Option(help="Which part of the recipe's corpus.", show_default="validation")
-]  # fmt: skip
+    Split | None,
+    typer.Option(metavar="train|validation|test", help="Which part of the recipe's corpus.", show_default="validation"),
+]
 EngineOption = Annotated[str | None, typer.Option(help="native, torch or reference.", show_default="the fastest here")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON line.")]

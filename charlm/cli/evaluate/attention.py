@@ -20,6 +20,9 @@ def attention(
     """Show the positions with the highest attention weights.
 
     The weights are those at the end of a text.
+
+    Examples:
+        charlm eval attention mine "The Time Traveller (for so it "
     """
     given = read_text(text, "TEXT")
 

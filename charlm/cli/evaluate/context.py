@@ -39,6 +39,10 @@ def context(
     """Measure how far back predictions use the text.
 
     Measures the loss with the history cut, shuffled or replaced beyond k characters.
+
+    Examples:
+        charlm eval context shakespeare
+        charlm eval context mine --positions 128 --png context.png
     """
     from charlm.evaluation.context import context as measure
     from charlm.loaded import load

@@ -43,6 +43,10 @@ def gates(
     """Show how the gates act, and how long each unit remembers.
 
     Also shows how much c and h change per step.
+
+    Examples:
+        charlm eval gates shakespeare
+        charlm eval gates mine chapter.txt --png gates.png
     """
     picture = picture_path(png)
 

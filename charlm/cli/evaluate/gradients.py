@@ -54,6 +54,10 @@ def gradients(
     """Measure how far back gradients reach.
 
     Shows ‖∂L_t/∂h_{t−k}‖ for each k, and ∂/∂c for an LSTM: they vanish or explode on their way back.
+
+    Examples:
+        charlm eval gradients shakespeare --distance 100
+        charlm eval gradients mine --cell rnn,lstm --png gradients.png
     """
     cells = _cells(cell)
     picture = picture_path(png)

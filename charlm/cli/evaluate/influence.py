@@ -53,6 +53,10 @@ def influence(
     """Show which past characters a prediction depends on.
 
     Replaces each of them by other characters, and computes gradient × input.
+
+    Examples:
+        charlm eval influence shakespeare
+        charlm eval influence mine chapter.txt --html influence.html
     """
     from charlm.config import path_of
     from charlm.evaluation.influence import influence as measure

@@ -29,26 +29,55 @@ def perplexity(
     file: FileArgument = None,
     split: SplitOption = None,
     context: Annotated[
-        str, typer.Option(help="carried: one stream from the first to the last character; reset:N: windows of N.")
+        str,
+        typer.Option(
+            metavar="carried|reset:N",
+            help="carried: one stream from the first to the last character; reset:N: windows of N.",
+            rich_help_panel="Measurement",
+        ),
     ] = "carried",
     dynamic: Annotated[
-        bool, typer.Option("--dynamic", help="Train a copy of the model on the scored text while evaluating.")
+        bool,
+        typer.Option(
+            "--dynamic", help="Train a copy of the model on the scored text while evaluating.", rich_help_panel="Measurement"
+        ),
     ] = False,
     dynamic_rate: Annotated[
         float | None,
-        typer.Option(min=0, max=1000, help="Learning rate of --dynamic.", show_default="0.1, one step per 32 characters"),
+        typer.Option(
+            min=0,
+            max=1000,
+            help="Learning rate of --dynamic.",
+            show_default="0.1, one step per 32 characters",
+            rich_help_panel="Measurement",
+        ),
     ] = None,
-    chunk: Annotated[int, typer.Option(min=0, max=MAX_LENGTH, help="Characters per call; 0: all. Affects only speed.")] = CHUNK,
+    chunk: Annotated[
+        int,
+        typer.Option(
+            min=0, max=MAX_LENGTH, help="Characters per call; 0: all. Affects only speed.", rich_help_panel="Computation"
+        ),
+    ] = CHUNK,
     engine: EngineOption = None,
     device: DeviceOption = "auto",
     baselines: Annotated[
-        bool, typer.Option("--baselines", help="Also measure an n-gram, gzip, bz2 and xz after the same training text.")
+        bool,
+        typer.Option(
+            "--baselines",
+            help="Also measure an n-gram, gzip, bz2 and xz after the same training text.",
+            rich_help_panel="Measurement",
+        ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure the exact perplexity of a text.
 
     Arithmetic is fp32. Every character but the first is scored once; sums are in float64.
+
+    Examples:
+        charlm eval perplexity shakespeare
+        charlm eval perplexity shakespeare --split test --baselines
+        charlm eval perplexity mine other.txt --json
     """
     window = _window(context)
     if dynamic_rate is not None and not dynamic:

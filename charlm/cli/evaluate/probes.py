@@ -39,6 +39,10 @@ def probes(
     """Test how far back a model remembers.
 
     Tests agreement, and the closing of quotes, brackets, environments and indentation.
+
+    Examples:
+        charlm eval probes shakespeare
+        charlm eval probes mine-lstm --and mine-gru
     """
     if others and file == "-":
         raise UsageError("standard input can be read once only; save it to a file to ask several models")

@@ -54,6 +54,10 @@ def samples(
     """Test whether samples are copied, and well formed.
 
     Compares samples with the training text, beside held-out text of the same length.
+
+    Examples:
+        charlm eval samples shakespeare --num 20
+        charlm eval samples mine --file samples.txt
     """
     given = {"--num": num, "--length": length, "--temperature": temperature, "--seed": seed}
     if judged is not None and (also := [flag for flag, value in given.items() if value is not None]):

@@ -67,6 +67,11 @@ def surprisal(
     """Show how surprising each character is, and what was likelier.
 
     Surprisal is −log2 of a character's probability, in bits.
+
+    Examples:
+        charlm eval surprisal shakespeare --characters 300
+        charlm eval surprisal mine chapter.txt --worst 10
+        charlm eval surprisal mine chapter.txt --html chapter.html
     """
     if as_json and tsv == "-":
         raise UsageError("--json and --tsv - both write to stdout; give --tsv a file")

@@ -46,6 +46,10 @@ def units(
     """Find the hidden units that track quotes, brackets and more.
 
     Features are quotes, brackets, indentation, comments, LaTeX and others. Each score is beside its chance level.
+
+    Examples:
+        charlm eval units shakespeare
+        charlm eval units shakespeare --unit 0:117 --length 400
     """
     place = _place(unit) if unit is not None else None
     if place is None and (state is not None or length is not None):
