@@ -18,6 +18,7 @@ import typer
 from charlm.cli.bench import bench
 from charlm.cli.cache import cache_app
 from charlm.cli.compare import compare
+from charlm.cli.completion import join_assignment
 from charlm.cli.console import complain, notice, shell_words
 from charlm.cli.corpus import corpus_app
 from charlm.cli.evaluate import evaluate_app
@@ -105,6 +106,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given or bool(os.environ.get("CHARLM_DEBUG"))
     given = [argument for argument in given if argument != "--debug"]
+    if os.environ.get("_CHARLM_COMPLETE") == "complete_bash":
+        join_assignment(os.environ)
     try:
         code = _outcome(given, debug)
     except OutputError as error:

@@ -6,7 +6,8 @@ Each function receives the word that is being typed and returns whole words. Whe
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from charlm.resources import shipped_files, shipped_folder
 from charlm.run_files import CONFIG, RUNS, is_checkpoint
 
 _TEXTS = (".yaml", ".yml", ".txt")
+_KEY = "_CHARLM_COMPLETE_KEY"  # environment variable: the key whose value is completed
 
 
 def recipes(incomplete: str) -> list[str]:
@@ -63,13 +65,41 @@ def keys(incomplete: str) -> list[tuple[str, str]]:
 
 
 def overrides(incomplete: str) -> list[tuple[str, str]]:
-    """``KEY=VALUE``: first the keys, then the values of a key that has few."""
+    """``KEY=VALUE``: first the keys, then the values of a key that has few.
+
+    A single key comes with its values, so that a shell adds no space after ``=``.
+    """
+    if (split_key := os.environ.get(_KEY)) is not None:
+        return _assigned(split_key, incomplete)
     key, equals, value = incomplete.partition("=")
     if not equals:
-        return [(f"{name}=", meaning) for name, meaning in keys(incomplete)]
+        found = [(f"{name}=", meaning) for name, meaning in keys(incomplete)]
+        key = found[0][0][:-1] if len(found) == 1 else ""
+        return found + [(f"{key}={one}", meaning) for one, meaning in _assigned(key, "")]
+    return [(f"{key}={one}", meaning) for one, meaning in _assigned(key, value)]
+
+
+def join_assignment(environment: MutableMapping[str, str]) -> None:
+    """Prepare the words of a command line from bash, which splits ``KEY=VALUE`` into three words and completes the last.
+
+    Only VALUE stays in the words, as the value of ``--set`` or ``--vary``; :func:`overrides` finds KEY in the environment.
+    """
+    words = environment.get("COMP_WORDS", "").split("\n")
+    last = min(int(environment.get("COMP_CWORD", "0")), len(words) - 1)
+    equals = last if words[last] == "=" else last - 1
+    if equals < 2 or words[equals] != "=" or words[equals - 2] not in ("--set", "--vary"):
+        return
+    environment[_KEY] = words[equals - 1]
+    value = words[last] if last > equals else ""
+    environment["COMP_WORDS"] = "\n".join([*words[: equals - 1], value])
+    environment["COMP_CWORD"] = str(equals - 1)
+
+
+def _assigned(key: str, incomplete: str) -> list[tuple[str, str]]:
+    """The values of a key."""
     if key == "corpus":
-        return [(f"corpus={name}", description) for name, description in corpora(value)]
-    return [(f"{key}={one}", "") for one in _starting(value, _values(_schema().get(key, {})))]
+        return corpora(incomplete)
+    return [(value, "") for value in _starting(incomplete, _values(_schema().get(key, {})))]
 
 
 def _schema() -> dict[str, dict[str, Any]]:
@@ -93,7 +123,9 @@ def _values(entry: dict[str, Any]) -> list[str]:
         found += form.get("enum", [form["const"]] if "const" in form else [])
         found += ["true", "false"] if form.get("type") == "boolean" else []
     default = entry.get("default")
-    return found or ([json.dumps(default)] if isinstance(default, int | float) else [])
+    if found or default in (None, "") or isinstance(default, list):
+        return found
+    return [default if isinstance(default, str) else json.dumps(default)]
 
 
 def _meaning(entry: dict[str, Any]) -> str:

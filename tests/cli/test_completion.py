@@ -17,7 +17,9 @@ from charlm.config import apply_overrides, field_names
 def test_keys_and_values_are_those_of_the_schema() -> None:
     """Failing would mean that Tab offers a key or a value that charlm refuses, or leaves one out."""
     assert [key for key, _ in completion.keys("")] == list(field_names())
-    assert [key for key, _ in completion.overrides("model.hid")] == ["model.hidden="]
+    assert len(completion.overrides("train.")) == len(completion.keys("train.")) > 5
+    single = ["model.cell=", *(f"model.cell={name}" for name in cell_names())]
+    assert [text for text, _ in completion.overrides("model.cel")] == single
     assert [text for text, _ in completion.overrides("model.cell=")] == [f"model.cell={name}" for name in cell_names()]
     assert [text for text, _ in completion.overrides("corpus=time")] == ["corpus=time-machine"]
     assert completion.overrides("nothing=") == []
@@ -61,7 +63,9 @@ def test_recipes_texts_runs_and_checkpoints(tmp_path: Path, monkeypatch: pytest.
         (["train", "shakespeare-f"], "shakespeare-fast"),
         (["train", "x", "--cell", "g"], "gru"),
         (["compare", "x", "--cells", "rnn,g"], "rnn,gru"),
-        (["train", "x", "--set", "train.see"], "train.seed="),
+        (["train", "x", "--set", "evaluate.pat"], "evaluate.patience="),
+        (["train", "x", "--set", "model.cell", "=", "l"], "lstm"),
+        (["compare", "x", "--vary", "model.cell", "="], "rnn gru lstm"),
         (["corpus", "show", "lat"], "latex"),
         (["recipe", "keys", "train.lr_f"], "train.lr_final"),
     ],
@@ -80,7 +84,7 @@ def test_a_shell_gets_the_answer_at_once(words: list[str], expected: str) -> Non
     seconds = []
     for _ in range(3):
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **typed})
-        assert done.stdout.split() == [expected]
+        assert done.stdout.split() == expected.split()
         torch, used = done.stderr.split()
         assert torch == "False"
         seconds.append(float(used))
