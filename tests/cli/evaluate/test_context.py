@@ -44,6 +44,7 @@ def test_a_text_that_is_too_short_has_none(charlm, trained, tmp_path, text):
 
 def test_a_picture_is_drawn_and_other_files_stay(charlm, trained, tmp_path):
     """Failing would mean that --png writes no picture, or over a file that is not charlm's."""
+    pytest.importorskip("matplotlib")
     for _ in range(2):
         assert charlm("eval", "context", trained / "run", "--png", tmp_path / "context.png").code == 0
     assert (tmp_path / "context.png").read_bytes().startswith(b"\x89PNG")
