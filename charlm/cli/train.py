@@ -54,6 +54,7 @@ def train(
     recipe: Annotated[
         str,
         typer.Argument(
+            metavar="RECIPE",
             autocompletion=completion.recipes_and_texts,
             help="A shipped recipe (`charlm recipe list`), a YAML file, or a text to train on: a file, a folder, a glob, or - "
             "for standard input.",

@@ -50,7 +50,7 @@ def test_everything_that_makes_another_model_or_order_is_fixed() -> None:
     assert {name for name in free if not name.startswith(sections)} == {
         "model.dropout", "model.input_dropout", "model.locked_dropout", "model.weight_drop", "model.engine",
         "model.forget_bias", "model.init",
-        "reported.metric", "reported.value", "reported.note",
+        "reported.metric", "reported.value", "reported.minutes", "reported.note",
         "train.lr", "train.betas", "train.weight_decay", "train.clip", "train.schedule", "train.warmup",
         "train.lr_final", "train.decay_ratio", "train.gamma", "train.gamma_every", "train.average", "train.epochs",
         "train.total_steps", "train.time", "train.threads",

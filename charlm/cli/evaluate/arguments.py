@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from charlm.loaded import Model
 
 CheckpointArgument = Annotated[
-    str, typer.Argument(autocompletion=completion.runs, help="A checkpoint's file, a run's folder (its best), or a run's name.")
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        autocompletion=completion.runs,
+        help="A checkpoint's file, a run's folder (its best weights), or a run's name.",
+    ),
 ]
 FileArgument = Annotated[str | None, typer.Argument(help="A text, or - for standard input. Omitted: the recipe's corpus.")]
 SplitOption = Annotated[
