@@ -46,7 +46,7 @@ class Ended:
         def refuse(constant: str) -> None:
             raise AssertionError(f"{constant} is not JSON")
 
-        found: dict[str, Any] = json.loads(self.text.splitlines()[-1], parse_constant=refuse)
+        found: dict[str, Any] = json.loads(self.text.rstrip("\n").rpartition("\n")[2], parse_constant=refuse)
         return found
 
 

@@ -159,7 +159,7 @@ def test_a_terminal_is_drawn_on(long_recipe, desk):
     code, drawn = _on_a_terminal(["train", "long.yaml", "--out", "run", "--max-steps", "400"])
     assert code == 0
     assert "\x1b[2K" in drawn and "loss" in drawn, "a line is redrawn"
-    assert "nats per character:  · training" in drawn, "the curve is drawn at the end"
+    assert "nats per character against steps:  · training" in drawn, "the curve is drawn at the end"
     assert drawn.rstrip().splitlines()[-1].startswith("validation perplexity")
 
 
