@@ -123,7 +123,7 @@ TABLE = [
     (f"{TRAIN} --set train.lr=.inf", 2, ["train.lr", "finite"]),
     (f"{TRAIN} --set model.cell=transformer", 2, ["model.cell", "lstm", "transformer"]),
     # options of train
-    ("train", 2, ["recipe", "charlm train --help"]),
+    ("train", 2, ["RECIPE", "charlm train --help"]),
     ("train recipe.yaml --otu x", 2, ["--otu", "--out"]),
     (f"{TRAIN} --max-time soon", 2, ["--max-time", "90s", "soon"]),
     (f"{TRAIN} --max-time 0", 2, ["--max-time"]),
@@ -171,7 +171,7 @@ TABLE = [
     ("sample run --length 0 --num 2", 2, ["--length 0"]),
     ("sample run --length 0 --json", 2, ["--length 0"]),
     # eval
-    ("eval perplexity", 2, ["checkpoint", "charlm eval perplexity --help"]),
+    ("eval perplexity", 2, ["CHECKPOINT", "charlm eval perplexity --help"]),
     ("eval perplexity run absent.txt", 2, ["absent.txt", "does not exist"]),
     ("eval perplexity run empty.txt", 1, ["empty.txt", "empty"]),
     ("eval perplexity run one.txt", 1, ["one.txt", "two"]),
