@@ -97,7 +97,7 @@ def learning(run: Run) -> str:
 
 def baselines(run: Run) -> str:
     """The result beside what an n-gram and compressors need."""
-    text = run.validation()
+    text = run.validation
     corpus = text.corpus or training_corpus(run.model.checkpoint, run.model.path)
     found = measure_baselines(corpus, text, lambda done, total: None)
     final = run.final
@@ -122,7 +122,7 @@ def samples(run: Run) -> str:
 
 def surprisal(run: Run) -> str:
     """A passage coloured by surprisal."""
-    text, vocabulary = run.validation().text, run.model.vocabulary
+    text, vocabulary = run.validation.text, run.model.vocabulary
     found = measure_surprisal(run.model.network, _first(text, PASSAGE), alternatives=3)
     ids = text.ids(0, len(found.nats) + 1).tolist()
     pieces = [escape(_plain(vocabulary.shown(ids[0])))]
@@ -141,7 +141,7 @@ def surprisal(run: Run) -> str:
 
 def gradients(run: Run) -> str:
     """How far back a loss reaches."""
-    found = measure_gradients(run.model.network, run.validation().text)
+    found = measure_gradients(run.model.network, run.validation.text)
     charts = []
     for name in dict.fromkeys(flow.state for flow in found.flows):
         series = []
@@ -175,7 +175,7 @@ def _norms(series: Sequence[Series]) -> tuple[float, float] | None:
 
 def gates(run: Run) -> str:
     """What the gates do."""
-    found = measure_gates(run.model.network, _first(run.validation().text, READ))
+    found = measure_gates(run.model.network, _first(run.validation.text, READ))
     parts = []
     for layer in dict.fromkeys(gate.layer for gate in found.gates):
         own = [gate for gate in found.gates if gate.layer == layer]
@@ -197,7 +197,7 @@ def gates(run: Run) -> str:
 
 def context(run: Run) -> str:
     """How much history the predictions use."""
-    found = measure_context(run.model.network, run.validation().text)
+    found = measure_context(run.model.network, run.validation.text)
     series = [
         Series(name, [(float(max(k, 0.5)), float(nats)) for k, nats in zip(found.distances, values, strict=True)], dots=True)
         for name, values in (("cut", found.cut), ("shuffled", found.shuffled), ("replaced", found.replaced))
@@ -218,7 +218,7 @@ def context(run: Run) -> str:
 
 def units(run: Run) -> str:
     """What single units track, and the text in the colours of the best one."""
-    evaluated, model = run.validation(), run.model
+    evaluated, model = run.validation, run.model
     found = measure_units(model.network, evaluated.text, evaluated.symbols)
     rows = [
         [score.feature, f"{score.layer}:{score.unit}", score.state, score.measure, f"{score.score:.3f}", f"{score.chance:.3f}",
@@ -247,7 +247,7 @@ def novelty(run: Run) -> str:
     model = run.model
     corpus = training_corpus(model.checkpoint, model.path)
     training = corpus.encoded.symbols(*corpus.splits["train"])
-    held_out = run.validation()
+    held_out = run.validation
     drawn = draw(model.network, model.vocabulary, SamplingParams(0.8), 1, 10, 1000)
     found = measure_novelty(drawn, training, held_out.symbols, model.vocabulary.unit)
     both = [quality for quality in (found.samples, found.heldout) if quality is not None]
@@ -289,7 +289,7 @@ SECTIONS: tuple[Section, ...] = (
     Section("units", "What single units track", units),
     Section("novelty", "Are samples copied?", novelty),
     Section("recipe", "Recipe", recipe),
-    Section("live", "The model", live),
+    Section("live", "Try the model", live),
 )
 """The sections of a page about one run, in order. To add one, write its function and a row here."""
 
@@ -304,7 +304,7 @@ def report(runs: Sequence[Run], progress: Progress | None = None) -> str:
     chosen = SECTIONS if len(runs) == 1 else [section for section in SECTIONS if section.name in _SIDE_BY_SIDE]
     total, done = len(chosen) * len(runs), 0
     body = [_side_by_side(runs)] if len(runs) > 1 else []
-    for run in runs:
+    for place, run in enumerate(runs):
         if len(runs) > 1:
             body.append(f"<h1>{escape(run.name)}</h1>\n")
         for section in chosen:
@@ -313,7 +313,7 @@ def report(runs: Sequence[Run], progress: Progress | None = None) -> str:
                 content = section.make(run)
             except CharlmError as error:
                 content = _paragraph(str(error))
-            address = section.name if len(runs) == 1 else f"{section.name}-{runs.index(run)}"
+            address = section.name if len(runs) == 1 else f"{section.name}-{place}"
             body.append(f'<section id="{address}">\n<h2>{escape(section.title)}</h2>\n{content}</section>\n')
             done += 1
     told(total, total)

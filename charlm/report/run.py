@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from charlm.comparison.results import learning_curve, records
@@ -35,8 +36,9 @@ class Run:
     model: Model = field(repr=False)
     log: Sequence[dict[str, Any]] = field(repr=False)
 
+    @cached_property
     def validation(self) -> EvaluationText:
-        """The validation text.
+        """The validation text, opened once.
 
         Raises:
             CharlmError: it is not available, or too short.

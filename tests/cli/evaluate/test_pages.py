@@ -27,7 +27,7 @@ def page(request, charlm, trained, tmp_path):
 def test_an_error_names_the_file_that_was_asked_for(charlm, trained, tmp_path, question):
     """Failing would mean that the message is about a temporary file, which nobody knows."""
     (tmp_path / "text").write_text("the king and the queen", encoding="utf-8")
-    page = "/proc/page.html"  # Linux: no file can be made there, whoever asks
+    page = "/proc/page.html"  # Linux: no process can make a file there, not even root
     done = charlm("eval", question, trained / "run", tmp_path / "text", "--html", page)
     assert done.code == 1 and page in done.err and ".new-" not in done.err
 
