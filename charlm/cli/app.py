@@ -171,7 +171,8 @@ def _flag(name: str, value: object) -> str:
 
 def _explain_usage(error: Any) -> int:
     """In the same form as other errors, without Typer's box."""
-    if message := str(error.format_message()):  # empty: no arguments, and the help was printed
+    message = str(error.format_message()).replace(": Value error, ", ": ")  # as pydantic words it
+    if message:  # empty: no arguments, and the help was printed
         command = error.ctx.command_path if error.ctx is not None else "charlm"
         complain(f"{message}\nSee: {command} --help")
     return int(error.exit_code)
