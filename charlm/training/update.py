@@ -13,6 +13,7 @@ from charlm.model.cells import State
 from charlm.model.dropout import Dropout
 from charlm.model.language_model import LanguageModel
 from charlm.runtime import arithmetic
+from charlm.training.gradients import FlatGradient
 from charlm.training.loss_scale import LossScale
 from charlm.training.optimizer import make_optimizer
 
@@ -50,6 +51,7 @@ class Updater:
         self._clip = section.clip
         self._precision = precision
         self._weights = list(model.parameters())
+        self._gradient = FlatGradient(self._weights)
         self._fused = model.engine.fused_optimizer(self.optimizer)
         self._device = model.output_bias.device
 
@@ -72,13 +74,8 @@ class Updater:
             rate: the learning rate.
             dropout: see :meth:`LanguageModel.forward`.
         """
-        with arithmetic(self._precision, self._device):
-            total, state = self.model.nll_sum(inputs, targets, state, dropout)
-        gradients = torch.autograd.grad(total * (self.scale.scale / scored), self._weights)
-        for weight, gradient in zip(self._weights, gradients, strict=True):
-            weight.grad = gradient
+        nats, state = self._backpropagate(inputs, targets, scored, state, dropout)
         norm = self._norm() / self.scale.scale
-        nats = total.item() / scored
         finite = math.isfinite(nats) and math.isfinite(norm)
         if finite:
             for group in self.optimizer.param_groups:
@@ -88,13 +85,22 @@ class Updater:
             self._step(clipped / self.scale.scale)
             self.scale.succeeded()
         skipped = not finite and math.isfinite(nats) and self.scale.overflowed()
-        return Outcome(nats, norm, tuple(part.detach() for part in state), diverged=not finite and not skipped)
+        return Outcome(nats, norm, state, diverged=not finite and not skipped)
+
+    def _backpropagate(
+        self, inputs: Tensor, targets: Tensor, scored: int, state: State, dropout: Dropout | None
+    ) -> tuple[float, State]:
+        """Fill the gradient buffer, in units of the loss scale. Returns the mean loss and the next state, detached."""
+        with arithmetic(self._precision, self._device):
+            total, state = self.model.nll_sum(inputs, targets, state, dropout)
+        self._gradient.write(torch.autograd.grad(total * (self.scale.scale / scored), self._weights))
+        return total.item() / scored, tuple(part.detach() for part in state)
 
     def _norm(self) -> float:
         """The Euclidean norm of the gradient over all weights."""
         if self._fused is not None:
             return self._fused.norm()
-        return torch.nn.utils.get_total_norm([weight.grad for weight in self._weights if weight.grad is not None]).item()
+        return torch.nn.utils.get_total_norm(self._gradient.parts).item()
 
     def _step(self, factor: float) -> None:
         """Multiply the gradients by ``factor``, then apply the optimizer."""
@@ -102,7 +108,7 @@ class Updater:
             self._fused.step(factor)
             return
         if factor != 1:
-            torch._foreach_mul_([weight.grad for weight in self._weights if weight.grad is not None], factor)
+            self._gradient.flat.mul_(factor)
         self.optimizer.step()
         # The native engine keeps packed copies of the weights, and PyTorch's fused optimizers do not count their changes.
         torch.autograd.graph.increment_version(self._weights)
