@@ -30,7 +30,7 @@ class Packing(ctypes.Structure):
     """Packing a matrix for products (``linear.h``)."""
 
     _fields_ = [
-        ("bf16", _N), ("threads", _N), ("matrix", _P), ("rows", _N), ("columns", _N), ("gates", _N), ("depth", _N),
+        ("bf16", _N), ("threads", _N), ("matrix", _P), ("rows", _N), ("columns", _N), ("gates", _N),
         ("transposed", _P), ("plain", _P),
     ]  # fmt: skip
 
@@ -39,8 +39,8 @@ class Linear(ctypes.Structure):
     """A linear layer (``linear.h``)."""
 
     _fields_ = [
-        ("bf16", _N), ("threads", _N), ("rows", _N), ("K", _N), ("N", _N), ("a", _P), ("weights", _P), ("bias", _P),
-        ("out_is_float", _N), ("out", _P),
+        ("bf16", _N), ("threads", _N), ("rows", _N), ("K", _N), ("N", _N), ("a", _P), ("a_step", _N), ("gap_at", _N),
+        ("gap", _N), ("weights", _P), ("bias", _P), ("added", _P), ("out_is_float", _N), ("out", _P),
     ]  # fmt: skip
 
 
@@ -48,7 +48,7 @@ class WeightGradient(ctypes.Structure):
     """The gradient of the weights of a linear layer (``linear.h``)."""
 
     _fields_ = [
-        ("bf16", _N), ("threads", _N), ("K", _N), ("M", _N), ("N", _N), ("a_is_float", _N), ("b_is_float", _N),
+        ("bf16", _N), ("threads", _N), ("K", _N), ("M", _N), ("N", _N), ("rows", _N), ("a_is_float", _N), ("b_is_float", _N),
         ("a", _P), ("a_step", _N), ("b", _P), ("b_step", _N), ("packed", _P), ("depth", _N), ("out", _P), ("sums", _P),
     ]  # fmt: skip
 
@@ -68,7 +68,7 @@ class CrossEntropy(ctypes.Structure):
     _fields_ = [
         ("bf16", _N), ("threads", _N), ("N", _N), ("H", _N), ("V", _N), ("V_padded", _N),
         ("features", _P), ("weights", _P), ("weights_back", _P), ("bias", _P), ("targets", _P),
-        ("nats", _P), ("d_logits", _P), ("d_features", _P), ("d_bias", _P),
+        ("factor", _D), ("nats", _P), ("d_logits", _P), ("d_features", _P), ("d_bias", _P),
     ]  # fmt: skip
 
 

@@ -41,21 +41,21 @@ class Packed(NamedTuple):
     backward: Tensor | None
 
 
-def pack(matrix: Tensor, dtype: torch.dtype, *, gates: int = 1, depth: int | None = None, backward: bool) -> Packed:
+def pack(matrix: Tensor, dtype: torch.dtype, *, gates: int = 1, backward: bool) -> Packed:
     """Pack a matrix ``(N, K)`` for A·Wᵀ and, with ``backward``, also for A·W in the backward pass.
+
+    Both dimensions are padded with zeros to whole panels, N in each block.
 
     Args:
         gates: number of blocks of rows whose panels are interleaved.
-        depth: K of the product A·W, if larger than N; the rest is filled with zeros.
     """
     matrix = matrix.detach().float().contiguous()
     N, K = matrix.shape
-    depth = N if depth is None else depth
-    packed = Packed(POOL.take((rounded_up(N) * K,), dtype), POOL.take((K * depth,), dtype) if backward else None)
+    size = gates * rounded_up(N // gates) * rounded_up(K)
+    packed = Packed(POOL.take((size,), dtype), POOL.take((size,), dtype) if backward else None)
     call = interface.Packing(
-        is_bf16(dtype), kernel_threads(), address(matrix), N, K, gates, depth,
-        address(packed.forward), address(packed.backward),
-    )  # fmt: skip
+        is_bf16(dtype), kernel_threads(), address(matrix), N, K, gates, address(packed.forward), address(packed.backward)
+    )
     library.current().charlm_pack(ctypes.byref(call))
     return packed
 
@@ -73,8 +73,9 @@ def product(a: Tensor, packed: Tensor, N: int, out_dtype: torch.dtype, bias: Ten
     out = POOL.take((len(a), N), out_dtype)
     bias = None if bias is None else bias.detach().float().contiguous()
     call = interface.Linear(
-        is_bf16(a.dtype), kernel_threads(), len(a), a.shape[1], N, address(a), address(packed), address(bias),
-        int(out_dtype == torch.float32), address(out),
+        bf16=is_bf16(a.dtype), threads=kernel_threads(), rows=len(a), K=a.shape[1], N=N, a=address(a), a_step=a.shape[1],
+        gap_at=a.shape[1], weights=address(packed), bias=address(bias), out_is_float=int(out_dtype == torch.float32),
+        out=address(out),
     )  # fmt: skip
     library.current().charlm_linear(ctypes.byref(call))
     return out
@@ -94,7 +95,7 @@ def weight_gradient(a: Tensor, b: Tensor, dtype: torch.dtype, *, sums: bool = Fa
     out = POOL.take((M, N), torch.float32)
     totals = torch.zeros(M) if sums else None
     call = interface.WeightGradient(
-        is_bf16(dtype), kernel_threads(), K, M, N, int(a.dtype == torch.float32), int(b.dtype == torch.float32),
+        is_bf16(dtype), kernel_threads(), K, M, N, M, int(a.dtype == torch.float32), int(b.dtype == torch.float32),
         a.data_ptr(), a.stride(0), b.data_ptr(), b.stride(0), address(packed), depth, address(out), address(totals),
     )  # fmt: skip
     library.current().charlm_weight_gradient(ctypes.byref(call))

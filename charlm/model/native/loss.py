@@ -34,7 +34,7 @@ class OutputLoss(torch.autograd.Function):
         (N, H), (V, _) = features.shape, weight.shape
         dtype, padded = features.dtype, rounded_up(V)
         features, targets, bias = features.contiguous(), targets.contiguous(), bias.detach().contiguous()
-        packed = pack(weight, dtype, depth=padded, backward=True)
+        packed = pack(weight, dtype, backward=True)
         nats = POOL.take((N,), torch.float64)
         d_features = POOL.take((N, H), dtype)
         d_weight = torch.zeros(V, H)
@@ -48,7 +48,7 @@ class OutputLoss(torch.autograd.Function):
             call = CrossEntropy(
                 is_bf16(dtype), kernel_threads(), here, H, V, padded,
                 address(features[part]), address(packed.forward), address(packed.backward), address(bias),
-                address(targets[part]), address(nats[part]), address(d_logits),
+                address(targets[part]), 1, address(nats[part]), address(d_logits),
                 address(d_features[part]), address(d_biases),
             )  # fmt: skip
             library.current().charlm_cross_entropy(ctypes.byref(call))
@@ -82,7 +82,7 @@ def nll(features: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, dtype: 
     nats = POOL.take((N,), torch.float64)
     call = CrossEntropy(
         is_bf16(dtype), kernel_threads(), N, H, V, rounded_up(V),
-        address(features), address(packed.forward), None, address(bias), address(targets), address(nats), None, None, None,
+        address(features), address(packed.forward), None, address(bias), address(targets), 1, address(nats), None, None, None,
     )  # fmt: skip
     library.current().charlm_cross_entropy(ctypes.byref(call))
     return nats

@@ -9,38 +9,47 @@
 
 namespace charlm {
 
-// Packs a float matrix (rows, columns) for products; see products.h.
+// Packs a float matrix (rows, columns) for products; see products.h. `rows` is divided into `gates` blocks. Each block and the
+// columns are padded with zeros to whole panels: to P rows per block and Q columns.
 struct Packing {
     int64_t bf16, threads;
     const float* matrix;
     int64_t rows, columns;
     int64_t gates;     // number of blocks of rows whose panels are interleaved; 1: none
-    int64_t depth;     // K of A · W, at least `rows`; the rest is filled with zeros
-    void* transposed;  // for A · Wᵀ, or null: [rows/32 rounded up][columns][32]
-    void* plain;       // for A · W, or null: [columns/32][depth][32]
+    void* transposed;  // for A · Wᵀ, or null: [P/32][gates][Q][32]
+    void* plain;       // for A · W, or null: [Q/32][gates · P][32]
 };
 
 template <class E>
 static void pack(const Packing& p) {
-    const long transposed = p.transposed ? (p.rows + PANEL - 1) / PANEL : 0, plain = p.plain ? p.columns / PANEL : 0;
+    const long units = p.rows / p.gates, P = padded(units), Q = padded(p.columns);
+    const long transposed = p.transposed ? p.gates * P / PANEL : 0, plain = p.plain ? Q / PANEL : 0;
 #pragma omp parallel for num_threads(p.threads) schedule(static) if (p.threads > 1)
     for (long n = 0; n < transposed + plain; n++) {
         if (n < transposed) {
-            const long first = (n % p.gates) * (p.rows / p.gates) + n / p.gates * PANEL;
-            pack_transposed<E>(p.matrix, p.rows, p.columns, first, (E*)p.transposed + n * p.columns * PANEL);
-        } else
-            pack_plain<E>(p.matrix, p.rows, p.columns, p.depth, (n - transposed) * PANEL,
-                          (E*)p.plain + (n - transposed) * p.depth * PANEL);
+            const long unit = n / p.gates * PANEL, gate = n % p.gates;
+            pack_transposed<E>(p.matrix + (gate * units + unit) * p.columns, p.columns, units - unit, p.columns,
+                               (uint32_t*)((E*)p.transposed + n * Q * PANEL));
+            continue;
+        }
+        const long column = (n - transposed) * PANEL, width = p.columns - column < PANEL ? p.columns - column : PANEL;
+        E* panel = (E*)p.plain + (n - transposed) * p.gates * P * PANEL;
+        for (long gate = 0; gate < p.gates; gate++)
+            pack_plain<E>(p.matrix + gate * units * p.columns + column, p.columns, units, width, P,
+                          (uint32_t*)(panel + gate * P * PANEL));
     }
 }
 
-// Y = A · W + bias.
+// Y = A · W + bias, or Y = A · W + Y.
 struct Linear {
     int64_t bf16, threads;
     int64_t rows, K, N;    // K and N are multiples of 32
     const void* a;         // (rows, K) of E
+    int64_t a_step;        // from one row to the next
+    int64_t gap_at, gap;   // `gap` numbers of each row of A are skipped before its number `gap_at`; gap_at = K: none
     const void* weights;   // packed: [N/32][K][32]
     const float* bias;     // (N,), or null
+    const void* added;     // (rows, N) like `out`, added to the result; or null
     int64_t out_is_float;  // Y is float, else E
     void* out;             // (rows, N)
 };
@@ -57,13 +66,18 @@ static void linear(const Linear& p) {
         for (long block = 0; block < blocks; block++)
             for (long panel = 0; panel < panels; panel++) {
                 const long first = block * BLOCK, rows = p.rows - first < BLOCK ? p.rows - first : BLOCK;
-                product<E>(rows, (const E*)p.a + first * p.K, p.K, (const E*)p.weights + panel * p.K * PANEL, 1, p.K, sums,
-                           PANEL, 0, false);
+                const E *a = (const E*)p.a + first * p.a_step, *w = (const E*)p.weights + panel * p.K * PANEL;
+                product<E>(rows, a, p.a_step, w, 1, p.gap_at, sums, PANEL, 0, false);
+                if (p.gap_at < p.K)
+                    product<E>(rows, a + p.gap_at + p.gap, p.a_step, w + p.gap_at * PANEL, 1, p.K - p.gap_at, sums, PANEL, 0,
+                               true);
                 for (long r = 0; r < rows; r++)
                     for (long j = 0; j < PANEL; j += LANES) {
+                        const long at = (first + r) * p.N + panel * PANEL + j;
                         Vector y = load(sums + r * PANEL + j);
                         if (p.bias) y = y + load(p.bias + panel * PANEL + j);
-                        store((Out*)p.out + (first + r) * p.N + panel * PANEL + j, y);
+                        if (p.added) y = y + load((const Out*)p.added + at);
+                        store((Out*)p.out + at, y);
                     }
             }
     }
@@ -78,6 +92,7 @@ static void linear(const Linear& p) {
 struct WeightGradient {
     int64_t bf16, threads;  // bf16: the operands of the product
     int64_t K, M, N;        // M and N are multiples of 32
+    int64_t rows;           // of C, at most M: further columns of A are padding
     int64_t a_is_float, b_is_float;
     const void* a;  // (K, M), rows `a_step` numbers apart
     int64_t a_step;
@@ -85,7 +100,7 @@ struct WeightGradient {
     int64_t b_step;
     void* packed;   // scratch memory: (M + N) · depth numbers of E
     int64_t depth;  // positions at a time, a multiple of 32
-    float* out;     // (M, N)
+    float* out;     // (rows, N)
     float* sums;    // (M,): sums of A over K, the gradient of a bias, zero on entry; or null
 };
 
@@ -163,12 +178,14 @@ static void weight_gradient(const WeightGradient& p) {
             for (long strip = 0; strip < strips; strip++)
                 for (long panel = 0; panel < panels; panel++) {
                     const long first = strip * STRIP, width = p.M - first < STRIP ? p.M - first : STRIP;
+                    const long height = p.rows - first < width ? p.rows - first : width;
+                    if (height <= 0) continue;
                     float* out = p.out + first * p.N + panel * PANEL;
                     if constexpr (transposed)
-                        product<E>(width, rows + first * depth, depth, columns + panel * PANEL * depth, 1, depth, out, p.N, 0,
+                        product<E>(height, rows + first * depth, depth, columns + panel * PANEL * depth, 1, depth, out, p.N, 0,
                                    k0 > 0);
                     else
-                        product_by_position<E>(width, (const uint32_t*)(rows + first * depth), width,
+                        product_by_position<E>(height, (const uint32_t*)(rows + first * depth), width,
                                                (const uint32_t*)(columns + panel * PANEL * depth), words<E>(depth), out, p.N,
                                                k0 > 0);
                 }

@@ -18,26 +18,27 @@ struct CrossEntropy {
     const void* weights_back;   // packed for d_features = d_logits · W: [H/32][V_padded][32]; null: no gradients
     const float* bias;          // (V,)
     const int64_t* targets;     // (N,); rows with a negative target are not scored
+    double factor;              // on all gradients
     double* nats;               // (N,)
     void* d_logits;             // (N, V_padded) of E
     void* d_features;           // (N, H) of E
     float* d_bias;              // (N/32 rounded up, V_padded): sums over 32 rows each
 };
 
-// Returns −ln softmax(logits)[target] and overwrites `logits` with its gradient, softmax − 1[target]. NaN propagates.
-static inline double softmax_loss(float* logits, long V, long target) {
-    Vector largest = splat(-INFINITY);
-    long v = 0;
-    for (; v + LANES <= V; v += LANES) {
+// Returns −ln softmax(logits)[target] of the first V of `width` logits, a multiple of LANES, and overwrites all of them with
+// the gradient times `factor`: softmax − 1[target], and zero for the rest. NaN propagates.
+static inline double softmax_loss(float* logits, long V, long width, long target, float factor) {
+    const float of_target = logits[target];
+    for (long v = V; v < width; v++) logits[v] = -INFINITY;
+    Vector largest = load(logits);
+    for (long v = LANES; v < width; v += LANES) {
         Vector x = load(logits + v);
         largest = x > largest ? x : largest;
     }
-    float maximum = -INFINITY;
-    for (int lane = 0; lane < LANES; lane++) maximum = largest[lane] > maximum ? largest[lane] : maximum;
-    for (; v < V; v++) maximum = logits[v] > maximum ? logits[v] : maximum;
-    const float of_target = logits[target];
+    float maximum = largest[0];
+    for (int lane = 1; lane < LANES; lane++) maximum = largest[lane] > maximum ? largest[lane] : maximum;
     double sum = 0;
-    for (v = 0; v + LANES <= V; v += LANES) {
+    for (long v = 0; v < width; v += LANES) {
         Vector x = load(logits + v) - splat(maximum);
         Exponential e = exponential(x);
         Vector weight = e.rest * e.scale + e.scale;
@@ -47,14 +48,9 @@ static inline double softmax_loss(float* logits, long V, long target) {
         for (int lane = 0; lane < LANES; lane++) lanes += weight[lane];
         sum += lanes;
     }
-    for (; v < V; v++) {
-        logits[v] = std::exp(logits[v] - maximum);
-        sum += logits[v];
-    }
-    const float inverse_sum = (float)(1 / sum);
-    for (v = 0; v + LANES <= V; v += LANES) store(logits + v, load(logits + v) * splat(inverse_sum));
-    for (; v < V; v++) logits[v] *= inverse_sum;
-    logits[target] -= 1;
+    const Vector scale = splat((float)(factor / sum));
+    for (long v = 0; v < width; v += LANES) store(logits + v, load(logits + v) * scale);
+    logits[target] -= factor;
     return std::log(sum) + ((double)maximum - of_target);
 }
 
@@ -76,10 +72,10 @@ static void cross_entropy(const CrossEntropy& p) {
                 float* row = logits.data() + r * p.V_padded;
                 const long target = p.targets[first + r];
                 for (long v = 0; v < p.V; v++) row[v] += p.bias[v];
-                p.nats[first + r] = target < 0 ? 0 : softmax_loss(row, p.V, target);
+                p.nats[first + r] = target < 0 ? 0 : softmax_loss(row, p.V, p.V_padded, target, (float)p.factor);
                 if (!p.weights_back) continue;
                 E* d_logits = (E*)p.d_logits + (first + r) * p.V_padded;
-                for (long v = target < 0 ? 0 : p.V; v < p.V_padded; v++) row[v] = 0;
+                for (long v = 0; target < 0 && v < p.V_padded; v++) row[v] = 0;
                 for (long v = 0; v < p.V_padded; v += LANES) {
                     store(d_logits + v, load(row + v));
                     store(d_bias + v, load(d_bias + v) + load(row + v));

@@ -17,7 +17,7 @@ using namespace charlm;
 
 #define PUBLIC extern "C" __attribute__((visibility("default")))
 
-PUBLIC int charlm_interface_version() { return 3; }
+PUBLIC int charlm_interface_version() { return 4; }
 
 PUBLIC const char* charlm_instruction_set() { return CHARLM_ISA; }
 

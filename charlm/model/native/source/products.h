@@ -143,38 +143,57 @@ static void product(long rows, const E* a, long a_step, const E* w, long panels,
         }
 }
 
-// Packs one panel for A · Wᵀ, with W (N, K) row-major: the 32 rows of W from `first` on. Rows from N on are zeros.
+// `size` rounded up to whole panels.
+static inline long padded(long size) { return (size + PANEL - 1) / PANEL * PANEL; }
+
+// PANEL numbers as words of E: the first `count` of `from`, then zeros.
 template <class E>
-static void pack_transposed(const float* W, long N, long K, long first, E* panel) {
-    constexpr long BLOCK = 16;  // floats in a cache line
-    for (long k0 = 0; k0 < K; k0 += BLOCK) {
-        alignas(64) float block[BLOCK][PANEL];
-        const long depth = K - k0 < BLOCK ? K - k0 : BLOCK;
-        for (long j = 0; j < PANEL; j++) {
-            const float* from = W + (first + j) * K + k0;
-            for (long k = 0; k < depth; k++) block[k][j] = first + j < N ? from[k] : 0;
-        }
-        for (long k = 0; k < depth; k++)
-            for (long j = 0; j < PANEL; j++) {
-                if constexpr (sizeof(E) == 4)
-                    panel[(k0 + k) * PANEL + j] = block[k][j];
-                else
-                    panel[(k0 + k) / 2 * 2 * PANEL + 2 * j + (k0 + k) % 2] = to_bf16(block[k][j]);
-            }
+static inline void panel_words(const float* from, long count, uint32_t* to) {
+    alignas(64) float numbers[PANEL];
+    if (count < PANEL) {
+        for (long j = 0; j < PANEL; j++) numbers[j] = j < count ? from[j] : 0;
+        from = numbers;
+    }
+    for (long j = 0; j < PANEL; j += LANES) store((E*)to + j, load(from + j));
+}
+
+// Packs one panel for A · Wᵀ: the first `rows` of 32 rows of W with K columns, `step` numbers apart; the rest is zeros.
+template <class E>
+static void pack_transposed(const float* W, long step, long rows, long K, uint32_t* panel) {
+    constexpr long BLOCK = words<E>(PANEL);
+    alignas(64) uint32_t block[PANEL][BLOCK];
+    for (long k = 0; k < K; k += PANEL) {
+        for (long j = 0; j < PANEL; j++) panel_words<E>(j < rows ? W + j * step + k : W, j < rows ? K - k : 0, block[j]);
+        for (long word = 0; word < BLOCK; word++)
+            for (long j = 0; j < PANEL; j++) *panel++ = block[j][word];
     }
 }
 
-// Packs one panel for A · W, with W (rows, N) row-major: the 32 columns from `first` on. Rows from `rows` to K are zeros.
+// Packs a part of one panel for A · W: the first `columns` of 32 columns of W with `rows` rows, `step` numbers apart; the rest,
+// up to `depth` rows, is zeros.
 template <class E>
-static void pack_plain(const float* W, long rows, long N, long K, long first, E* panel) {
-    for (long k = 0; k < K; k++)
-        for (long j = 0; j < PANEL; j++) {
-            float value = k < rows ? W[k * N + first + j] : 0;
-            if constexpr (sizeof(E) == 4)
-                panel[k * PANEL + j] = value;
-            else
-                panel[k / 2 * 2 * PANEL + 2 * j + k % 2] = to_bf16(value);
+static void pack_plain(const float* W, long step, long rows, long columns, long depth, uint32_t* panel) {
+    alignas(64) float first[PANEL] = {}, second[PANEL] = {};
+    for (long k = 0; k < depth; k += 4 / sizeof(E), panel += PANEL) {
+        if (columns == PANEL && k + 1 < rows) {
+            const float* row = W + k * step;
+            for (long j = 0; j < PANEL; j += LANES)
+                if constexpr (sizeof(E) == 4)
+                    store((float*)panel + j, load(row + j));
+                else
+                    *(WordsAnywhere*)(panel + j) = pair(load(row + j), load(row + step + j));
+            continue;
         }
+        for (long j = 0; j < PANEL; j++) {
+            first[j] = k < rows && j < columns ? W[k * step + j] : 0;
+            second[j] = k + 1 < rows && j < columns ? W[(k + 1) * step + j] : 0;
+        }
+        for (long j = 0; j < PANEL; j += LANES)
+            if constexpr (sizeof(E) == 4)
+                store((float*)panel + j, load(first + j));
+            else
+                *(WordsAnywhere*)(panel + j) = pair(load(first + j), load(second + j));
+    }
 }
 
 }  // namespace charlm
