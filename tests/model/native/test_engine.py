@@ -20,7 +20,7 @@ from charlm.runtime import arithmetic
 from charlm.training.update import Updater
 
 CPU = torch.device("cpu")
-CELLS = ["rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm"]
+CELLS = ["rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm", "lstm_peephole", "lstm_coupled"]
 
 # -- numbers that are none -------------------------------------------------------------------------------------------
 
