@@ -159,7 +159,7 @@ def test_auto_takes_an_engine_that_runs_and_says_why(monkeypatch: pytest.MonkeyP
     assert resolve_engine(ModelSection(engine="reference"), CPU) == ("reference", "as the recipe says")
 
 
-@pytest.mark.parametrize("entry", [entry for entry in cells.CELLS if "torch" not in entry.kernels], ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", [cells.entry_of(section) for section in NATIVE_ONLY], ids=lambda entry: entry.name)
 def test_a_cell_without_kernels_runs_with_the_reference_engine(
     entry: cells.CellEntry, network: Callable[..., Any], numpy_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
