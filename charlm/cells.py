@@ -137,6 +137,7 @@ CELLS: tuple[CellEntry, ...] = (
         gates=("i", "f", "g", "o"),
         state=("h", "c"),
         parameters={**PYTORCH, "weight_peephole": ("3·H",)},
+        kernels={"native": "lstm_peephole"},
     ),
     CellEntry(
         name="lstm_coupled",
@@ -145,6 +146,7 @@ CELLS: tuple[CellEntry, ...] = (
         summary="input gate = 1 − forget gate, Greff et al. 2017",
         gates=("f", "g", "o"),
         state=("h", "c"),
+        kernels={"native": "lstm_coupled"},
     ),
 )
 """Every form of every cell."""

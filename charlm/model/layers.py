@@ -28,6 +28,7 @@ class RecurrentLayer(nn.Module):
     weight_hh: Tensor
     bias_ih: Tensor
     bias_hh: Tensor
+    weight_peephole: Tensor
 
     def __init__(self, model: ModelSection, width: int) -> None:
         super().__init__()

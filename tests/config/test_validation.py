@@ -72,7 +72,7 @@ def test_all_problems_are_reported_at_once() -> None:
         ({"model": {"tied": True, "hidden": 8, "embedding": 4}}, "embedding = hidden, found 4 and 8"),
         ({"model": {"cell": "lstm", "nonlinearity": "relu"}}, "nonlinearity belongs to cell: rnn"),
         ({"model": {"cell": "gru", "variant": "peephole"}}, "variant belongs to cell: lstm, not to cell: gru"),
-        ({"model": {"variant": "peephole", "engine": "native"}}, "engine: native has no LSTM with variant: peephole"),
+        ({"model": {"variant": "peephole", "engine": "torch"}}, "engine: torch has no LSTM with variant: peephole"),
         ({"train": {"epochs": 1, "total_steps": 5}}, "epochs and total_steps"),
         ({"train": {"batching": "windows", "drop_last": True}}, "belong to batching: streams"),
     ],

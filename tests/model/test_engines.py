@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ INPUTS: dict[str, dict[str, Any]] = {
     "tied": {"tied": True},
 }
 GRU_BEFORE = ModelSection(cell="gru", reset_after=False)
+NATIVE_ONLY = [GRU_BEFORE, ModelSection(variant="peephole"), ModelSection(variant="coupled")]
 OTHERS = [name for name in ENGINES if name != "reference"]
 
 
@@ -144,7 +146,7 @@ NOT_BUILT = "the native engine has not been built on this computer"
 
 def test_auto_takes_an_engine_that_runs_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     """If this fails, `engine: auto` picks one that cannot run, or does not explain itself."""
-    sections = [*(ModelSection(**cell) for cell in CELLS.values()), GRU_BEFORE]
+    sections = [*(ModelSection(**cell) for cell in CELLS.values()), *NATIVE_ONLY]
     for section in sections:
         monkeypatch.setattr(library, "reason", lambda: None)
         assert resolve_engine(section, CPU) == ("native", "the fastest that runs this model here")
@@ -152,17 +154,18 @@ def test_auto_takes_an_engine_that_runs_and_says_why(monkeypatch: pytest.MonkeyP
         name, why = resolve_engine(section, CPU)
         assert ENGINES[name].why_not(section, CPU) is None
         assert NOT_BUILT in why, "nobody learns why a slower engine was taken"
-        assert name == ("reference" if section is GRU_BEFORE else "torch")
-        assert ("reset_after: false" in why) == (section is GRU_BEFORE)
+        assert name == ("reference" if section in NATIVE_ONLY else "torch")
+        assert (f"PyTorch has no {cells.entry_of(section).title}" in why) == (section in NATIVE_ONLY)
     assert resolve_engine(ModelSection(engine="reference"), CPU) == ("reference", "as the recipe says")
 
 
-@pytest.mark.parametrize("entry", [entry for entry in cells.CELLS if not entry.kernels], ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", [cells.entry_of(section) for section in NATIVE_ONLY], ids=lambda entry: entry.name)
 def test_a_cell_without_kernels_runs_with_the_reference_engine(
     entry: cells.CellEntry, network: Callable[..., Any], numpy_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If this fails, a cell without a kernel crashes in a fast engine, or nobody learns why it is slow."""
     monkeypatch.setattr(library, "reason", lambda: None)
+    monkeypatch.setattr(cells, "CELLS", tuple(replace(each, kernels={}) for each in cells.CELLS))
     keys = {"cell": entry.cell, **entry.options}
     section = ModelSection.model_validate(keys)
     no_native, no_torch = f"the native engine has no kernel for the {entry.title}", f"PyTorch has no {entry.title}"

@@ -57,7 +57,7 @@ class NativeEngine:
         missing = weights.weight_hh.shape[1] - H
         h, c = (F.pad(part.float(), (0, missing)) if missing else part.float() for part in (state[0], state[-1]))
         outputs, *carried = Recurrence.apply(  # type: ignore[no-untyped-call]
-            x.contiguous(), ids, weights.weight_hh, weights.b_n, h, c if len(state) == 2 else None,
+            x.contiguous(), ids, weights.weight_hh, weights.b_n, weights.peepholes, h, c if len(state) == 2 else None,
             layer.entry.kernels[self.name], dtype, weights.packed, training, inputs.shape[:2],
         )  # fmt: skip
         if missing:

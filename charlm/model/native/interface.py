@@ -10,7 +10,7 @@ from torch import Tensor
 
 _N, _D, _P = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 
-KINDS = {"rnn_tanh": 0, "rnn_relu": 1, "lstm": 2, "gru": 3, "gru_reset_before": 4}
+KINDS = {"rnn_tanh": 0, "rnn_relu": 1, "lstm": 2, "gru": 3, "gru_reset_before": 4, "lstm_peephole": 5, "lstm_coupled": 6}
 """``enum Kind`` of ``layer.h``."""
 
 
@@ -20,7 +20,7 @@ class Layer(ctypes.Structure):
     _fields_ = [
         ("kind", _N), ("bf16", _N), ("threads", _N), ("rows_split", _N),
         ("T", _N), ("B", _N), ("H", _N),
-        ("weights", _P), ("b_n", _P), ("x", _P), ("ids", _P),
+        ("weights", _P), ("b_n", _P), ("peepholes", _P), ("x", _P), ("ids", _P),
         ("h", _P), ("carried", _P), ("carried_step", _N), ("kept", _P), ("kept_step", _N), ("rh", _P), ("rh_step", _N),
         ("d_outputs", _P), ("dh", _P), ("dc", _P),
     ]  # fmt: skip
@@ -62,6 +62,14 @@ class SumById(ctypes.Structure):
     ]  # fmt: skip
 
 
+class PeepholeGradient(ctypes.Structure):
+    """The gradient of the peepholes (``layer.h``)."""
+
+    _fields_ = [
+        ("bf16", _N), ("threads", _N), ("T", _N), ("B", _N), ("H", _N), ("d", _P), ("c", _P), ("sums", _P),
+    ]  # fmt: skip
+
+
 class CrossEntropy(ctypes.Structure):
     """Output layer and loss (``loss.h``)."""
 
@@ -87,9 +95,9 @@ class Generation(ctypes.Structure):
     _fields_ = [
         ("bf16", _N), ("threads", _N), ("kind", _N), ("layers", _N), ("V", _N), ("H", _N), ("N", _N),
         ("symbols", _N), ("count", _N), ("residual", _N),
-        ("weights", _P), ("weights_ih", _P), ("bias", _P), ("b_n", _P), ("table", _P), ("output", _P), ("output_bias", _P),
-        ("h", _P), ("sum", _P), ("carried", _P), ("logits", _P), ("temperature", _D), ("top_p", _D), ("top_k", _N),
-        ("banned", _P), ("uniforms", _P), ("drawn", _P), ("nonfinite", _P),
+        ("weights", _P), ("weights_ih", _P), ("bias", _P), ("b_n", _P), ("peepholes", _P), ("table", _P),
+        ("output", _P), ("output_bias", _P), ("h", _P), ("sum", _P), ("carried", _P), ("logits", _P),
+        ("temperature", _D), ("top_p", _D), ("top_k", _N), ("banned", _P), ("uniforms", _P), ("drawn", _P), ("nonfinite", _P),
     ]  # fmt: skip
 
 
@@ -106,7 +114,7 @@ class Update(ctypes.Structure):
 RULES = {torch.optim.SGD: 0, torch.optim.Adam: 1, torch.optim.AdamW: 2, torch.optim.RMSprop: 3}
 """``enum Rule`` of ``optimizer.h``."""
 
-STRUCTURES = (Layer, Packing, Linear, WeightGradient, SumById, CrossEntropy, Dropping, Generation, Update)
+STRUCTURES = (Layer, Packing, Linear, WeightGradient, SumById, PeepholeGradient, CrossEntropy, Dropping, Generation, Update)
 """All structures. A library whose structures have other sizes is refused (:mod:`charlm.model.native.library`)."""
 
 

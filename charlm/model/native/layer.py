@@ -5,7 +5,8 @@ Memory kept for the backward pass, in bytes per character and layer, with s = 4 
     rnn                  2·H·s              h, d
     gru                  5·H·s              h; r, z, n and W_n·h, replaced by their gradients
     gru, reset before    5·H·s              h, r∘h; r, z, n
-    lstm                 5·H·s + 4·H        h; i, f, g, o; and c in fp32
+    lstm                 5·H·s + 4·H        h; i, f, g, o; and c in fp32; the same with peepholes
+    lstm, coupled        4·H·s + 4·H        h; f, g, o; and c in fp32
 
 It comes from the activation memory pool, and the next training step reuses it. Layers above the first also hold the products
 of their input, G·H·s. H is rounded up to a multiple of 32: the extra units are padding and stay zero.
@@ -23,13 +24,14 @@ from torch import Tensor
 
 from charlm.cells import CELLS
 from charlm.model.native import library
-from charlm.model.native.interface import KINDS, Layer, SumById, address, is_bf16
+from charlm.model.native.interface import KINDS, Layer, PeepholeGradient, SumById, address, is_bf16
 from charlm.model.native.linear import Packed, pack, rounded_up, weight_gradient
 from charlm.model.native.memory import POOL
 from charlm.threads import kernel_threads
 
 GATES = {entry.kernels["native"]: len(entry.gates) for entry in CELLS if "native" in entry.kernels}
 SLOTS = GATES | {"gru": 4}  # what a step keeps of the gates: the GRU also W_n·h
+_WITH_C = {entry.kernels["native"] for entry in CELLS if "native" in entry.kernels and "c" in entry.state}
 _INPUT_SLOTS = {"gru": (0, 1, 3)}  # in other cells the input and hidden side share their gradients
 
 
@@ -40,8 +42,8 @@ def bytes_kept(kind: str, H: int, layers: int, V: int, size: int) -> int:
         size: bytes of an operand, 4 (fp32) or 2 (bf16).
     """
     H, G = rounded_up(H), GATES[kind]
-    numbers = {"rnn_tanh": 2, "rnn_relu": 2}.get(kind, 5) * H
-    recurrent = layers * (numbers * size + (4 * H if kind == "lstm" else 0))
+    numbers = (1 + SLOTS[kind] + (kind == "gru_reset_before")) * H
+    recurrent = layers * (numbers * size + (4 * H if kind in _WITH_C else 0))
     inputs = (layers - 1) * G * H * size
     return recurrent + inputs + (rounded_up(V) + H) * size
 
@@ -56,6 +58,7 @@ class Recurrence(torch.autograd.Function):
         ids: Tensor | None,
         weight_hh: Tensor,
         b_n: Tensor | None,
+        peepholes: Tensor | None,
         h: Tensor,
         c: Tensor | None,
         kind: str,
@@ -73,7 +76,7 @@ class Recurrence(torch.autograd.Function):
         outputs = POOL.take((T + 1, B, H), dtype)
         outputs[0] = h
         has_carried = not kind.startswith("rnn")
-        keeps_carried = training and kind == "lstm"
+        keeps_carried = training and kind in _WITH_C
         carried = POOL.take((T + 1 if keeps_carried else 1, B, H), torch.float32) if has_carried else None
         if carried is not None:
             carried[0] = c if c is not None else h
@@ -81,23 +84,24 @@ class Recurrence(torch.autograd.Function):
         rh = POOL.take((steps, B, H), dtype) if kind == "gru_reset_before" else None
         call = Layer(
             kind=KINDS[kind], bf16=is_bf16(dtype), threads=kernel_threads(),
-            T=T, B=B, H=H, weights=address(packed.forward), b_n=address(b_n), x=address(x), ids=address(ids),
-            h=address(outputs), carried=address(carried), carried_step=B * H if keeps_carried else 0,
+            T=T, B=B, H=H, weights=address(packed.forward), b_n=address(b_n), peepholes=address(peepholes),
+            x=address(x), ids=address(ids), h=address(outputs),
+            carried=address(carried), carried_step=B * H if keeps_carried else 0,
             kept=address(kept), kept_step=B * S * H if training else 0, rh=address(rh), rh_step=B * H if training else 0,
         )  # fmt: skip
         library.current().charlm_layer_forward(ctypes.byref(call))
         if training:
-            ctx.kept = (outputs, carried, kept, rh, packed.backward, ids, call)
+            ctx.kept = (outputs, carried, kept, rh, packed.backward, peepholes, ids, call)
             ctx.kind, ctx.x_shape = kind, x.shape
         last = carried[-1].clone() if carried is not None else None
-        if kind == "lstm":
+        if kind in _WITH_C:
             return outputs[1:], outputs[-1].to(torch.float32, copy=True), last
         return outputs[1:], outputs[-1].to(torch.float32, copy=True) if last is None else last, None
 
     @staticmethod
     def backward(ctx: Any, d_outputs: Tensor | None, d_h: Tensor | None, d_c: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Gradients of x, weight_hh, b_n, h and c."""
-        outputs, _carried, kept, rh, weights, ids, call = ctx.kept  # keeps the memory of `call` alive
+        """Gradients of x, weight_hh, b_n, peepholes, h and c."""
+        outputs, carried, kept, rh, weights, peepholes, ids, call = ctx.kept  # keeps the memory of `call` alive
         ctx.kept = None
         kind, (T, B) = ctx.kind, kept.shape[:2]
         H, G, S = outputs.shape[2], GATES[kind], SLOTS[kind]
@@ -117,6 +121,7 @@ class Recurrence(torch.autograd.Function):
         else:
             d_weight, sums = weight_gradient(d[:, : G * H], before, dtype, sums=kind == "gru")
         d_b_n = sums[2 * H :] if sums is not None else None
+        d_peepholes = peephole_gradient(d, carried) if peepholes is not None else None
         slots = _INPUT_SLOTS.get(kind)
         if ids is not None:
             d_x = sum_by_id(d, ids, ctx.x_shape[0], H, slots or tuple(range(G)))
@@ -124,7 +129,7 @@ class Recurrence(torch.autograd.Function):
             d_x = d.view(T, B, S, H)[:, :, list(slots)].view(ctx.x_shape)
         else:
             d_x = d.view(ctx.x_shape)
-        return d_x, None, d_weight, d_b_n, dh, dc if kind == "lstm" else None, None, None, None, None, None
+        return d_x, None, d_weight, d_b_n, d_peepholes, dh, dc if kind in _WITH_C else None, None, None, None, None, None
 
 
 def sum_by_id(d: Tensor, ids: Tensor, V: int, H: int, slots: tuple[int, ...]) -> Tensor:
@@ -136,4 +141,13 @@ def sum_by_id(d: Tensor, ids: Tensor, V: int, H: int, slots: tuple[int, ...]) ->
         ctypes.addressof(order), address(sums),
     )  # fmt: skip
     library.current().charlm_sum_by_id(ctypes.byref(call))
+    return sums
+
+
+def peephole_gradient(d: Tensor, c: Tensor) -> Tensor:
+    """The gradient of the peepholes ``(3·H,)`` in fp32, from d ``(T·B, 4·H)`` and c ``(T+1, B, H)`` of all steps."""
+    steps, B, H = c.shape
+    sums = torch.empty(3 * H)
+    call = PeepholeGradient(is_bf16(d.dtype), kernel_threads(), steps - 1, B, H, address(d), address(c), address(sums))
+    library.current().charlm_peephole_gradient(ctypes.byref(call))
     return sums

@@ -77,7 +77,9 @@ class NativeSampler:
         below = addresses([None, *(packed.forward for packed in inputs)])
         biases = addresses([w.bias for w in weights])
         b_n = addresses([w.b_n for w in weights])
-        self._keep = (weights, inputs, output, bias, table, forbidden, recurrent, below, biases, b_n)  # C++ reads this memory
+        peepholes = addresses([w.peepholes for w in weights])
+        pointers = (recurrent, below, biases, b_n, peepholes)
+        self._keep = (weights, inputs, output, bias, table, forbidden, *pointers)  # C++ reads this memory
         matrices = [*(w.packed for w in weights if w.packed is not None), *inputs]
         read_per_step = sum(matrix.forward.numel() for matrix in matrices) * dtype.itemsize
         self._is_alone = N == 1 and read_per_step <= _ALONE
@@ -85,8 +87,9 @@ class NativeSampler:
             bf16=is_bf16(dtype), kind=KINDS[which], layers=len(layers), V=padded, H=H, N=N, symbols=V,
             residual=network.section.residual,
             weights=ctypes.addressof(recurrent), weights_ih=ctypes.addressof(below), bias=ctypes.addressof(biases),
-            b_n=ctypes.addressof(b_n), table=address(table), output=address(output.forward), output_bias=address(bias),
-            h=address(self._h), sum=address(self._sum), carried=address(self._carried), logits=address(self._logits),
+            b_n=ctypes.addressof(b_n), peepholes=ctypes.addressof(peepholes), table=address(table),
+            output=address(output.forward), output_bias=address(bias), h=address(self._h), sum=address(self._sum),
+            carried=address(self._carried), logits=address(self._logits),
             temperature=temperature, top_p=top_p, top_k=top_k, banned=forbidden.ctypes.data,
             nonfinite=self._nonfinite.ctypes.data,
         )  # fmt: skip

@@ -30,6 +30,7 @@ class Weights(NamedTuple):
         weight_hh: ``(G·H, H)``.
         bias: ``(G·H,)``, the sum of the biases added to the pre-activations.
         b_n: ``(H,)``, the GRU's bias inside r∘(W_n·h + b_n).
+        peepholes: ``(3·H,)``, p_i, p_f and p_o of the LSTM with peepholes.
         packed: without gradients, the recurrent weights packed once for many calls.
     """
 
@@ -37,6 +38,7 @@ class Weights(NamedTuple):
     weight_hh: Tensor
     bias: Tensor
     b_n: Tensor | None
+    peepholes: Tensor | None
     packed: Packed | None
 
 
@@ -63,16 +65,18 @@ def weights_of(layer: RecurrentLayer, dtype: torch.dtype, training: bool, recurr
         weight_hh: Tensor = layer.weight_hh if recurrent is None else recurrent
         bias_ih: Tensor = layer.bias_ih
         bias_hh: Tensor = layer.bias_hh
+        peepholes = layer.weight_peephole if "weight_peephole" in layer.entry.parameters else None
         if missing := rounded_up(H) - H:
             weight_ih, bias_ih, bias_hh = (_with_zero_units(part, G, missing) for part in (weight_ih, bias_ih, bias_hh))
             weight_hh = F.pad(_with_zero_units(weight_hh, G, missing), (0, missing))
+            peepholes = None if peepholes is None else _with_zero_units(peepholes, 3, missing)
             H += missing
         b_n = None
         if layer.entry.kernels["native"] == "gru":
             b_n = bias_hh[2 * H :].contiguous()
             bias_hh = torch.cat([bias_hh[: 2 * H], torch.zeros_like(b_n)])
         packed = None if training else pack(weight_hh, dtype, gates=G, backward=False)
-        return Weights(weight_ih, weight_hh, bias_ih + bias_hh, b_n, packed)
+        return Weights(weight_ih, weight_hh, bias_ih + bias_hh, b_n, peepholes, packed)
 
     if training:
         _prepared.pop(layer, None)
@@ -133,7 +137,7 @@ def _rows(weights: Weights, symbols: Tensor | None, embedding: Tensor | None) ->
 
 def _once(layer: RecurrentLayer, what: str, of: tuple[Tensor, ...], make: Callable[[], Made]) -> Made:
     """Return ``make()``, or its cached result if neither the weights of the layer nor ``of`` have changed."""
-    tensors = (*of, layer.weight_ih, layer.weight_hh, layer.bias_ih, layer.bias_hh)
+    tensors = (*of, *layer.parameters())
     if any(tensor.is_inference() for tensor in tensors):
         return make()
     state = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)

@@ -24,6 +24,8 @@ CELLS: dict[str, dict[str, Any]] = {
     "gru": {"cell": "gru"},
     "gru_reset_before": {"cell": "gru", "reset_after": False},
     "lstm": {"cell": "lstm"},
+    "lstm_peephole": {"cell": "lstm", "variant": "peephole"},
+    "lstm_coupled": {"cell": "lstm", "variant": "coupled"},
 }
 
 

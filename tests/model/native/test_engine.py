@@ -20,7 +20,7 @@ from charlm.runtime import arithmetic
 from charlm.training.update import Updater
 
 CPU = torch.device("cpu")
-CELLS = ["rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm"]
+CELLS = ["rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm", "lstm_peephole", "lstm_coupled"]
 
 # -- numbers that are none -------------------------------------------------------------------------------------------
 
@@ -42,6 +42,10 @@ def test_what_is_not_finite_is_not_hidden(case: Callable[..., Any], cell: str, p
     ids[0, 0], ids[2, 1] = 1, 34
     targets = ids.roll(-1, 0)
     names = [name for name, _ in _places(whole, whole.zero_state(one.B))]
+    if cell == "lstm_peephole" and math.isinf(wrong):
+        # The reference multiplies an infinite c by a gate that is exactly 0. In C++ σ(−∞) is 10⁻³⁸, so c stays infinite and
+        # its tanh is ±1, as in the plain LSTM. No step makes c infinite: it grows by at most 1 per step.
+        names.remove("state 1")
     for name in names:
         for at in (0, -1):
             model, state = copy.deepcopy(whole), tuple(part + 0.1 for part in whole.zero_state(one.B))
@@ -166,8 +170,15 @@ CHANGES: dict[str, Change] = {
 
 
 @pytest.mark.parametrize("inputs", ["one-hot", "tied"])
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize(
+    ("cell", "change"),
+    [
+        (cell, change)
+        for cell in ("gru", "lstm", "lstm_peephole")
+        for change in CHANGES
+        if (cell, change) != ("lstm_peephole", "training with the torch engine")  # it has no peepholes
+    ],
+)
 def test_reading_uses_the_weights_of_the_moment(case: Callable[..., Any], cell: str, change: str, inputs: str) -> None:
     """If this fails, an evaluation measures the weights of an earlier step."""
     one = case(cell, T=3, H=40, layers=2, inputs=inputs)

@@ -12,7 +12,7 @@ import torch
 from charlm.model.native import library
 from charlm.model.native.build import LEVELS, compile_one, flags_of
 
-CELLS = ["rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm"]
+CELLS = ["rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm", "lstm_peephole", "lstm_coupled"]
 EMULATED = "amx, emulated"
 SHAPES: list[dict[str, Any]] = [
     {"T": 1, "B": 1, "H": 1, "V": 2},

@@ -13,7 +13,7 @@ import torch
 from charlm.model.native import memory
 from charlm.model.native.memory import ALIGNMENT, POOL, Pool
 
-CELLS = ["rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm"]
+CELLS = ["rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm", "lstm_peephole", "lstm_coupled"]
 
 
 @pytest.fixture

@@ -25,6 +25,8 @@ FIXTURES: dict[str, dict[str, Any]] = {
     "gru as first published": {"cell": "gru", "reset_after": False, "hidden": 33, "layers": 2},
     "rnn, three layers": {"cell": "rnn", "hidden": 64, "layers": 3, "input": "one-hot"},
     "lstm, three residual layers": {"cell": "lstm", "hidden": 48, "layers": 3, "residual": True},
+    "lstm with peepholes": {"cell": "lstm", "variant": "peephole", "hidden": 45, "layers": 2},
+    "lstm with coupled gates": {"cell": "lstm", "variant": "coupled", "hidden": 72, "layers": 2, "embedding": 20},
     "lstm, tied": {"cell": "lstm", "hidden": 50, "layers": 2, "tied": True},
 }
 SETTINGS = [

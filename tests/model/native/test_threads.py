@@ -13,7 +13,7 @@ from charlm.model.native import interface, layer
 from charlm.model.native.sampling import NativeSampler
 from charlm.threads import use
 
-CELLS = ["rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm"]
+CELLS = ["rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm", "lstm_peephole", "lstm_coupled"]
 SHAPES: list[dict[str, Any]] = [
     {"T": 6, "B": 1, "H": 64, "V": 9},
     {"T": 4, "B": 3, "H": 33, "V": 70},

@@ -21,9 +21,10 @@ struct Forward {
     long Wh_gate;
     const X* x;  // the input of gate g is at x + g · H
     long H;
-    const float* b_n;     // GRU with reset after: the bias inside r∘(W_n·h + b_n)
-    const E* h;           // before the step
-    const float* before;  // LSTM: c before; GRU: h before, in fp32
+    const float* b_n;        // GRU with reset after: the bias inside r∘(W_n·h + b_n)
+    const float* peepholes;  // LSTM with peepholes: p_i; p_f and p_o follow, H numbers apart
+    const E* h;              // before the step
+    const float* before;     // LSTM: c before; GRU: h before, in fp32
     float* after;
     E* kept;
     E* rh;  // GRU with reset before: r∘h
@@ -37,6 +38,7 @@ struct Backward {
     const E* h;  // before the step
     const E* h_next;
     const float *c, *c_next;
+    const float* peepholes;  // as in Forward
     E* kept;
     float* dh;  // in: gradient of h_next from later steps; out: the part of the gradient of h that does not pass through W
     float* dc;
@@ -113,6 +115,78 @@ struct Lstm {
             store(to_i, dc * g * i * (one - i));
             store(to_f, dc * load(p.c + v) * f * (one - f));
             store(to_g, dc * i * (one - g * g));
+            store(to_o, dh * tanh_c * o * (one - o));
+            store(p.dc + v, dc * f);
+        }
+    }
+};
+
+// The gates also see the cell state: i and f see c, o sees c_next.
+struct LstmPeephole {
+    static constexpr int gates = 4, slots = 4;
+    static constexpr bool direct = false;
+
+    template <class E, class X>
+    static void forward(const Forward<E, X>& p) {
+        for (long v = 0; v < PANEL; v += LANES) {
+            const float *p_i = p.peepholes + v, *p_f = p_i + p.H, *p_o = p_f + p.H;
+            Vector before = load(p.before + v);
+            Vector i = sigmoid(load(p.Wh + v) + load(p.x + v) + load(p_i) * before);
+            Vector f = sigmoid(load(p.Wh + p.Wh_gate + v) + load(p.x + p.H + v) + load(p_f) * before);
+            Vector g = tanh(load(p.Wh + 2 * p.Wh_gate + v) + load(p.x + 2 * p.H + v));
+            Vector c = f * before + i * g;
+            Vector o = sigmoid(load(p.Wh + 3 * p.Wh_gate + v) + load(p.x + 3 * p.H + v) + load(p_o) * c);
+            store(p.after + v, c);
+            store(p.h_next + v, o * tanh(c));
+            store(p.kept + v, i), store(p.kept + p.H + v, f), store(p.kept + 2 * p.H + v, g), store(p.kept + 3 * p.H + v, o);
+        }
+    }
+
+    template <class E>
+    static void backward(const Backward<E>& p) {
+        const Vector one = splat(1);
+        for (long v = 0; v < PANEL; v += LANES) {
+            const float *p_i = p.peepholes + v, *p_f = p_i + p.H, *p_o = p_f + p.H;
+            E *to_i = p.kept + v, *to_f = to_i + p.H, *to_g = to_f + p.H, *to_o = to_g + p.H;
+            Vector i = load(to_i), f = load(to_f), g = load(to_g), o = load(to_o);
+            Vector dh = incoming_gradient(p, v), tanh_c = tanh(load(p.c_next + v));
+            Vector d_o = dh * tanh_c * o * (one - o);
+            Vector dc = load(p.dc + v) + dh * o * (one - tanh_c * tanh_c) + d_o * load(p_o);
+            Vector d_i = dc * g * i * (one - i), d_f = dc * load(p.c + v) * f * (one - f);
+            store(to_i, d_i), store(to_f, d_f), store(to_g, dc * i * (one - g * g)), store(to_o, d_o);
+            store(p.dc + v, dc * f + d_i * load(p_i) + d_f * load(p_f));
+        }
+    }
+};
+
+// The input gate is 1 − f. Slots f, g, o.
+struct LstmCoupled {
+    static constexpr int gates = 3, slots = 3;
+    static constexpr bool direct = false;
+
+    template <class E, class X>
+    static void forward(const Forward<E, X>& p) {
+        for (long v = 0; v < PANEL; v += LANES) {
+            Vector f = sigmoid(load(p.Wh + v) + load(p.x + v));
+            Vector g = tanh(load(p.Wh + p.Wh_gate + v) + load(p.x + p.H + v));
+            Vector o = sigmoid(load(p.Wh + 2 * p.Wh_gate + v) + load(p.x + 2 * p.H + v));
+            Vector c = f * load(p.before + v) + (splat(1) - f) * g;
+            store(p.after + v, c);
+            store(p.h_next + v, o * tanh(c));
+            store(p.kept + v, f), store(p.kept + p.H + v, g), store(p.kept + 2 * p.H + v, o);
+        }
+    }
+
+    template <class E>
+    static void backward(const Backward<E>& p) {
+        const Vector one = splat(1);
+        for (long v = 0; v < PANEL; v += LANES) {
+            E *to_f = p.kept + v, *to_g = to_f + p.H, *to_o = to_g + p.H;
+            Vector f = load(to_f), g = load(to_g), o = load(to_o);
+            Vector dh = incoming_gradient(p, v), tanh_c = tanh(load(p.c_next + v));
+            Vector dc = load(p.dc + v) + dh * o * (one - tanh_c * tanh_c);
+            store(to_f, dc * (load(p.c + v) - g) * f * (one - f));
+            store(to_g, dc * (one - f) * (one - g * g));
             store(to_o, dh * tanh_c * o * (one - o));
             store(p.dc + v, dc * f);
         }

@@ -12,19 +12,22 @@
 
 namespace charlm {
 
-enum Kind : int64_t { RNN_TANH, RNN_RELU, LSTM, GRU, GRU_RESET_BEFORE, KIND_COUNT };
+enum Kind : int64_t { RNN_TANH, RNN_RELU, LSTM, GRU, GRU_RESET_BEFORE, LSTM_PEEPHOLE, LSTM_COUPLED, KIND_COUNT };
+
+static inline bool has_cell_state(int64_t kind) { return kind == LSTM || kind == LSTM_PEEPHOLE || kind == LSTM_COUPLED; }
 
 struct Layer {
     int64_t kind, bf16, threads, rows_split;
     int64_t T, B, H;
-    const void* weights;   // packed W_hh: forward [H/32][gates][H][32], backward [H/32][gates·H][32]
-    const float* b_n;      // (H,), GRU with reset after
-    const void* x;         // W_ih·input + biases: a table (V, gates·H) of floats if there are ids, else (T, B, gates·H) of E
-    const int64_t* ids;    // (T, B), or null
-    void* h;               // (T+1, B, H) of E; h[0] is given
-    float* carried;        // LSTM: c; GRU: h in fp32. (T+1, B, H), or (B, H) if carried_step = 0; [0] is given
-    int64_t carried_step;  // B·H, or 0
-    void* kept;            // (T, B, slots·H) of E, or (B, slots·H) if kept_step = 0. After the backward pass: d
+    const void* weights;     // packed W_hh: forward [H/32][gates][H][32], backward [H/32][gates·H][32]
+    const float* b_n;        // (H,), GRU with reset after
+    const float* peepholes;  // (3·H,): p_i, p_f, p_o; LSTM with peepholes
+    const void* x;           // W_ih·input + biases: a table (V, gates·H) of floats if there are ids, else (T, B, gates·H) of E
+    const int64_t* ids;      // (T, B), or null
+    void* h;                 // (T+1, B, H) of E; h[0] is given
+    float* carried;          // LSTM: c; GRU: h in fp32. (T+1, B, H), or (B, H) if carried_step = 0; [0] is given
+    int64_t carried_step;    // B·H, or 0
+    void* kept;              // (T, B, slots·H) of E, or (B, slots·H) if kept_step = 0. After the backward pass: d
     int64_t kept_step;
     void* rh;  // (T, B, H) of E, or (B, H) if rh_step = 0; GRU with reset before
     int64_t rh_step;
@@ -81,6 +84,7 @@ static void forward_step(const Layer& layer, const Step<E, X>& s, const WorkSlic
                             .x = s.x + (s.ids ? s.ids[row + r] : row + r) * G * H + j,
                             .H = H,
                             .b_n = at_offset(layer.b_n, j),
+                            .peepholes = at_offset(layer.peepholes, j),
                             .h = s.h + at,
                             .before = at_offset(s.before, at),
                             .after = at_offset(s.after, at),
@@ -125,7 +129,7 @@ static void backward_layer(const Layer& layer, const WorkSlice& slice) {
     constexpr bool two_halves = std::is_same_v<Cell, GruResetBefore>;
     const long H = layer.H, BH = layer.B * H, first = slice.rows.first, rows = slice.rows.end - first;
     const E* W = (const E*)layer.weights;
-    const float* c = layer.kind == LSTM ? layer.carried : nullptr;
+    const float* c = has_cell_state(layer.kind) ? layer.carried : nullptr;
     for (long t = layer.T - 1; t >= 0; t--) {
         E* d = (E*)layer.kept + t * layer.B * S * H;
         auto place = [&](long row, long j) {
@@ -137,6 +141,7 @@ static void backward_layer(const Layer& layer, const WorkSlice& slice) {
                 .h_next = (const E*)layer.h + (t + 1) * BH + at,
                 .c = at_offset(c, t * BH + at),
                 .c_next = at_offset(c, (t + 1) * BH + at),
+                .peepholes = at_offset(layer.peepholes, j),
                 .kept = d + row * S * H + j,
                 .dh = layer.dh + at,
                 .dc = layer.dc + at,
@@ -180,10 +185,20 @@ static void run_slice(const Layer& layer, const WorkSlice& slice, bool forward) 
         case LSTM: return run_slice<Lstm, E>(layer, slice, forward);
         case GRU: return run_slice<GruResetAfter, E>(layer, slice, forward);
         case GRU_RESET_BEFORE: return run_slice<GruResetBefore, E>(layer, slice, forward);
+        case LSTM_PEEPHOLE: return run_slice<LstmPeephole, E>(layer, slice, forward);
+        case LSTM_COUPLED: return run_slice<LstmCoupled, E>(layer, slice, forward);
     }
 }
 
-static inline long gates_of(int64_t kind) { return kind == LSTM ? 4 : kind == GRU || kind == GRU_RESET_BEFORE ? 3 : 1; }
+static inline long gates_of(int64_t kind) {
+    switch (kind) {
+        case LSTM:
+        case LSTM_PEEPHOLE: return 4;
+        case RNN_TANH:
+        case RNN_RELU: return 1;
+        default: return 3;
+    }
+}
 
 static void run_layer(const Layer& layer, bool forward) {
     const long bytes = gates_of(layer.kind) * layer.H * layer.H * (layer.bf16 ? 2 : 4);
@@ -224,6 +239,34 @@ static void sum_by_id(const SumById& p) {
                 float* sum = p.sums + p.ids[n] * p.gates * p.H + j;
                 for (long v = 0; v < PANEL; v += LANES) store(sum + v, load(sum + v) + load(d + v));
             }
+    }
+}
+
+// The gradient of the peepholes: the sums over all positions of d_i∘c, d_f∘c and d_o∘c_next, each in the order of positions.
+struct PeepholeGradient {
+    int64_t bf16, threads;
+    int64_t T, B, H;
+    const void* d;   // (T, B, 4·H) of E, for i, f, g, o
+    const float* c;  // (T+1, B, H)
+    float* sums;     // (3·H,)
+};
+
+template <class E>
+static void peephole_gradient(const PeepholeGradient& p) {
+#pragma omp parallel for num_threads(p.threads) schedule(static) if (p.threads > 1)
+    for (long first = 0; first < p.H; first += PANEL) {
+        Vector sums[3][PANEL / LANES] = {};
+        for (long n = 0; n < p.T * p.B; n++) {
+            const E* d = (const E*)p.d + n * 4 * p.H + first;
+            const float *c = p.c + n * p.H + first, *c_next = c + p.B * p.H;
+            for (long v = 0; v < PANEL; v += LANES) {
+                sums[0][v / LANES] = sums[0][v / LANES] + load(d + v) * load(c + v);
+                sums[1][v / LANES] = sums[1][v / LANES] + load(d + p.H + v) * load(c + v);
+                sums[2][v / LANES] = sums[2][v / LANES] + load(d + 3 * p.H + v) * load(c_next + v);
+            }
+        }
+        for (long gate = 0; gate < 3; gate++)
+            for (long v = 0; v < PANEL; v += LANES) store(p.sums + gate * p.H + first + v, sums[gate][v / LANES]);
     }
 }
 

@@ -30,6 +30,7 @@ PUBLIC int64_t charlm_sizeof(const char* structure) {
     SIZE_OF(Linear);
     SIZE_OF(WeightGradient);
     SIZE_OF(SumById);
+    SIZE_OF(PeepholeGradient);
     SIZE_OF(CrossEntropy);
     SIZE_OF(Dropping);
     SIZE_OF(Generation);
@@ -83,6 +84,10 @@ PUBLIC void charlm_layer_forward(const Layer* layer) { run_layer(*layer, true); 
 PUBLIC void charlm_layer_backward(const Layer* layer) { run_layer(*layer, false); }
 
 PUBLIC void charlm_sum_by_id(const SumById* p) { p->bf16 ? sum_by_id<bf16>(*p) : sum_by_id<float>(*p); }
+
+PUBLIC void charlm_peephole_gradient(const PeepholeGradient* p) {
+    p->bf16 ? peephole_gradient<bf16>(*p) : peephole_gradient<float>(*p);
+}
 
 PUBLIC void charlm_cross_entropy(const CrossEntropy* p) { p->bf16 ? cross_entropy<bf16>(*p) : cross_entropy<float>(*p); }
 

@@ -21,6 +21,7 @@ struct Generation {
     const void* const* weights_ih;  // per layer but the first: packed W_ih
     const float* const* bias;       // per layer but the first: (gates·H,), the sum of both biases
     const float* const* b_n;        // per layer: (H,)
+    const float* const* peepholes;  // per layer: (3·H,)
     const float* table;             // (V, gates·H): W_ih·input + biases of the first layer
     const void* output;             // packed output layer
     const float* output_bias;       // (V,)
@@ -110,6 +111,7 @@ static void generate(const Generation& g, int number, int threads, float* x, Bar
             E *before = h + n % 2 * layer_size, *after = h + (n + 1) % 2 * layer_size;
             layer.weights = g.weights[l];
             layer.b_n = g.b_n[l];
+            layer.peepholes = g.peepholes[l];
             float* carried = g.carried + l * layer_size;
             Step<E, float> step = {
                 .x = g.table,
@@ -171,6 +173,8 @@ static void generate(const Generation& g) {
             case LSTM: generate<Lstm, E>(g, number, threads, x.data(), barrier); break;
             case GRU: generate<GruResetAfter, E>(g, number, threads, x.data(), barrier); break;
             case GRU_RESET_BEFORE: generate<GruResetBefore, E>(g, number, threads, x.data(), barrier); break;
+            case LSTM_PEEPHOLE: generate<LstmPeephole, E>(g, number, threads, x.data(), barrier); break;
+            case LSTM_COUPLED: generate<LstmCoupled, E>(g, number, threads, x.data(), barrier); break;
         }
     }
 }
