@@ -70,8 +70,16 @@ class Dropout:
     def _apply(self, drop: Drop, values: Tensor, period: int, probability: float, *place: object) -> Tensor:
         if probability == 0:
             return values
-        key = derived_seed(self.seed, "dropout", self.step, *place)
-        return drop(values, period, key, min(65535, round(probability * 65536)))
+        return drop(values, period, self.key(*place), threshold(probability))
+
+    def key(self, *place: object) -> int:
+        """The key of the random sequence of a place: ``"embedding"``, or ``"outputs"`` or ``"recurrent"`` and a layer."""
+        return derived_seed(self.seed, "dropout", self.step, *place)
+
+
+def threshold(probability: float) -> int:
+    """The probability of a zero, times 65,536."""
+    return min(65535, round(probability * 65536))
 
 
 def kept(key: int, count: int, threshold: int, device: torch.device) -> Tensor:

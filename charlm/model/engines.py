@@ -25,7 +25,7 @@ from charlm.config import ModelSection
 from charlm.data.streams import IGNORED
 from charlm.errors import UsageError
 from charlm.model.cells import EQUATIONS, State
-from charlm.model.dropout import masked
+from charlm.model.dropout import Dropout, masked
 from charlm.model.layers import Network, RecurrentLayer
 from charlm.model.native.engine import NativeEngine
 
@@ -38,6 +38,26 @@ class FusedOptimizer(Protocol):
 
     def step(self, factor: float) -> None:
         """Update the weights as if every gradient had been multiplied by ``factor``; :meth:`norm` has been called before."""
+
+
+class StepPlan(Protocol):
+    """Computes the loss and all gradients of a training step, and writes each gradient into the ``grad`` of its weight."""
+
+    def __call__(
+        self, inputs: Tensor, targets: Tensor, factor: float, state: State, dropout: Dropout | None
+    ) -> tuple[float, State]:
+        """Write the gradient of ``factor`` times the sum of the losses.
+
+        Args:
+            inputs: ``(T, B)`` ids.
+            targets: ``(T, B)`` ids; negative ones are not scored.
+            factor: on the gradient.
+            state: before the batch, each ``(L, B, H)``.
+            dropout: ``None``: none.
+
+        Returns:
+            The sum of the losses in nats, and the state after the batch.
+        """
 
 
 class BlockSampler(Protocol):
@@ -106,6 +126,14 @@ class Engine(Protocol):
 
     def nll(self, features: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
         """−ln p of each target, ``(N,)`` in fp64, without gradients; arguments as for :meth:`cross_entropy`."""
+
+    def plan(self, network: Network, precision: str) -> StepPlan | None:
+        """This engine's code for all gradients of a training step; ``None``: they are computed with autograd.
+
+        Args:
+            network: with a ``grad`` for each parameter, in which the plan writes.
+            precision: resolved: ``fp32``, ``bf16`` or ``fp16``.
+        """
 
     def fused_optimizer(self, optimizer: torch.optim.Optimizer) -> FusedOptimizer | None:
         """This engine's code for the optimizer; ``None``: PyTorch's is used."""
@@ -182,6 +210,10 @@ class ReferenceEngine:
         """See :class:`Engine`."""
         logits = F.linear(features, weight, bias).float()
         return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none").double()
+
+    def plan(self, network: Network, precision: str) -> StepPlan | None:
+        """See :class:`Engine`."""
+        return None
 
     def fused_optimizer(self, optimizer: torch.optim.Optimizer) -> FusedOptimizer | None:
         """See :class:`Engine`."""

@@ -5,7 +5,7 @@ D input width    H hidden units    V symbols
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -54,6 +54,9 @@ class Network(Protocol):
     @property
     def output_bias(self) -> Tensor:
         """``(V,)``."""
+
+    def parameters(self) -> Iterator[Tensor]:
+        """All parameters."""
 
     def output_matrix(self) -> Tensor:
         """``(V, H)``."""

@@ -52,6 +52,7 @@ class Updater:
         self._precision = precision
         self._weights = list(model.parameters())
         self._gradient = FlatGradient(self._weights)
+        self._plan = model.engine.plan(model, precision)
         self._fused = model.engine.fused_optimizer(self.optimizer)
         self._device = model.output_bias.device
 
@@ -91,6 +92,9 @@ class Updater:
         self, inputs: Tensor, targets: Tensor, scored: int, state: State, dropout: Dropout | None
     ) -> tuple[float, State]:
         """Fill the gradient buffer, in units of the loss scale. Returns the mean loss and the next state, detached."""
+        if self._plan is not None:
+            nats, state = self._plan(inputs, targets, self.scale.scale / scored, state, dropout)
+            return nats / scored, state
         with arithmetic(self._precision, self._device):
             total, state = self.model.nll_sum(inputs, targets, state, dropout)
         self._gradient.write(torch.autograd.grad(total * (self.scale.scale / scored), self._weights))

@@ -18,6 +18,7 @@ from charlm.model.native import library, loss
 from charlm.model.native.dropout import Drop
 from charlm.model.native.layer import Recurrence, bytes_kept
 from charlm.model.native.optimizer import NativeOptimizer
+from charlm.model.native.plan import NativePlan
 from charlm.model.native.sampling import NativeSampler
 from charlm.model.native.weights import input_product, look_up, operand_type, weights_of
 
@@ -71,6 +72,10 @@ class NativeEngine:
     def nll(self, features: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
         """See :class:`charlm.model.engines.Engine`."""
         return loss.nll(features, weight, bias, targets, operand_type())
+
+    def plan(self, network: Network, precision: str) -> NativePlan | None:
+        """See :class:`charlm.model.engines.Engine`: models with attention take the autograd functions."""
+        return None if network.section.attention else NativePlan(network, precision == "bf16")
 
     def fused_optimizer(self, optimizer: torch.optim.Optimizer) -> NativeOptimizer | None:
         """See :class:`charlm.model.engines.Engine`: clipping and update in one pass, for the rules that are written in C++."""

@@ -101,6 +101,33 @@ class Generation(ctypes.Structure):
     ]  # fmt: skip
 
 
+class PlanShape(ctypes.Structure):
+    """What a plan of a training step is made for (``plan.h``)."""
+
+    _fields_ = [
+        ("kind", _N), ("bf16", _N), ("layers", _N), ("V", _N), ("D", _N), ("H", _N), ("tied", _N), ("residual", _N),
+        ("locked", _N), ("drop_embedding", _N), ("drop_outputs", _N), ("drop_recurrent", _N),
+    ]  # fmt: skip
+
+
+class PlanParameters(ctypes.Structure):
+    """The parameters of a layer, or their gradients (``plan.h``)."""
+
+    _fields_ = [("weight_ih", _P), ("weight_hh", _P), ("bias_ih", _P), ("bias_hh", _P), ("peepholes", _P)]
+
+
+class PlanBatch(ctypes.Structure):
+    """One training step (``plan.h``)."""
+
+    _fields_ = [
+        ("plan", _P), ("threads", _N), ("T", _N), ("B", _N), ("weights_changed", _N), ("drops", _N), ("ids", _P), ("targets", _P),
+        ("factor", _D), ("weights", _P), ("gradients", _P), ("embedding", _P), ("output_weight", _P), ("output_bias", _P),
+        ("d_embedding", _P), ("d_output_weight", _P), ("d_output_bias", _P), ("h", _P), ("c", _P), ("h_after", _P),
+        ("c_after", _P), ("key_outputs", _P), ("key_recurrent", _P), ("key_embedding", ctypes.c_uint64), ("nats", _D),
+        ("bad_id", _N),
+    ]  # fmt: skip
+
+
 class Update(ctypes.Structure):
     """An optimizer's step (``optimizer.h``)."""
 
@@ -114,7 +141,10 @@ class Update(ctypes.Structure):
 RULES = {torch.optim.SGD: 0, torch.optim.Adam: 1, torch.optim.AdamW: 2, torch.optim.RMSprop: 3}
 """``enum Rule`` of ``optimizer.h``."""
 
-STRUCTURES = (Layer, Packing, Linear, WeightGradient, SumById, PeepholeGradient, CrossEntropy, Dropping, Generation, Update)
+STRUCTURES = (
+    Layer, Packing, Linear, WeightGradient, SumById, PeepholeGradient, CrossEntropy, Dropping, Generation, Update, PlanShape,
+    PlanParameters, PlanBatch,
+)  # fmt: skip
 """All structures. A library whose structures have other sizes is refused (:mod:`charlm.model.native.library`)."""
 
 

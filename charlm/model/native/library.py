@@ -14,7 +14,7 @@ from charlm.errors import UsageError
 from charlm.model.native import interface
 from charlm.model.native.build import BUILT, LEVELS, Record, fingerprint, library_name, read_record
 
-INTERFACE = 4
+INTERFACE = 5
 """The version of the C functions. Each library reports its own."""
 
 FOLDER = Path(__file__).with_name("lib")

@@ -21,6 +21,8 @@ import numpy as np
 import torch
 
 from charlm.config import TrainSection
+from charlm.model.dropout import Dropout
+from charlm.model.language_model import LanguageModel
 from charlm.model.native import library, memory
 from charlm.model.native.sampling import NativeSampler
 from charlm.optimizers import OPTIMIZERS
@@ -54,6 +56,16 @@ for threads in (1, 2):
             for precision in ("fp32", "bf16"):
                 for name, part in case.outcome(model, precision).items():
                     assert part.isfinite().all(), (cell, shape, precision, name)
+                drops = {"dropout": 0.3, "weight_drop": 0.2, "input_dropout": 0.2 if model.embedding is not None else 0}
+                section = model.section.model_copy(update=drops | {"residual": case.layers > 1})
+                dropped = LanguageModel(section, case.V, "native")
+                dropped.initialise(1)
+                update = Updater(dropped, TrainSection(), precision)
+                for step, streams in enumerate((case.B, case.B, 1)):
+                    scored = max(1, int((targets[:, :streams] >= 0).sum()))
+                    batch = ids[:, :streams].contiguous(), targets[:, :streams].contiguous()
+                    nats = update(*batch, scored, dropped.zero_state(streams), 1e-3, Dropout(section, 1, step)).nats
+                    assert math.isfinite(nats), (cell, shape, precision)
                 with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                     features, state = model.features(ids, model.zero_state(case.B))
                     logits = model.logits(features)[-1]

@@ -6,6 +6,7 @@
 #include "linear.h"
 #include "loss.h"
 #include "optimizer.h"
+#include "plan.h"
 #include "sampling.h"
 
 #if defined(__linux__) && defined(__x86_64__)
@@ -17,7 +18,7 @@ using namespace charlm;
 
 #define PUBLIC extern "C" __attribute__((visibility("default")))
 
-PUBLIC int charlm_interface_version() { return 4; }
+PUBLIC int charlm_interface_version() { return 5; }
 
 PUBLIC const char* charlm_instruction_set() { return CHARLM_ISA; }
 
@@ -35,6 +36,9 @@ PUBLIC int64_t charlm_sizeof(const char* structure) {
     SIZE_OF(Dropping);
     SIZE_OF(Generation);
     SIZE_OF(Update);
+    SIZE_OF(PlanShape);
+    SIZE_OF(PlanParameters);
+    SIZE_OF(PlanBatch);
 #undef SIZE_OF
     return 0;
 }
@@ -94,6 +98,12 @@ PUBLIC void charlm_cross_entropy(const CrossEntropy* p) { p->bf16 ? cross_entrop
 PUBLIC void charlm_drop(const Dropping* d) { d->bf16 ? drop<bf16>(*d) : drop<float>(*d); }
 
 PUBLIC void charlm_generate(const Generation* p) { p->bf16 ? generate<bf16>(*p) : generate<float>(*p); }
+
+PUBLIC void charlm_plan_new(const PlanShape* shape, PlanBatch* batch) { batch->plan = new AnyPlan(*shape); }
+
+PUBLIC int charlm_plan_run(PlanBatch* batch) { return ((AnyPlan*)batch->plan)->run(batch); }
+
+PUBLIC void charlm_plan_delete(PlanBatch* batch) { delete (AnyPlan*)batch->plan; }
 
 PUBLIC void charlm_gradient_norm(Update* p) { gradient_norm(*p); }
 
