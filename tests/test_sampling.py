@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from charlm.data.vocabulary import Vocabulary
 from charlm.errors import UsageError
 from charlm.runtime import derived_seed
-from charlm.sampling import SamplingParams, distribution, draw, generate, prefill, sample, start_ids, truncate_at_stop
+from charlm.sampling import SamplingParams, distribution, draw, generate, opening, prefill, sample, truncate_at_stop
 
 LETTERS = Vocabulary("char", tuple(map(ord, "\nabcdefgh")))
 LOGITS = np.log([0.4, 0.3, 0.2, 0.1])
@@ -174,9 +174,9 @@ def test_unknown_and_banned_characters_are_never_drawn(model: Callable[..., Any]
 
 def test_an_empty_prompt_starts_after_a_line_end(model: Callable[..., Any]) -> None:
     """If this fails, a sample without prompt starts from nowhere, or crashes."""
-    assert start_ids(LETTERS) == [LETTERS.id_of(10)] == [1]
-    assert start_ids(Vocabulary("char", (97, 98))) == [1]
-    assert start_ids(Vocabulary.of_bytes()) == [10]
+    assert opening(LETTERS, []) == [LETTERS.id_of(10)] == [1]
+    assert opening(Vocabulary("char", (97, 98)), []) == [1]
+    assert opening(Vocabulary.of_bytes(), []) == [10]
     one, other = (sample(model(), LETTERS, prompt, 20, SamplingParams(), 1) for prompt in ("", "\n"))
     assert one == other
 

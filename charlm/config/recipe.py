@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from charlm.config.data import DataSection
 from charlm.config.model import ModelSection
@@ -81,3 +81,10 @@ class Recipe(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     sample: SampleSection = SampleSection()
     reported: ReportedSection | None = None
+
+    @model_validator(mode="after")
+    def _records_have_their_own_batches(self) -> Recipe:
+        train = self.train
+        if self.data.records is not None and (train.batching == "windows" or train.random_offset or train.drop_last):
+            raise ValueError("data.records reads every record from its start; remove batching, random_offset and drop_last")
+        return self

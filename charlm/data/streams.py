@@ -9,11 +9,14 @@ exactly once per epoch. State is carried from batch to batch and zeroed at the s
 
 ``windows``: each batch is B random windows of T characters, each from a zero state.
 
+A text of records (:mod:`charlm.data.records`) has batches of its own: see :class:`RecordBatches`.
+
 Shapes are time-major, ``(T, B)``, as the recurrent layers read them.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -43,12 +46,23 @@ class Batch:
         targets: ``(T, B)`` ids, or ``IGNORED``.
         scored: number of targets that are not masked.
         fresh: whether the state must be zeroed before this batch.
+        restarted: ``(B,)`` the streams that begin a record: their state alone must be zeroed. ``None``: none.
     """
 
     inputs: Tensor
     targets: Tensor
     scored: int
     fresh: bool
+    restarted: Tensor | None = None
+
+    def reset(self, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The state before this batch: that after the batch before, each part ``(layers, B, hidden)``, zeroed as required."""
+        if self.fresh:
+            return tuple(torch.zeros_like(part) for part in state)
+        if self.restarted is None:
+            return state
+        restarted = self.restarted[:, None].to(state[0].device)
+        return tuple(part.masked_fill(restarted, 0) for part in state)
 
 
 @dataclass(frozen=True)
@@ -91,8 +105,13 @@ def side_by_side(
     return torch.from_numpy(inputs), torch.from_numpy(targets)
 
 
+def batches_of(text: Text, section: TrainSection, unknown_rate: float) -> Batches:
+    """The batches of a training text; the arguments of :class:`Batches`."""
+    return (Batches if text.separator is None else RecordBatches)(text, section, unknown_rate)
+
+
 class Batches:
-    """All batches of all epochs of one training text.
+    """All batches of all epochs of one training text, read as one stream. :func:`batches_of` makes them for any text.
 
     Args:
         text: the training text, N characters.
@@ -168,3 +187,111 @@ class Batches:
                 if draw < self._unknown_rate:
                     ids[position] = 0  # <unk>
         return ids
+
+
+_POOL = 100  # groups of B records that are sorted together by length
+
+
+@dataclass(frozen=True)
+class _Schedule:
+    """Which record each stream reads in each batch of an epoch.
+
+    Attributes:
+        records: ``(R,)`` the records, by stream, then by batch.
+        streams: ``(R,)`` the stream of each.
+        starts: ``(R,)`` the batch in which each begins.
+        length: number of batches.
+    """
+
+    records: npt.NDArray[np.int64]
+    streams: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int64]
+    length: int
+
+
+class RecordBatches(Batches):
+    """The batches of a text of records: each record is read from its start, with a zero state, once per epoch.
+
+    A batch is B streams of at most T steps. Each stream reads one record at a time. A record longer than T continues in the
+    next batch with its state; after its end the rest of the column is masked, and the next batch begins another record in
+    that stream::
+
+        records  abcdef  ghi  jk  l     S is the separator, T=4, B=2
+        batch 0  inputs Sabc/Sghi  targets abcd/ghiS     both begin
+        batch 1  inputs def /Sjk   targets efS /jkS      the second begins
+        batch 2  inputs Sl         targets lS            the first begins, the second is idle
+
+    Each epoch has its own order. Records of similar length are read side by side, so that little of a batch is masked, and a
+    batch has only as many steps as its longest record needs.
+    """
+
+    def __init__(self, text: Text, section: TrainSection, unknown_rate: float) -> None:
+        super().__init__(text, section, unknown_rate)
+        self._bounds = text.bounds()
+        self._targets = np.diff(self._bounds)  # of each record: its characters and the separator after it
+        batch, seq_length = min(section.batch, len(self._targets)), min(section.seq_length, int(self._targets.max()))
+        self.shape = BatchShape(batch, seq_length, batch < section.batch)
+        self._windows_of = -(-self._targets // seq_length)
+        self._latest: tuple[int, _Schedule] | None = None
+        self._epoch_lengths: dict[int, int] = {}
+
+    def epoch_length(self, epoch: int) -> int:
+        """Number of batches in this epoch."""
+        if self._windows_of.max() == 1:
+            return -(-len(self._targets) // self.shape.batch)
+        if epoch not in self._epoch_lengths:
+            self._epoch_lengths[epoch] = self._schedule(epoch).length
+        return self._epoch_lengths[epoch]
+
+    def steps_in(self, epochs: int) -> int:
+        """Number of batches in the first ``epochs`` epochs."""
+        if self._windows_of.max() == 1:
+            return epochs * self.epoch_length(0)
+        return sum(map(self.epoch_length, range(epochs)))
+
+    def skipped(self, epoch: int) -> int:
+        """Nothing is skipped."""
+        return 0
+
+    def batch(self, epoch: int, index: int) -> Batch:
+        """Batch ``index`` of epoch ``epoch``, both counted from 0."""
+        B, T = self.shape.batch, self.shape.seq_length
+        plan = self._schedule(epoch)
+        # The latest record that each stream has begun.
+        at = np.searchsorted(plan.streams * plan.length + plan.starts, np.arange(B) * plan.length + index, side="right") - 1
+        records, offsets = plan.records[at], (index - plan.starts[at]) * T
+        lengths = np.clip(self._targets[records] - offsets, 0, T)
+        starts = self._bounds[records] + offsets
+        inputs, targets = side_by_side(lambda start, stop: self._ids(start, stop, epoch), starts, lengths)
+        return Batch(inputs, targets, int(lengths.sum()), index == 0, torch.from_numpy(offsets == 0))
+
+    def _schedule(self, epoch: int) -> _Schedule:
+        if self._latest is None or self._latest[0] != epoch:
+            self._latest = epoch, self._scheduled(self._order(epoch))
+        return self._latest[1]
+
+    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
+        """All records in the order of an epoch: groups of B of similar length, the groups in random order."""
+        B = self.shape.batch
+        random = np.random.default_rng(derived_seed(self._section.seed, "records", epoch))
+        order = random.permutation(len(self._targets))
+        whole = len(order) - len(order) % B  # the last, smaller group has any lengths
+        for start in range(0, whole, _POOL * B):
+            pool = order[start : min(start + _POOL * B, whole)]
+            groups = pool[np.argsort(self._targets[pool], kind="stable")].reshape(-1, B)
+            pool[:] = groups[random.permutation(len(groups))].ravel()
+        return order
+
+    def _scheduled(self, order: npt.NDArray[np.int64]) -> _Schedule:
+        """Give each record, in this order, to the stream that is free first."""
+        B, windows = self.shape.batch, self._windows_of[order]
+        if windows.max() == 1:
+            starts, streams = np.divmod(np.arange(len(order), dtype=np.int64), B)
+        else:
+            starts, streams = np.empty_like(order), np.empty_like(order)
+            free = [(0, stream) for stream in range(B)]  # the batch from which each stream is free
+            for number, needed in enumerate(windows.tolist()):
+                starts[number], streams[number] = at, stream = free[0]
+                heapq.heapreplace(free, (at + needed, stream))
+        by_stream = np.lexsort((starts, streams))
+        return _Schedule(order[by_stream], streams[by_stream], starts[by_stream], int((starts + windows).max()))

@@ -220,7 +220,7 @@ def _planned_steps(recipe: Recipe, characters: int) -> int | None:
         recipe: with its length.
         characters: of the training text, two or more.
     """
-    if characters < 2:
+    if characters < 2 or recipe.data.records is not None:  # the lengths of the records are not known here
         return recipe.train.total_steps
     # The plan depends on the length of a text alone, so all its characters may be one byte in memory.
     text = Text(np.broadcast_to(np.uint8(0), characters), np.zeros(1, np.int64), np.zeros(1, np.bool_))

@@ -24,7 +24,7 @@ from charlm.config import (
 )
 from charlm.data.dataset import Dataset, open_dataset
 from charlm.data.splits import DEFAULT_SPLIT
-from charlm.data.streams import Batches
+from charlm.data.streams import batches_of
 from charlm.errors import UsageError
 from charlm.progress import Progress
 from charlm.resources import shipped_folder
@@ -113,7 +113,7 @@ def _loaded(corpus: str, overrides: Sequence[str]) -> LoadedRecipe:
 
 
 def _text(recipe: Recipe, dataset: Dataset) -> str:
-    batches = Batches(dataset.text("train"), recipe.train, recipe.data.unknown_rate)
+    batches = batches_of(dataset.text("train"), recipe.train, recipe.data.unknown_rate)
     plan = Plan.of(recipe, batches)
     characters, symbols = dataset.encoded.characters, len(dataset.encoded.alphabet)
     about = (

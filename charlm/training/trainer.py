@@ -23,7 +23,7 @@ from charlm import checkpoint, sampling
 from charlm.checkpoint import Checkpoint
 from charlm.config import Recipe
 from charlm.data.dataset import Dataset, Text
-from charlm.data.streams import Batches
+from charlm.data.streams import batches_of
 from charlm.errors import CheckpointError, DivergedError
 from charlm.evaluation import perplexity
 from charlm.model.cells import State
@@ -78,7 +78,7 @@ class Trainer:
         self.recipe, self.dataset, self.model, self.resolved = recipe, dataset, model, resolved
         self.folder, self.limits = folder, limits
         self._stored_recipe = stored_recipe
-        self.batches = Batches(dataset.text("train"), recipe.train, recipe.data.unknown_rate)
+        self.batches = batches_of(dataset.text("train"), recipe.train, recipe.data.unknown_rate)
         self.plan = Plan.of(recipe, self.batches)
         self.progress = TrainingProgress(self.batches.epoch_length)
         self._stopping = StopConditions(limits, self.plan, recipe.evaluate.patience)
@@ -144,7 +144,7 @@ class Trainer:
         began = time.perf_counter()
         train, device, progress = self.recipe.train, self.resolved.device, self.progress
         batch = self.batches.batch(progress.epoch, progress.index)
-        state = self.model.zero_state(batch.inputs.shape[1]) if batch.fresh else self._state
+        state = batch.reset(self._state)
         inputs, targets = batch.inputs.to(device), batch.targets.to(device)
         dropout = Dropout(self.recipe.model, train.seed, progress.step)
         rate = learning_rate(train, progress.step, self.plan.total_steps, self.batches.epoch_length(0))
