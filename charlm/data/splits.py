@@ -52,15 +52,16 @@ def split_offsets(characters: int, split: Sequence[float]) -> dict[str, tuple[in
 def split_records(splits: dict[str, tuple[int, int]], bounds: npt.NDArray[np.int64]) -> dict[str, tuple[int, int]]:
     """Move the boundaries of parts so that no record is cut: the record in which a part stops belongs to that part.
 
-    Each part begins and ends with a separator, so two neighbours share one. A part without a whole record is empty.
+    Each part begins and ends with a separator, so two neighbours share one. A part is empty if no record is left for it.
 
     Args:
         splits: from :func:`split_offsets`.
         bounds: the places of the separators.
     """
     moved, start = {}, 0
-    for part, (_, stop) in splits.items():
-        end = int(bounds[int(np.searchsorted(bounds, max(stop - 1, start)))])
+    for part, (first, stop) in splits.items():
+        at = max(stop - 1, start + (stop > first))  # a part that is not empty has one record at least, if any is left
+        end = int(bounds[min(int(np.searchsorted(bounds, at)), len(bounds) - 1)])
         moved[part] = (start, end + 1) if end > start else (start, start)
         start = end
     return moved

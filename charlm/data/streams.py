@@ -16,7 +16,6 @@ Shapes are time-major, ``(T, B)``, as the recurrent layers read them.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -46,23 +45,12 @@ class Batch:
         targets: ``(T, B)`` ids, or ``IGNORED``.
         scored: number of targets that are not masked.
         fresh: whether the state must be zeroed before this batch.
-        restarted: ``(B,)`` the streams that begin a record: their state alone must be zeroed. ``None``: none.
     """
 
     inputs: Tensor
     targets: Tensor
     scored: int
     fresh: bool
-    restarted: Tensor | None = None
-
-    def reset(self, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The state before this batch: that after the batch before, each part ``(layers, B, hidden)``, zeroed as required."""
-        if self.fresh:
-            return tuple(torch.zeros_like(part) for part in state)
-        if self.restarted is None:
-            return state
-        restarted = self.restarted[:, None].to(state[0].device)
-        return tuple(part.masked_fill(restarted, 0) for part in state)
 
 
 @dataclass(frozen=True)
@@ -192,37 +180,18 @@ class Batches:
 _POOL = 100  # groups of B records that are sorted together by length
 
 
-@dataclass(frozen=True)
-class _Schedule:
-    """Which record each stream reads in each batch of an epoch.
-
-    Attributes:
-        records: ``(R,)`` the records, by stream, then by batch.
-        streams: ``(R,)`` the stream of each.
-        starts: ``(R,)`` the batch in which each begins.
-        length: number of batches.
-    """
-
-    records: npt.NDArray[np.int64]
-    streams: npt.NDArray[np.int64]
-    starts: npt.NDArray[np.int64]
-    length: int
-
-
 class RecordBatches(Batches):
     """The batches of a text of records: each record is read from its start, with a zero state, once per epoch.
 
-    A batch is B streams of at most T steps. Each stream reads one record at a time. A record longer than T continues in the
-    next batch with its state; after its end the rest of the column is masked, and the next batch begins another record in
-    that stream::
+    A group of B records is read side by side, T steps at a time; the next group begins when all of them have ended. Positions
+    after the end of a record are masked. A batch has only as many steps as its longest record needs::
 
-        records  abcdef  ghi  jk  l     S is the separator, T=4, B=2
-        batch 0  inputs Sabc/Sghi  targets abcd/ghiS     both begin
-        batch 1  inputs def /Sjk   targets efS /jkS      the second begins
-        batch 2  inputs Sl         targets lS            the first begins, the second is idle
+        records  abcde  fghi  j  k     S is the separator, T=4, B=2
+        batch 0  inputs Sabc/Sfgh  targets abcd/fghi     from a zero state
+        batch 1  inputs de  /i     targets eS  /S        with the state of batch 0
+        batch 2  inputs Sj  /Sk    targets jS  /kS       from a zero state
 
-    Each epoch has its own order. Records of similar length are read side by side, so that little of a batch is masked, and a
-    batch has only as many steps as its longest record needs.
+    Each epoch has its own order. The records of a group have similar lengths, so that little of a batch is masked.
     """
 
     def __init__(self, text: Text, section: TrainSection, unknown_rate: float) -> None:
@@ -231,22 +200,20 @@ class RecordBatches(Batches):
         self._targets = np.diff(self._bounds)  # of each record: its characters and the separator after it
         batch, seq_length = min(section.batch, len(self._targets)), min(section.seq_length, int(self._targets.max()))
         self.shape = BatchShape(batch, seq_length, batch < section.batch)
-        self._windows_of = -(-self._targets // seq_length)
-        self._latest: tuple[int, _Schedule] | None = None
+        self._are_short = int(self._targets.max()) <= seq_length  # one batch for each group
+        self._latest: tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
         self._epoch_lengths: dict[int, int] = {}
 
     def epoch_length(self, epoch: int) -> int:
         """Number of batches in this epoch."""
-        if self._windows_of.max() == 1:
+        if self._are_short:
             return -(-len(self._targets) // self.shape.batch)
         if epoch not in self._epoch_lengths:
-            self._epoch_lengths[epoch] = self._schedule(epoch).length
+            self._epoch_lengths[epoch] = int(self._groups(epoch)[1][-1])
         return self._epoch_lengths[epoch]
 
     def steps_in(self, epochs: int) -> int:
         """Number of batches in the first ``epochs`` epochs."""
-        if self._windows_of.max() == 1:
-            return epochs * self.epoch_length(0)
         return sum(map(self.epoch_length, range(epochs)))
 
     def skipped(self, epoch: int) -> int:
@@ -256,22 +223,26 @@ class RecordBatches(Batches):
     def batch(self, epoch: int, index: int) -> Batch:
         """Batch ``index`` of epoch ``epoch``, both counted from 0."""
         B, T = self.shape.batch, self.shape.seq_length
-        plan = self._schedule(epoch)
-        # The latest record that each stream has begun.
-        at = np.searchsorted(plan.streams * plan.length + plan.starts, np.arange(B) * plan.length + index, side="right") - 1
-        records, offsets = plan.records[at], (index - plan.starts[at]) * T
-        lengths = np.clip(self._targets[records] - offsets, 0, T)
-        starts = self._bounds[records] + offsets
+        order, ends = self._groups(epoch)
+        group = int(np.searchsorted(ends, index, side="right"))
+        records = order[group * B : (group + 1) * B]
+        done = T * (index - (int(ends[group - 1]) if group else 0))  # targets of each record in earlier batches
+        starts, lengths = np.zeros((2, B), dtype=np.int64)  # the last group of an epoch can be smaller
+        starts[: len(records)] = self._bounds[records] + done
+        lengths[: len(records)] = np.clip(self._targets[records] - done, 0, T)
         inputs, targets = side_by_side(lambda start, stop: self._ids(start, stop, epoch), starts, lengths)
-        return Batch(inputs, targets, int(lengths.sum()), index == 0, torch.from_numpy(offsets == 0))
+        return Batch(inputs, targets, int(lengths.sum()), fresh=done == 0)
 
-    def _schedule(self, epoch: int) -> _Schedule:
+    def _groups(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """All records in the order of an epoch, and for each group of B of them, the number of batches up to its end."""
         if self._latest is None or self._latest[0] != epoch:
-            self._latest = epoch, self._scheduled(self._order(epoch))
-        return self._latest[1]
+            order = self._order(epoch)
+            longest = np.maximum.reduceat(self._targets[order], np.arange(0, len(order), self.shape.batch))
+            self._latest = epoch, order, np.cumsum(-(-longest // self.shape.seq_length))
+        return self._latest[1:]
 
     def _order(self, epoch: int) -> npt.NDArray[np.int64]:
-        """All records in the order of an epoch: groups of B of similar length, the groups in random order."""
+        """All records: shuffled, then sorted by length within pools, then the groups of each pool shuffled."""
         B = self.shape.batch
         random = np.random.default_rng(derived_seed(self._section.seed, "records", epoch))
         order = random.permutation(len(self._targets))
@@ -281,17 +252,3 @@ class RecordBatches(Batches):
             groups = pool[np.argsort(self._targets[pool], kind="stable")].reshape(-1, B)
             pool[:] = groups[random.permutation(len(groups))].ravel()
         return order
-
-    def _scheduled(self, order: npt.NDArray[np.int64]) -> _Schedule:
-        """Give each record, in this order, to the stream that is free first."""
-        B, windows = self.shape.batch, self._windows_of[order]
-        if windows.max() == 1:
-            starts, streams = np.divmod(np.arange(len(order), dtype=np.int64), B)
-        else:
-            starts, streams = np.empty_like(order), np.empty_like(order)
-            free = [(0, stream) for stream in range(B)]  # the batch from which each stream is free
-            for number, needed in enumerate(windows.tolist()):
-                starts[number], streams[number] = at, stream = free[0]
-                heapq.heapreplace(free, (at + needed, stream))
-        by_stream = np.lexsort((starts, streams))
-        return _Schedule(order[by_stream], streams[by_stream], starts[by_stream], int((starts + windows).max()))

@@ -82,7 +82,6 @@ def _seconds_per_character(recipe: Recipe, model: LanguageModel, batches: Batche
             read, started = 0, time.perf_counter()
         batch = batches.batch(0, done % batches.epoch_length(0))
         inputs, targets = batch.inputs.to(resolved.device), batch.targets.to(resolved.device)
-        state = batch.reset(state)
         with tuner.piece(batch.scored):
             state = update(inputs, targets, batch.scored, state, 1e-4, Dropout(recipe.model, 0, done)).state
         done, read = done + 1, read + batch.scored

@@ -144,7 +144,7 @@ class Trainer:
         began = time.perf_counter()
         train, device, progress = self.recipe.train, self.resolved.device, self.progress
         batch = self.batches.batch(progress.epoch, progress.index)
-        state = batch.reset(self._state)
+        state = self.model.zero_state(batch.inputs.shape[1]) if batch.fresh else self._state
         inputs, targets = batch.inputs.to(device), batch.targets.to(device)
         dropout = Dropout(self.recipe.model, train.seed, progress.step)
         rate = learning_rate(train, progress.step, self.plan.total_steps, self.batches.epoch_length(0))
