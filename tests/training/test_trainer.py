@@ -228,13 +228,11 @@ def test_a_model_larger_than_the_memory_is_refused(tmp_path: Path, begin: Callab
 
 def test_a_million_epochs_are_planned_at_once(tmp_path: Path, begin: Callable[..., Any], english_file: Path) -> None:
     """If this fails, a long plan is counted epoch by epoch before the run starts; or its length is wrong."""
-    keys = ("train.total_steps=null", "train.epochs=1000000")
+    keys = "train.epochs=1000000"
     trainer = begin(english_file, tmp_path / "r", *keys).trainer
     trainer.folder.close()
     assert trainer.plan.total_steps == 1_000_000 * trainer.batches.epoch_length(0)
-    offset = begin(
-        english_file, tmp_path / "o", "train.total_steps=null", "train.epochs=7.5", "train.random_offset=true"
-    ).trainer
+    offset = begin(english_file, tmp_path / "o", "train.epochs=7.5", "train.random_offset=true").trainer
     offset.folder.close()
     lengths = [offset.batches.epoch_length(number) for number in range(7)]
     assert offset.plan.total_steps == sum(lengths) + round(0.5 * lengths[0])
@@ -599,7 +597,7 @@ def test_initial_weights_of_another_network_are_refused(
 
 def test_epochs_and_characters_are_counted(tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path) -> None:
     """If this fails, `epochs: 2` is not two readings of the training text: 2 × 4,799 targets."""
-    run = tiny_run(english_file, tmp_path / "r", "train.total_steps=null", "train.epochs=2", "train.batch=32",
+    run = tiny_run(english_file, tmp_path / "r", "train.epochs=2", "train.batch=32",
                    "train.seq_length=50", "evaluate.every=100")  # fmt: skip
     assert run.record["training_characters"] == 2 * 4799
     assert (run.record["epoch"], run.record["step"], run.record["stopped_because"]) == (2.0, 6, "finished")
@@ -654,3 +652,67 @@ def test_an_interrupted_run_says_how_many_characters_its_figure_covers(
     trainer.folder.close()
     assert record["context"] == "segments"
     assert record["characters"] == 599
+
+
+@pytest.mark.parametrize("engine", ["reference", "torch", "native"])
+def test_the_loss_of_records_is_that_of_each_record_alone(
+    begin: Callable[..., Any], numpy_model: Callable[..., Any], tmp_path: Path, engine: str
+) -> None:
+    """If this fails, training reads a record with the state of another, or forgets the beginning of a long one."""
+    random = np.random.default_rng(1)
+    words = ["".join(random.choice(list("abcd"), length)) for length in random.integers(1, 40, 120)]
+    (tmp_path / "words.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    begun = begin(
+        tmp_path / "words.txt", tmp_path / "run", f"model.engine={engine}", "data.records=line", "train.epochs=1",
+        "train.lr=1e-30", "train.schedule=constant", "evaluate.every=1000",
+    )  # fmt: skip
+    trainer = begun.trainer
+    try:
+        before = trainer.progress
+        steps = [event for event in trainer.run() if isinstance(event, StepDone)]
+    finally:
+        trainer.folder.close()
+    vocabulary, (_, stop) = trainer.dataset.vocabulary, trainer.dataset.splits["train"]
+    assert before.epoch == 1 and before.index == 0 and before.characters == stop - 1
+    nats, read = 0.0, 0
+    for word in words:
+        if read == stop - 1:
+            break
+        ids = np.array([vocabulary.separator_id, *vocabulary.encode(word + "\n")])
+        logits = numpy_model(trainer.model, ids[:-1, None])[:, 0]
+        nats += float((np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(ids) - 1), ids[1:]]).sum())
+        read += len(ids) - 1
+    scored = np.diff([0, *(step.characters for step in steps)])
+    assert sum(step.nats * count for step, count in zip(steps, scored, strict=True)) == pytest.approx(nats, rel=1e-6)
+
+
+def test_a_run_on_records_reports_them(tiny_run: Callable[..., Any], tmp_path: Path) -> None:
+    """If this fails, the result is that of one stream, or a sample runs past the end of its record."""
+    (tmp_path / "words.txt").write_text("ab\nabc\nba\n" * 100, encoding="utf-8")
+    run = tiny_run(tmp_path / "words.txt", tmp_path / "run", "data.records=line", "sample.length=300")
+    assert run.record["context"] == "records"
+    assert run.record["characters"] == run.record["validation_characters"] == run.record["validation_length"]
+    assert run.record["nats_per_character"] == pytest.approx(run.record["best_validation_nats"], rel=1e-6)
+    samples = [event.text for event in run.events if isinstance(event, Sampled)]
+    assert samples and all("\n" not in sample for sample in samples)
+    last = samples[-1]
+    assert 0 < len(last) < 50
+    capped = tiny_run(
+        tmp_path / "words.txt", tmp_path / "capped", "data.records=line", "evaluate.characters=20", "train.total_steps=5"
+    )
+    assert capped.record["validation_characters"] <= 20 < capped.record["characters"]
+    assert capped.record["best_validation_nats"] == pytest.approx(
+        capped.record["exact_nats_of_validation_characters"], rel=1e-6
+    )  # fmt: skip
+
+
+def test_a_model_of_one_stream_can_start_a_model_of_records(tiny_run: Callable[..., Any], tmp_path: Path) -> None:
+    """If this fails, initial weights from a stream of the same text are refused, or bring a vocabulary without separator."""
+    (tmp_path / "words.txt").write_text("ab, abc, ba, " * 100, encoding="utf-8")
+    tiny_run(tmp_path / "words.txt", tmp_path / "first", "train.total_steps=3")
+    run = tiny_run(
+        tmp_path / "words.txt", tmp_path / "second", 'data.records=", "', "train.total_steps=3", init=str(tmp_path / "first")
+    )  # fmt: skip
+    stored = load(tmp_path / "second" / "last.safetensors")
+    assert run.record["context"] == "records"
+    assert stored.vocabulary.separator_id == stored.vocabulary.id_of(0) == 1
