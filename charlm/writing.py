@@ -117,7 +117,8 @@ class Session:
         return self._begin(last.prompt, *self._next_sequence(last))
 
     def more(self) -> Iterator[bytes]:
-        """Continue the last text, from the kept state. A record that has ended has no continuation.
+        """Continue the last text, from the kept state. A record that has ended continues only if the settings have
+        changed.
 
         If it ended before a stop text, that comes first: the model has drawn it. If the temperature, top-k, top-p or
         the seed has changed, the model reads the text again and draws from the next random sequence.
