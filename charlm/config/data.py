@@ -33,7 +33,7 @@ class DataSection(Section):
     normalise: Annotated[str | None, Field(json_schema_extra=FIXED)] = None
     """A named normalisation: `none`, `d2l-lines` or `d2l-whole`. Unset: from the corpus card."""
     records: Annotated[str | None, Field(min_length=1, max_length=1000, json_schema_extra=FIXED)] = None
-    """Where independent samples, such as names or poems, begin and end; the state is reset there. `line`: each line is a record.
+    """Where independent samples, such as names or poems, begin and end; the state is reset there. `line`: each line is one.
     `file`: each file is one. Any other value is the text between two records, such as `"\\n\\n"`. Unset: one stream."""
     split: Annotated[Split | None, Field(json_schema_extra=FIXED)] = None
     """Training, validation, test: fractions `[0.9, 0.05, 0.05]`, counts `[10000, 5000, 0]`, or files. Unset: from the corpus

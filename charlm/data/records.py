@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from charlm.config import DataSection
+from charlm.data.vocabulary import utf8_bytes
 from charlm.errors import CorpusError
 
 _BLOCK = 1 << 24  # characters searched at a time
@@ -100,7 +101,7 @@ class RecordReader:
     def bytes(self, pieces: Iterable[bytes], label: str, *, is_first: bool) -> Iterator[bytes]:
         """As :meth:`characters`, for a file of bytes."""
         form = self._form
-        as_text = RecordReader(RecordForm(None if form.literal is None else _latin(form.literal.encode()), form.symbol))
+        as_text = RecordReader(RecordForm(None if form.literal is None else _latin(utf8_bytes(form.literal, "data.records")), form.symbol))
         for piece in as_text.characters(map(_latin, pieces), label, is_first=is_first):
             yield piece.encode("latin-1")
         self.empty += as_text.empty

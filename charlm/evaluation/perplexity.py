@@ -35,7 +35,7 @@ from charlm.threads import Tuner
 
 _LOGITS_AT_ONCE = 1 << 22
 _WINDOWS_AT_ONCE = 64
-_POOL = 1 << 16  # characters of successive records that are sorted by length
+_POOL = 1 << 15  # characters of successive records that are sorted by length
 _POSITIONS, _COLUMNS = 1 << 14, 256  # of a batch of records
 
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import shlex
+import subprocess
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -147,3 +152,21 @@ def test_info_and_runs_know_records(charlm, names):
     stored = json.loads(charlm("info", names / "line", "--json").text)
     assert stored["recipe"]["data"]["records"] == "line"
     assert np.isfinite(package.load(names / "line", "cpu").perplexity("kari").nats)
+
+
+def test_the_example_of_the_guide_runs(charlm, tmp_path, monkeypatch):
+    """Failing would mean that a reader of the guide gets an error."""
+    page = (Path(__file__).parents[2] / "docs" / "guide.md").read_text(encoding="utf-8")
+    section = page.partition("## Train on names, poems or other records\n")[2].partition("\n## ")[0]
+    (block,) = re.findall(r"^```console\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    commands = [line.removeprefix("$ ") for line in block.splitlines() if line.startswith("$ ")]
+    assert len(commands) == 6
+    for command in commands:
+        if not command.startswith("charlm "):
+            subprocess.run(["bash", "-c", command.replace("python ", f"{sys.executable} ")], check=True)
+            continue
+        shorter = ["--max-steps", "3", "-q"] if command.startswith("charlm train") else []
+        done = charlm(*shlex.split(command, comments=True)[1:], *shorter)
+        assert done.code == 0, f"$ {command}\n{done.err}"
+    assert (tmp_path / "checkpoints" / "names" / "best.safetensors").is_file()
