@@ -266,9 +266,12 @@ def _splits(
     if (separator := _index_of(encoded.alphabet, separator_of(section))) is not None:
         bounds = record_bounds(encoded.ids, separator)
         if len(bounds) < 3:
+            escape = (
+                '; \\n is a line end only in double quotes: data.records: "\\n"' if "\\n" in (section.records or "") else ""
+            )
             raise UsageError(
                 f"{sources.name} is a single record: data.records: {section.records} does not cut it; remove data.records to "
-                "read it as one stream"
+                f"read it as one stream{escape}"
             )
         splits = split_records(splits, bounds)
     start, stop = splits["train"]

@@ -100,8 +100,9 @@ class RecordReader:
 
     def bytes(self, pieces: Iterable[bytes], label: str, *, is_first: bool) -> Iterator[bytes]:
         """As :meth:`characters`, for a file of bytes."""
-        form = self._form
-        as_text = RecordReader(RecordForm(None if form.literal is None else _latin(utf8_bytes(form.literal, "data.records")), form.symbol))
+        literal, symbol = self._form.literal, self._form.symbol
+        separator = None if literal is None else _latin(utf8_bytes(literal, "data.records"))
+        as_text = RecordReader(RecordForm(separator, symbol))
         for piece in as_text.characters(map(_latin, pieces), label, is_first=is_first):
             yield piece.encode("latin-1")
         self.empty += as_text.empty

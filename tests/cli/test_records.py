@@ -144,6 +144,8 @@ def test_the_single_record_is_named(charlm, names, tmp_path):
     refused = charlm("train", tmp_path / "text.txt", "--set", "data.records=<|end|>", "--out", tmp_path / "run")
     assert (refused.code, "is a single record" in refused.err) == (2, True)
     assert not (tmp_path / "run" / "last.safetensors").exists()
+    escaped = charlm("train", tmp_path / "text.txt", "--set", r"data.records=\n", "--out", tmp_path / "run")
+    assert r'data.records: "\n"' in escaped.err
 
 
 def test_info_and_runs_know_records(charlm, names):
