@@ -266,12 +266,11 @@ def _splits(
     if (separator := _index_of(encoded.alphabet, separator_of(section))) is not None:
         bounds = record_bounds(encoded.ids, separator)
         if len(bounds) < 3:
-            escape = (
-                '; \\n is a line end only in double quotes: data.records: "\\n"' if "\\n" in (section.records or "") else ""
-            )
+            is_escaped = "\\n" in (section.records or "")
+            hint = '; \\n is a line end only in double quotes: data.records: "\\n"' if is_escaped else ""
             raise UsageError(
                 f"{sources.name} is a single record: data.records: {section.records} does not cut it; remove data.records to "
-                f"read it as one stream{escape}"
+                f"read it as one stream{hint}"
             )
         splits = split_records(splits, bounds)
     start, stop = splits["train"]
