@@ -178,6 +178,7 @@ class Batches:
 
 
 _POOL = 100  # groups of B records that are sorted together by length
+_COUNTED = 100  # epochs whose batches are counted for a plan
 
 
 class RecordBatches(Batches):
@@ -213,8 +214,11 @@ class RecordBatches(Batches):
         return self._epoch_lengths[epoch]
 
     def steps_in(self, epochs: int) -> int:
-        """Number of batches in the first ``epochs`` epochs."""
-        return sum(map(self.epoch_length, range(epochs)))
+        """Number of batches in the first ``epochs`` epochs. From the 101st on, each counts as the mean of the first 100."""
+        if self._are_short:
+            return epochs * self.epoch_length(0)
+        counted = min(epochs, _COUNTED)
+        return round(epochs / max(1, counted) * sum(map(self.epoch_length, range(counted))))
 
     def skipped(self, epoch: int) -> int:
         """Nothing is skipped."""

@@ -228,11 +228,13 @@ def test_a_model_larger_than_the_memory_is_refused(tmp_path: Path, begin: Callab
 
 def test_a_million_epochs_are_planned_at_once(tmp_path: Path, begin: Callable[..., Any], english_file: Path) -> None:
     """If this fails, a long plan is counted epoch by epoch before the run starts; or its length is wrong."""
-    keys = "train.epochs=1000000"
+    keys = ("train.total_steps=null", "train.epochs=1000000")
     trainer = begin(english_file, tmp_path / "r", *keys).trainer
     trainer.folder.close()
     assert trainer.plan.total_steps == 1_000_000 * trainer.batches.epoch_length(0)
-    offset = begin(english_file, tmp_path / "o", "train.epochs=7.5", "train.random_offset=true").trainer
+    offset = begin(
+        english_file, tmp_path / "o", "train.total_steps=null", "train.epochs=7.5", "train.random_offset=true"
+    ).trainer
     offset.folder.close()
     lengths = [offset.batches.epoch_length(number) for number in range(7)]
     assert offset.plan.total_steps == sum(lengths) + round(0.5 * lengths[0])
@@ -597,7 +599,7 @@ def test_initial_weights_of_another_network_are_refused(
 
 def test_epochs_and_characters_are_counted(tmp_path: Path, tiny_run: Callable[..., Any], english_file: Path) -> None:
     """If this fails, `epochs: 2` is not two readings of the training text: 2 × 4,799 targets."""
-    run = tiny_run(english_file, tmp_path / "r", "train.epochs=2", "train.batch=32",
+    run = tiny_run(english_file, tmp_path / "r", "train.total_steps=null", "train.epochs=2", "train.batch=32",
                    "train.seq_length=50", "evaluate.every=100")  # fmt: skip
     assert run.record["training_characters"] == 2 * 4799
     assert (run.record["epoch"], run.record["step"], run.record["stopped_because"]) == (2.0, 6, "finished")
@@ -716,3 +718,14 @@ def test_a_model_of_one_stream_can_start_a_model_of_records(tiny_run: Callable[.
     stored = load(tmp_path / "second" / "last.safetensors")
     assert run.record["context"] == "records"
     assert stored.vocabulary.separator_id == stored.vocabulary.id_of(0) == 1
+
+
+def test_a_long_plan_of_records_is_estimated(tmp_path: Path, begin: Callable[..., Any], english_file: Path) -> None:
+    """If this fails, a plan of many epochs orders all records of each before the run starts; or a short plan is not exact."""
+    lengths = {}
+    for epochs in (3, 1_000_000):
+        trainer = begin(english_file, tmp_path / f"{epochs}", "data.records=line", f"train.epochs={epochs}").trainer
+        trainer.folder.close()
+        lengths[epochs] = trainer.plan.total_steps
+    assert lengths[3] == sum(map(trainer.batches.epoch_length, range(3)))
+    assert lengths[1_000_000] == pytest.approx(1_000_000 * lengths[3] / 3, rel=0.02)
