@@ -291,7 +291,16 @@ class Model:
         return preprocess(text, unit=data.unit, newlines=data.newlines, normalise=form, records=data.records)
 
     def as_prompt(self, text: str) -> str:
-        """A prompt as the model reads it: ``data.newlines`` applies, but it is not normalised or cut into records."""
+        """A prompt as the model reads it: ``data.newlines`` applies, but it is not normalised.
+
+        Raises:
+            UsageError: it contains the separator of records.
+        """
+        form = self.record_form
+        if form is not None and form.literal is not None and form.literal in text:
+            raise UsageError(
+                f"contains {form.literal!r}, which separates records; a prompt begins one record", parameter="prompt"
+            )
         return preprocess(text, unit=self.recipe.data.unit, newlines=self.recipe.data.newlines, normalise="none")
 
     def _text(self, text: str) -> Text:

@@ -166,7 +166,8 @@ def generate(
 
 def until_separator(ids: Iterable[int], vocabulary: Vocabulary) -> Iterator[int]:
     """The ids of one sample of :func:`generate_parallel` before the first separator; all if the text is one stream."""
-    return takewhile(lambda index: index != vocabulary.separator_id, ids)
+    separator = vocabulary.separator_id
+    return iter(ids) if separator is None else takewhile(lambda index: index != separator, ids)
 
 
 def generate_parallel(

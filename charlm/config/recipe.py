@@ -83,8 +83,11 @@ class Recipe(Section):
     reported: ReportedSection | None = None
 
     @model_validator(mode="after")
-    def _records_have_their_own_batches(self) -> Recipe:
-        train = self.train
-        if self.data.records is not None and (train.batching == "windows" or train.random_offset or train.drop_last):
+    def _records_are_separate(self) -> Recipe:
+        records, train = self.data.records, self.train
+        separator = {"line": "\n", "file": None}.get(records, records) if records is not None else None
+        if separator is not None and any(separator in prompt for prompt in self.sample.prompts):
+            raise ValueError(f"sample.prompt contains {separator!r}, which separates records (data.records)")
+        if records is not None and (train.batching == "windows" or train.random_offset or train.drop_last):
             raise ValueError("data.records reads every record from its start; remove batching, random_offset and drop_last")
         return self

@@ -61,6 +61,9 @@ def test_a_prompt_begins_the_record(charlm, names):
     assert b"".join(session.write("ka")).decode() == done.record["samples"][0]
     assert b"".join(session.again()).decode() == done.record["samples"][1]
     assert b"".join(session.more()) == b"", "the record has ended"
+    refused = charlm("sample", names / "line", "--prompt", "ka\nri")
+    assert (refused.code, "--prompt" in refused.err, "separates records" in refused.err) == (2, True, True)
+    assert charlm("sample", names / "blank", "--prompt", "ka\nri", "--seed", 1).code == 0
 
 
 @pytest.mark.parametrize(("run", "text"), [("line", "names"), ("blank", "poems")])

@@ -172,6 +172,8 @@ def test_rare_separators_stay_in_the_vocabulary(recipe_for: Callable[..., Any], 
         ({"data": {"records": "line"}, "train": {"batching": "windows"}}, "batching"),
         ({"data": {"records": "line"}, "train": {"random_offset": True}}, "random_offset"),
         ({"data": {"records": "line"}, "train": {"drop_last": True}}, "drop_last"),
+        ({"data": {"records": "line"}, "sample": {"prompt": ["ab", "a\nb"]}}, "sample.prompt"),
+        ({"data": {"records": "||"}, "sample": {"prompt": "a||b"}}, "sample.prompt"),
     ],
 )
 def test_settings_that_exclude_each_other(overrides: dict[str, Any], problem: str) -> None:
