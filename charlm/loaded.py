@@ -22,6 +22,7 @@ from charlm.checkpoint import Checkpoint
 from charlm.config import Recipe
 from charlm.data.dataset import Text, text_in_memory
 from charlm.data.encoding import preprocess
+from charlm.data.records import RecordForm
 from charlm.data.symbols import Symbols
 from charlm.data.vocabulary import Vocabulary
 from charlm.errors import CorpusError, UsageError
@@ -97,8 +98,8 @@ class Model:
         """Continue a prompt; the same seed and options give the same text on every engine and in ``charlm sample``.
 
         Args:
-            prompt: text to continue; empty: a line end.
-            length: number of new characters (bytes, with ``data.unit: byte``).
+            prompt: text to continue; empty: a line end. A model of records begins a record with it.
+            length: number of new characters (bytes, with ``data.unit: byte``); a record may end earlier.
             temperature: below 1: safer; above 1: more random; 0: always the most likely character.
             top_k: draw only from the k most likely characters; 0: all.
             top_p: draw only from the most likely characters that together reach this probability.
@@ -120,6 +121,8 @@ class Model:
 
     def perplexity(self, text: str) -> Score:
         """Score every character but the first, each given all before it: the exact result of ``charlm eval perplexity``.
+
+        A model of records scores each record of the text, with the separator after it, from a zero state.
 
         Args:
             text: read as the recipe reads its corpus (see :meth:`as_read`); unknown characters are scored as ``<unk>``.
@@ -164,8 +167,10 @@ class Model:
             ``(N − 1,)``, oldest first. 1 − their sum is the weight of attending to nothing.
 
         Raises:
-            UsageError: the model has no attention, or the text has fewer than two characters.
+            UsageError: the model has no attention, the text has fewer than two characters, or the model was trained on records.
         """
+        if self.record_form is not None:
+            raise UsageError("attention weights are shown for models of one stream; this one was trained with data.records")
         return attention_weights(self.network, self.vocabulary.encode(self.as_read(text), "map"))
 
     def gradients(self, text: str, *, distance: int = DISTANCE) -> Gradients:
@@ -275,22 +280,35 @@ class Model:
         """
         return units(self.network, self._text(text), Symbols.of_text(self.as_read(text), self.vocabulary.unit))
 
-    def as_read(self, text: str, *, normalise: bool = True) -> str:
-        """A text as the recipe reads its corpus: ``data.newlines`` and ``data.normalise``.
+    @property
+    def record_form(self) -> RecordForm | None:
+        """How the corpus contains records; ``None``: it is one stream."""
+        return RecordForm.of(self.recipe.data.records, self.recipe.data.unit)
 
-        Args:
-            normalise: ``False`` for prompts, which are not normalised.
+    def as_read(self, text: str) -> str:
+        """A text as the recipe reads its corpus: ``data.newlines``, ``data.normalise`` and ``data.records``."""
+        data, form = self.recipe.data, self.checkpoint.corpus["normalise"]
+        return preprocess(text, unit=data.unit, newlines=data.newlines, normalise=form, records=data.records)
+
+    def as_prompt(self, text: str) -> str:
+        """A prompt as the model reads it: ``data.newlines`` applies, but it is not normalised.
+
+        Raises:
+            UsageError: it contains the separator of records.
         """
-        data = self.recipe.data
-        form = self.checkpoint.corpus["normalise"] if normalise else "none"
-        return preprocess(text, unit=data.unit, newlines=data.newlines, normalise=form)
+        form = self.record_form
+        if form is not None and form.literal is not None and form.literal in text:
+            raise UsageError(
+                f"contains {form.literal!r}, which separates records; a prompt begins one record", parameter="prompt"
+            )
+        return preprocess(text, unit=self.recipe.data.unit, newlines=self.recipe.data.newlines, normalise="none")
 
     def _text(self, text: str) -> Text:
         return text_in_memory(self.as_read(text), self.vocabulary)
 
     def _prompt(self, prompt: str, unknown: Unknown) -> list[int]:
         try:
-            return self.vocabulary.encode(self.as_read(prompt, normalise=False), unknown)
+            return self.vocabulary.encode(self.as_prompt(prompt), unknown)
         except UsageError as error:
             raise UsageError(f"{error}; unknown='skip' leaves them out, unknown='map' reads them as <unk>") from None
 

@@ -6,9 +6,9 @@ the same text on every engine.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, takewhile
 
 import numpy as np
 import numpy.typing as npt
@@ -93,10 +93,16 @@ def draw(probabilities: Probabilities, uniform: float) -> int:
     return min(index, int(np.flatnonzero(probabilities)[-1]))
 
 
-def start_ids(vocabulary: Vocabulary) -> list[int]:
-    """In place of an empty prompt: a newline if the vocabulary has it, else its first symbol."""
+def opening(vocabulary: Vocabulary, prompt: Sequence[int]) -> list[int]:
+    """What a model reads before it draws.
+
+    A model of records reads the separator and the prompt. Any other model reads the prompt; in place of an empty one, a
+    newline if the vocabulary has it, else its first symbol.
+    """
+    if vocabulary.separator_id is not None:
+        return [vocabulary.separator_id, *prompt]
     newline = vocabulary.id_of(ord("\n"))
-    return [newline if newline is not None else len(vocabulary) - len(vocabulary.symbols)]
+    return list(prompt) or [newline if newline is not None else len(vocabulary) - len(vocabulary.symbols)]
 
 
 def prefill(model: LanguageModel, ids: Sequence[int]) -> tuple[Probabilities, State]:
@@ -124,13 +130,13 @@ def next_characters(
     """The probability of each symbol to follow a prompt, in descending order; ``<unk>`` is one of the symbols.
 
     Args:
-        prompt: ids; empty: see :func:`start_ids`.
+        prompt: ids; see :func:`opening`.
         params: of the draw; ``None``: the model's own probabilities.
 
     Returns:
         Symbol (see :meth:`charlm.data.vocabulary.Vocabulary.shown`) → probability.
     """
-    logits, _ = prefill(model, prompt or start_ids(vocabulary))
+    logits, _ = prefill(model, opening(vocabulary, prompt))
     probabilities = distribution(logits, params or SamplingParams())
     order = np.argsort(-probabilities, kind="stable").tolist()
     return {vocabulary.shown(index): float(probabilities[index]) for index in order}
@@ -145,15 +151,23 @@ def generate(
     number: int = 0,
     precision: str = "fp32",
 ) -> Iterator[int]:
-    """Yield ids without end, in constant memory.
+    """Yield ids without end, in constant memory. A model of records ends its record before the separator.
 
     Args:
-        prompt: ids to continue; empty: see :func:`start_ids`.
+        prompt: ids to continue; see :func:`opening`.
         seed, number: each pair has its own random sequence; ``number`` distinguishes samples of one seed.
         precision: one of the engine's ``sampling_precisions``; ``bf16`` is faster and gives another text.
     """
     for (index,) in generate_parallel(model, vocabulary, prompt, params, seed, [number], precision):
+        if index == vocabulary.separator_id:
+            return
         yield index
+
+
+def until_separator(ids: Iterable[int], vocabulary: Vocabulary) -> Iterator[int]:
+    """The ids of one sample of :func:`generate_parallel` before the first separator; all if the text is one stream."""
+    separator = vocabulary.separator_id
+    return iter(ids) if separator is None else takewhile(lambda index: index != separator, ids)
 
 
 def generate_parallel(
@@ -165,12 +179,37 @@ def generate_parallel(
     numbers: Sequence[int],
     precision: str = "fp32",
 ) -> Iterator[list[int]]:
-    """Yield the next ids of N samples that continue one prompt; each sample is that of :func:`generate` for its number."""
+    """Yield the next ids of N samples that continue one prompt; each sample is that of :func:`generate` for its number.
+
+    A record is followed by its separator and by ids without meaning, until all N records have ended.
+    """
+    rows = _generate(model, vocabulary, prompt, params, seed, numbers, precision)
+    if vocabulary.separator_id is None:
+        yield from rows
+        return
+    open_records = set(range(len(numbers)))
+    for row in rows:
+        yield row
+        open_records.difference_update([number for number in open_records if row[number] == vocabulary.separator_id])
+        if not open_records:
+            return
+
+
+def _generate(
+    model: LanguageModel,
+    vocabulary: Vocabulary,
+    prompt: Sequence[int],
+    params: SamplingParams,
+    seed: int,
+    numbers: Sequence[int],
+    precision: str,
+) -> Iterator[list[int]]:
+    """Yield the next ids of N samples without end."""
     if vocabulary.unknown_id is not None:  # <unk> is not a character
         params = replace(params, banned=params.banned | {vocabulary.unknown_id})
     random = [np.random.default_rng(derived_seed(seed, "sample", number)) for number in numbers]
     N = len(numbers)
-    logits, state = prefill(model, prompt or start_ids(vocabulary))
+    logits, state = prefill(model, opening(vocabulary, prompt))
     distribution(logits, params)  # raises if nothing is left to draw
     state = tuple(part.expand(-1, N, -1) for part in state)
     rows = np.tile(logits, (N, 1))
@@ -217,15 +256,15 @@ def sample(
     number: int = 0,
     progress: Progress | None = None,
 ) -> str:
-    """Generate ``length`` characters after ``prompt``. Unknown characters of the prompt are read as ``<unk>``.
+    """Generate ``length`` characters after ``prompt``; a record may end earlier. Unknown characters are read as ``<unk>``.
 
     Args:
         progress: called after each block of characters with (drawn, length); may raise to end the sampling.
     """
     ids = generate(model, vocabulary, vocabulary.encode(prompt, "map"), params, seed, number)
     drawn: list[int] = []
-    while len(drawn) < length:
-        drawn += islice(ids, min(_BLOCK, length - len(drawn)))
+    while len(drawn) < length and (block := list(islice(ids, min(_BLOCK, length - len(drawn))))):
+        drawn += block
         if progress is not None:
             progress(len(drawn), length)
     return vocabulary.decode(drawn)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from charlm.data.vocabulary import utf8_bytes
 from charlm.errors import UsageError
 from charlm.loaded import Model
-from charlm.sampling import SamplingParams, generate, start_ids, truncate_at_stop
+from charlm.sampling import SamplingParams, generate, opening, truncate_at_stop
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Session:
         """Begin a text.
 
         Args:
-            prompt: text to continue; empty: a line end.
+            prompt: text to continue; empty: see :func:`charlm.sampling.opening`.
 
         Raises:
             UsageError: the prompt has characters outside the vocabulary.
@@ -117,7 +117,8 @@ class Session:
         return self._begin(last.prompt, *self._next_sequence(last))
 
     def more(self) -> Iterator[bytes]:
-        """Continue the last text, from the kept state.
+        """Continue the last text, from the kept state. A record that has ended continues only if the settings have
+        changed.
 
         If it ended before a stop text, that comes first: the model has drawn it. If the temperature, top-k, top-p or
         the seed has changed, the model reads the text again and draws from the next random sequence.
@@ -150,7 +151,9 @@ class Session:
 
     def _begin(self, prompt: str, seed: int, number: int) -> Iterator[bytes]:
         vocabulary = self._model.vocabulary
-        context = vocabulary.encode(self._model.as_read(prompt, normalise=False)) or start_ids(vocabulary)
+        context = vocabulary.encode(self._model.as_prompt(prompt))
+        if vocabulary.separator is None:  # else `generate` reads the separator first, always
+            context = opening(vocabulary, context)
         text = Text(prompt, seed, number)
         self.texts.append(text)
         self._context = context
@@ -183,10 +186,12 @@ class Session:
         count = 0
         while not self.is_interrupted and (count < length or length == 0):
             try:
-                index = next(ids)
+                index = next(ids, None)
             except BaseException:
                 self._ids = None
                 raise
+            if index is None:  # the record has ended
+                return
             count += 1
             self._context.append(index)
             self._held += (piece := vocabulary.bytes_of(index))

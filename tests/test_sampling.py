@@ -17,7 +17,18 @@ from hypothesis import strategies as st
 from charlm.data.vocabulary import Vocabulary
 from charlm.errors import UsageError
 from charlm.runtime import derived_seed
-from charlm.sampling import SamplingParams, distribution, draw, generate, prefill, sample, start_ids, truncate_at_stop
+from charlm.sampling import (
+    SamplingParams,
+    distribution,
+    draw,
+    generate,
+    generate_parallel,
+    opening,
+    prefill,
+    sample,
+    truncate_at_stop,
+    until_separator,
+)
 
 LETTERS = Vocabulary("char", tuple(map(ord, "\nabcdefgh")))
 LOGITS = np.log([0.4, 0.3, 0.2, 0.1])
@@ -174,9 +185,9 @@ def test_unknown_and_banned_characters_are_never_drawn(model: Callable[..., Any]
 
 def test_an_empty_prompt_starts_after_a_line_end(model: Callable[..., Any]) -> None:
     """If this fails, a sample without prompt starts from nowhere, or crashes."""
-    assert start_ids(LETTERS) == [LETTERS.id_of(10)] == [1]
-    assert start_ids(Vocabulary("char", (97, 98))) == [1]
-    assert start_ids(Vocabulary.of_bytes()) == [10]
+    assert opening(LETTERS, []) == [LETTERS.id_of(10)] == [1]
+    assert opening(Vocabulary("char", (97, 98)), []) == [1]
+    assert opening(Vocabulary.of_bytes(), []) == [10]
     one, other = (sample(model(), LETTERS, prompt, 20, SamplingParams(), 1) for prompt in ("", "\n"))
     assert one == other
 
@@ -260,3 +271,45 @@ def test_until_passes_on_what_cannot_become_the_stop(pieces: list[bytes], stop: 
 def test_until_stops_reading() -> None:
     """If this fails, a model continues after the stop text: an endless stream must end."""
     assert b"".join(truncate_at_stop(itertools.cycle([b"x", b"y."]), b".x")) == b"xy"
+
+
+# -- records ---------------------------------------------------------------------------------------------------------
+
+RECORDS = Vocabulary("char", (10, 97, 98, 99)).with_separator(10)
+
+
+@pytest.mark.parametrize("engine", ["reference", "native"])
+def test_a_record_begins_after_the_separator_and_ends_before_it(network: Callable[..., Any], engine: str) -> None:
+    """If this fails, a sample of records begins in a state that training never had, or runs into the next record."""
+    model = network(len(RECORDS), engine, hidden=8)
+    stream = Vocabulary("char", RECORDS.symbols)
+    for prompt in ([], [2, 3]):
+        for number in range(20):
+            record = list(generate(model, RECORDS, prompt, SamplingParams(), 1, number))
+            ids = generate(model, stream, [1, *prompt], SamplingParams(), 1, number)
+            assert record == list(itertools.takewhile(lambda index: index != 1, ids))
+
+
+@pytest.mark.parametrize("engine", ["reference", "native"])
+def test_records_drawn_in_parallel_are_those_drawn_alone(network: Callable[..., Any], engine: str) -> None:
+    """If this fails, `charlm sample --num 100` writes other records than a hundred calls, or never ends."""
+    model = network(len(RECORDS), engine, hidden=8)
+    alone = [list(generate(model, RECORDS, [2], SamplingParams(), 1, number)) for number in range(12)]
+    rows = list(generate_parallel(model, RECORDS, [2], SamplingParams(), 1, range(12)))
+    assert len(rows) == max(map(len, alone)) + 1
+    assert [list(until_separator(one, RECORDS)) for one in zip(*rows, strict=True)] == alone
+
+
+def test_a_sample_of_records_can_be_shorter_than_its_length(network: Callable[..., Any]) -> None:
+    """If this fails, training samples of a model of records are padded with further records."""
+    model = network(len(RECORDS), hidden=8)
+    texts = [sample(model, RECORDS, "ab", 1000, SamplingParams(), 1, number) for number in range(10)]
+    assert all(len(text) < 200 and "\n" not in text for text in texts)
+    assert len(sample(model, RECORDS, "", 2, SamplingParams(banned=frozenset({1})), 1)) == 2
+
+
+def test_the_opening_of_a_record(network: Callable[..., Any]) -> None:
+    """If this fails, a prompt is read as the middle of a record."""
+    assert opening(RECORDS, []) == [1]
+    assert opening(RECORDS, [2, 3]) == [1, 2, 3]
+    assert opening(Vocabulary.of_bytes().with_separator(0), []) == [0]

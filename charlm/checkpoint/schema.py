@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from charlm.checkpoint.contents import AVERAGE, OPTIMIZER, STATE, WEIGHTS
 from charlm.config import MAX_THREADS, Recipe, validate_recipe
+from charlm.data.records import separator_of
 from charlm.data.vocabulary import Vocabulary
 from charlm.errors import CharlmError, CheckpointError
 from charlm.model.language_model import parameter_shapes, state_shapes
@@ -99,7 +100,7 @@ def validate(path: Path, description: dict[str, Any], infos: Infos) -> tuple[Rec
         if resumable:
             _FullProgress.model_validate(description["progress"])
         recipe = validate_recipe(description["recipe"], "the recipe inside")
-        vocabulary = Vocabulary.from_json(description["vocabulary"])
+        vocabulary = Vocabulary.from_json(description["vocabulary"]).with_separator(separator_of(recipe.data))
     except ValidationError as error:
         found = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in found["loc"])

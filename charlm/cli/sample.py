@@ -94,6 +94,8 @@ def sample(
 ) -> None:
     """Generate text. Only new characters are written to stdout, exactly as drawn; a terminal also shows the prompt.
 
+    A model trained with data.records ends a sample where its record ends.
+
     Examples:
         charlm sample shakespeare --prompt "ROMEO:" --temperature 0.7
         charlm sample checkpoints/mine --num 3 --length 200 --seed 1
@@ -113,7 +115,7 @@ def sample(
 
     opened = load(checkpoint, device)
     network, vocabulary = opened.network, opened.vocabulary
-    text = opened.as_read(text, normalise=False)
+    text = opened.as_prompt(text)
     ids = _encode(text, vocabulary, unknown)
     banned = frozenset(vocabulary.encode(ban, "skip"))
     if temperature is None:
@@ -145,14 +147,16 @@ def sample(
             record["samples_base64"] = [base64.b64encode(one).decode("ascii") for one in collected]
         json_line(record)
         return
+    form = opened.record_form
     for number, pieces in enumerate(samples):
         if sys.stdout.isatty():
             if num > 1:
                 notice(f"── sample {number + 1} of {num} ──")
             show_pieces(text, pieces)
         else:
-            write_pieces([b"\n"] if number else [])
+            write_pieces([b"\n"] if number and form is None else [])
             write_pieces(pieces)
+            write_pieces([form.written.encode()] if form is not None and num > 1 else [])
     sys.stdout.flush()
 
 
@@ -186,7 +190,7 @@ def _samples(
     Args:
         length: characters of each; 0: without end.
     """
-    from charlm.sampling import generate, generate_parallel
+    from charlm.sampling import generate, generate_parallel, until_separator
 
     in_parallel = model.engine.samples_in_parallel
     most = min(_GROUP, _GROUP_CHARACTERS // length) if in_parallel and length else 1
@@ -199,7 +203,7 @@ def _samples(
         else:
             numbers = range(start, start + size)
             rows = islice(generate_parallel(model, vocabulary, prompt, params, seed, numbers, precision), length)
-            yield from zip(*rows, strict=True)
+            yield from (until_separator(one, vocabulary) for one in zip(*rows, strict=True))
         start, size = start + size, max(1, min(4 * size, most))
 
 

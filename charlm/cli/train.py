@@ -34,6 +34,9 @@ from charlm.cli.watch import Watch, sample_label, stop_on_signals
 from charlm.errors import UsageError
 from charlm.run_files import PICTURE
 
+_EXACT = ("carried", "records")
+"""The contexts of an exact evaluation, as opposed to the quick one."""
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -386,11 +389,12 @@ def _validation(record: dict[str, Any]) -> list[tuple[str, str]]:
     if own not in (None, step):
         weights += f"; the schedule's best, step {own:,}, is kept"
     quick, length, characters = record["validation_characters"], record["validation_length"], record["characters"]
-    exact = record["context"] == "carried"
+    exact = record["context"] in _EXACT
     of_all = f"all {length:,} characters" if quick == length else f"{quick:,} of {length:,} characters, evenly spread"
     if exact:
         read = f"all {length:,}" if characters == length else f"the first {characters:,} of {length:,}"
-        how = f"exact: fp32, state carried, {read} characters"
+        state = "state carried" if record["context"] == "carried" else "state reset at each record"
+        how = f"exact: fp32, {state}, {read} characters"
     else:
         how = f"quick: {of_all}"
     lines = [
@@ -447,7 +451,7 @@ def _comparison(record: dict[str, Any], stated: ReportedSection | None, planned:
     ends = ("finished", "early stopping") if planned is not None else ("max time",)
     if stated is None or record["stopped_because"] not in ends:
         return []
-    if stated.metric != "train_perplexity" and record["context"] != "carried":
+    if stated.metric != "train_perplexity" and record["context"] not in _EXACT:
         return []
     reached = {
         "train_perplexity": record["train_perplexity"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from charlm.config.values import FIXED, PathText, Section, check_split
 
@@ -32,6 +32,9 @@ class DataSection(Section):
     """`unix` converts CRLF and CR to LF and reports how many; `keep` leaves them. A byte-order mark is always removed."""
     normalise: Annotated[str | None, Field(json_schema_extra=FIXED)] = None
     """A named normalisation: `none`, `d2l-lines` or `d2l-whole`. Unset: from the corpus card."""
+    records: Annotated[str | None, Field(min_length=1, max_length=1000, json_schema_extra=FIXED)] = None
+    """Where independent samples, such as names or poems, begin and end; the state is reset there. `line`: each line is one.
+    `file`: each file is one. Any other value is the text between two records, such as `"\\n\\n"`. Unset: one stream."""
     split: Annotated[Split | None, Field(json_schema_extra=FIXED)] = None
     """Training, validation, test: fractions `[0.9, 0.05, 0.05]`, counts `[10000, 5000, 0]`, or files. Unset: from the corpus
     card."""
@@ -48,3 +51,9 @@ class DataSection(Section):
         if isinstance(split, list):
             check_split(split)
         return split
+
+    @model_validator(mode="after")
+    def _separator_can_occur(self) -> DataSection:
+        if self.unit == "char" and self.newlines == "unix" and "\r" in (self.records or ""):
+            raise ValueError("records: newlines: unix converts CRLF to LF before the text is cut; write \\n for a line end")
+        return self

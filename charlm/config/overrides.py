@@ -17,6 +17,9 @@ PARAMETER = "set"
 _ALTERNATIVES = {"train.epochs": "total_steps", "train.total_steps": "epochs"}
 """Keys of which a recipe has at most one."""
 
+_NULL = ("", "~", "null", "Null", "NULL")
+"""YAML's forms of null."""
+
 
 def apply_overrides(raw: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """Return ``raw`` with each ``section.key=value`` set.
@@ -44,12 +47,18 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Iterable[str]) -> dict[st
 
 
 def _typed(key: str, value: str, override: str) -> Any:
-    """The value of an override: YAML, but text if the schema expects text (`sample.prompt=1603`)."""
+    """The value of an override: YAML, but text if the schema expects text (`sample.prompt=1603`, `data.records=|`)."""
+    annotation = dict(fields())[key].annotation
+    is_optional = annotation == str | None
     try:
         parsed = parse_yaml(value, override)
     except RecipeError as error:
+        if is_optional:
+            return value
         raise RecipeError(str(error), parameter=PARAMETER) from None
-    annotation = dict(fields())[key].annotation
+    if is_optional:
+        is_null = parsed is None and value.strip(" ") in _NULL
+        return parsed if is_null or (isinstance(parsed, str) and parsed) else value
     wants_text = annotation is str or annotation == str | list[str]
     return value if wants_text and not isinstance(parsed, str | list) else parsed
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from charlm.config.data import DataSection
 from charlm.config.model import ModelSection
@@ -81,3 +81,13 @@ class Recipe(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     sample: SampleSection = SampleSection()
     reported: ReportedSection | None = None
+
+    @model_validator(mode="after")
+    def _records_are_separate(self) -> Recipe:
+        records, train = self.data.records, self.train
+        separator = {"line": "\n", "file": None}.get(records, records) if records is not None else None
+        if separator is not None and any(separator in prompt for prompt in self.sample.prompts):
+            raise ValueError(f"sample.prompt contains {separator!r}, which separates records (data.records)")
+        if records is not None and (train.batching == "windows" or train.random_offset or train.drop_last):
+            raise ValueError("data.records reads every record from its start; remove batching, random_offset and drop_last")
+        return self

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def entry_path(content_sha256: str, sources: Sources, stamps: list[Stamp], setti
         "content": content_sha256,
         "sizes": [stamp.size for stamp in stamps],
         "labels": [file.label for file in sources.files] if sources.is_collection else None,
-        "settings": asdict(settings),
+        "settings": settings.to_json(),
     }
     return cache_part("encodings") / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -75,7 +75,7 @@ def write_ids(
         meta = {
             "format": _FORMAT,
             "name": sources.name,
-            "settings": asdict(settings),
+            "settings": settings.to_json(),
             "width": width,
             "characters": writer.characters,
             "ids_sha256": writer.digest(),
@@ -86,6 +86,7 @@ def write_ids(
             "crlf": found.converted_line_ends,
             "marks": found.byte_order_marks,
             "skipped": found.skipped,
+            "empty_records": found.empty_records,
         }
     return found, meta
 
@@ -144,6 +145,7 @@ def load(entry: Path, verify: bool = False) -> Encoded | None:
             converted_line_ends=int(meta["crlf"]),
             byte_order_marks=int(meta["marks"]),
             skipped=tuple(meta["skipped"]),
+            empty_records=int(meta.get("empty_records", 0)),  # entries of earlier versions have none
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

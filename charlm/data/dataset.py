@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,10 @@ from charlm.data.corpora import locate
 from charlm.data.counts import count_symbols
 from charlm.data.encoded import Encoded, TextDigest
 from charlm.data.encoding import encode
+from charlm.data.records import record_bounds, separator_of
 from charlm.data.sources import SourceFile, Sources
-from charlm.data.splits import DEFAULT_SPLIT, split_offsets
-from charlm.data.symbols import Symbols
+from charlm.data.splits import DEFAULT_SPLIT, split_offsets, split_records
+from charlm.data.symbols import CodePoints, Symbols
 from charlm.data.vocabulary import Vocabulary, describe_characters
 from charlm.errors import CorpusError, UsageError
 from charlm.progress import Progress
@@ -34,17 +35,36 @@ class Text:
         indices: ``(N,)`` indices into the text's alphabet, usually a memory map.
         lookup: alphabet index → id.
         seen_once: alphabet index → whether that character occurs exactly once in the training text.
+        separator: the index of the separator in a text of records (see :mod:`charlm.data.records`); ``None``: one stream.
     """
 
     indices: npt.NDArray[np.unsignedinteger]
     lookup: npt.NDArray[np.int64]
     seen_once: npt.NDArray[np.bool_]
+    separator: int | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, part: slice) -> Text:
-        return Text(self.indices[part], self.lookup, self.seen_once)
+        return replace(self, indices=self.indices[part])
+
+    def bounds(self) -> npt.NDArray[np.int64]:
+        """The places of the separators of a text of R records, ``(R + 1,)``, ascending."""
+        assert self.separator is not None
+        return record_bounds(self.indices, self.separator)
+
+    def require_one_stream(self) -> None:
+        """Refuse a text of several records, for questions that carry the state through a whole text.
+
+        Raises:
+            UsageError: there are several records.
+        """
+        if self.separator is not None and (count := len(self.bounds()) - 1) > 1:
+            raise UsageError(
+                f"the text has {count:,} records, between which the model's state is reset (data.records), but this question "
+                "reads a text as one stream; give a text with one record"
+            )
 
     def ids(self, start: int, stop: int) -> npt.NDArray[np.int64]:
         """The ids of the characters start … stop − 1."""
@@ -91,7 +111,13 @@ class Dataset:
                 f"the {split} part of {self.name} has {stop - start} character{'s' * (stop - start != 1)}, "
                 "but scoring needs at least two (see data.split)"
             )
-        return Text(self.encoded.ids[start:stop], self.vocabulary.lookup(self.encoded.alphabet), self.seen_once)
+        alphabet = self.encoded.alphabet
+        return Text(
+            self.encoded.ids[start:stop],
+            self.vocabulary.lookup(alphabet),
+            self.seen_once,
+            _index_of(alphabet, self.vocabulary.separator),
+        )
 
     def fingerprint(self) -> dict[str, object]:
         """The description of this text in a checkpoint."""
@@ -174,14 +200,21 @@ def _open_file(path: Path, label: str, section: DataSection, normalise: str, voc
     if encoded.characters < 2:
         raise CorpusError(f"{label} has {encoded.characters} character; at least two are needed: the first is not scored")
     none_once = np.zeros(len(encoded.alphabet), dtype=np.bool_)
-    return Text(encoded.ids, vocabulary.lookup(encoded.alphabet), none_once), encoded
+    separator = _index_of(encoded.alphabet, vocabulary.separator)
+    return Text(encoded.ids, vocabulary.lookup(encoded.alphabet), none_once, separator), encoded
 
 
 def text_in_memory(text: str, vocabulary: Vocabulary) -> Text:
     """A string as ids of a vocabulary; unknown characters are ``<unk>``."""
     symbols = Symbols.of_text(text, vocabulary.unit)
     none_once = np.zeros(len(symbols.alphabet), dtype=np.bool_)
-    return Text(symbols.indices, vocabulary.lookup(symbols.alphabet), none_once)
+    separator = _index_of(symbols.alphabet, vocabulary.separator)
+    return Text(symbols.indices, vocabulary.lookup(symbols.alphabet), none_once, separator)
+
+
+def _index_of(alphabet: CodePoints, separator: int | None) -> int | None:
+    """The index of the separator in the alphabet of a text of records; ``None`` for any other text."""
+    return None if separator is None else int(np.flatnonzero(alphabet == separator)[0])
 
 
 def _encode(
@@ -198,6 +231,7 @@ def _encode(
         encoding=section.encoding,
         newlines=section.newlines,
         normalise=section.normalise or normalise,
+        records=section.records,
         verify=verify,
         recorded=recorded,
         progress=progress,
@@ -226,10 +260,21 @@ def _splits(
     if isinstance(section.split, SplitFiles):
         ends = np.cumsum([0, *encoded.file_lengths])
         validation, test = int(ends[first_of_part["validation"]]), int(ends[first_of_part["test"]])
-        return {"train": (0, validation), "validation": (validation, test), "test": (test, encoded.characters)}
-    splits = split_offsets(encoded.characters, section.split or sources.split or DEFAULT_SPLIT)
+        splits = {"train": (0, validation), "validation": (validation, test), "test": (test, encoded.characters)}
+    else:
+        splits = split_offsets(encoded.characters, section.split or sources.split or DEFAULT_SPLIT)
+    if (separator := _index_of(encoded.alphabet, separator_of(section))) is not None:
+        bounds = record_bounds(encoded.ids, separator)
+        if len(bounds) < 3:
+            is_escaped = "\\n" in (section.records or "")
+            hint = '; \\n is a line end only in double quotes: data.records: "\\n"' if is_escaped else ""
+            raise UsageError(
+                f"{sources.name} is a single record: data.records: {section.records} does not cut it; remove data.records to "
+                f"read it as one stream{hint}"
+            )
+        splits = split_records(splits, bounds)
     start, stop = splits["train"]
-    if stop - start < 2:
+    if stop - start < 2 and not isinstance(section.split, SplitFiles):
         raise UsageError(f"the training part of {sources.name} ends before its second character; see data.split")
     return splits
 
@@ -250,6 +295,8 @@ def _build_dataset(
         vocabulary = own if vocabulary is None else vocabulary.union(own)
         if not vocabulary.symbols:
             raise UsageError(f"no character of {sources.name} occurs {section.min_count:,} times (data.min_count)")
+    if (separator := separator_of(section)) != vocabulary.separator:
+        vocabulary = vocabulary.with_separator(separator)
     known = np.array([vocabulary.id_of(int(symbol)) is not None for symbol in encoded.alphabet], dtype=np.bool_)
     unknown = {name: int(counts[name][~known].sum()) for name in splits}
     if section.unknown == "error" and any(unknown.values()):
@@ -285,6 +332,8 @@ def _notices(encoded: Encoded, splits: dict[str, tuple[int, int]]) -> list[str]:
         few = ", ".join(encoded.skipped[:3]) + (", …" if len(encoded.skipped) > 3 else "")
         count = len(encoded.skipped)
         notices.append(f"skipped {count:,} file{'s' * (count != 1)} (empty or not text): {few}")
+    if encoded.empty_records:
+        notices.append(f"dropped {encoded.empty_records:,} empty record{'s' * (encoded.empty_records != 1)}")
     unused = encoded.characters - max(stop for _, stop in splits.values())
     if unused:
         notices.append(f"the last {unused:,} characters are not used: data.split does not cover them")

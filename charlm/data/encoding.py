@@ -12,6 +12,7 @@ from charlm.data.encoded import Encoded, EncodingSettings, TextDigest
 from charlm.data.fingerprint import Stamp, cache_sha256, cached_sha256, stamps
 from charlm.data.folders import cache_part
 from charlm.data.normalisation import normalisation
+from charlm.data.records import RecordForm, RecordReader
 from charlm.data.sources import Sources
 from charlm.data.text_pass import hash_files
 from charlm.data.verification import check_content, check_digest, check_size
@@ -27,6 +28,7 @@ def encode(
     encoding: str,
     newlines: str,
     normalise: str,
+    records: str | None = None,
     verify: bool = False,
     recorded: TextDigest | None = None,
     progress: Progress | None = None,
@@ -39,6 +41,7 @@ def encode(
         encoding: of the files, with ``char``. It does not apply to a text inside a card.
         newlines: ``unix`` converts CRLF and CR to LF; ``keep`` does not.
         normalise: a name of :data:`charlm.data.normalisation.NORMALISATIONS`.
+        records: ``data.records``; ``None``: one stream.
         verify: hash the files and the cache entry even if they look unchanged.
         recorded: size and sha256 that a checkpoint expects; see :mod:`charlm.data.verification`.
         progress: counts bytes of the files.
@@ -48,7 +51,7 @@ def encode(
         RecipeError: an unknown encoding or normalisation, or one that does not fit the unit.
         CorpusError: a file that cannot be read or is not text, a corpus without text, or a cache that cannot be written.
     """
-    settings = EncodingSettings.validated(unit, encoding, newlines, normalise)
+    settings = EncodingSettings.validated(unit, encoding, newlines, normalise, records)
     paths = [file.path for file in sources.files if file.path is not None]
     began_ns = time.time_ns()
     seen = stamps(paths)
@@ -100,11 +103,12 @@ def _encode_into_cache(
     return encoded
 
 
-def preprocess(text: str, *, unit: str, newlines: str, normalise: str) -> str:
-    """Change a string as :func:`encode` changes the text of a file: byte-order mark, line ends, normalisation."""
-    if unit == "byte":
-        return text
-    text = text.removeprefix("\ufeff")
-    if newlines == "unix":
-        text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return "".join(normalisation(normalise)([text]))
+def preprocess(text: str, *, unit: str, newlines: str, normalise: str, records: str | None = None) -> str:
+    """Change a string as :func:`encode` changes the text of a file: byte-order mark, line ends, normalisation, records."""
+    if unit == "char":
+        text = text.removeprefix("\ufeff")
+        if newlines == "unix":
+            text = text.replace("\r\n", "\n").replace("\r", "\n")
+        text = "".join(normalisation(normalise)([text]))
+    form = RecordForm.of(records, unit)
+    return text if form is None else "".join(RecordReader(form).characters([text], "the text", is_first=True))

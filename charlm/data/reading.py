@@ -45,6 +45,7 @@ class TextReader:
     """Reads one file, block by block.
 
     Attributes:
+        label: the file's name in messages.
         converted_line_ends: number of CRLF and CR that became LF.
         has_byte_order_mark: the file began with a byte-order mark, which is not text.
     """
@@ -59,7 +60,7 @@ class TextReader:
         """
         self.converted_line_ends = 0
         self.has_byte_order_mark = False
-        self._label = label
+        self.label = label
         self._encoding = encoding
         self._unix = newlines == "unix"
         self._decoder = codecs.getincrementaldecoder(encoding)("strict")
@@ -105,7 +106,7 @@ class TextReader:
             found = f"byte 0x{byte:02X} at offset {where:,} is not {self._encoding} text ({error.reason})"
         except UnicodeError as error:
             found = f"not {self._encoding} text: {error}"
-        raise NotTextError(f"{self._label}: {found}{self._advice('data.encoding: latin-1')}")
+        raise NotTextError(f"{self.label}: {found}{self._advice('data.encoding: latin-1')}")
 
     def _refuse_nul(self, piece: bytes | str, block: bytes, offset: int, characters: int) -> None:
         if isinstance(piece, bytes):
@@ -118,7 +119,7 @@ class TextReader:
             where = f"character {characters + nul:,}"
         else:
             where = f"offset {offset + block.find(0):,}"
-        raise NotTextError(f"{self._label}: looks binary (NUL at {where}){self._advice(None)}")
+        raise NotTextError(f"{self.label}: looks binary (NUL at {where}){self._advice(None)}")
 
     def _with_unix_line_ends(self, piece: bytes | str) -> bytes | str:
         if not self._unix:

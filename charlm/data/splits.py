@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from fractions import Fraction
 from itertools import accumulate
 
+import numpy as np
+import numpy.typing as npt
+
 from charlm.config import check_split
 from charlm.errors import RecipeError
 
@@ -44,3 +47,21 @@ def split_offsets(characters: int, split: Sequence[float]) -> dict[str, tuple[in
         sums = accumulate(Fraction(str(part)) for part in split)
         stops = [min(characters, math.floor(characters * total + Fraction(1, 10**9))) for total in sums]
     return dict(zip(PARTS, zip([0, *stops[:-1]], stops, strict=True), strict=True))
+
+
+def split_records(splits: dict[str, tuple[int, int]], bounds: npt.NDArray[np.int64]) -> dict[str, tuple[int, int]]:
+    """Move the boundaries of parts so that no record is cut: the record in which a part stops belongs to that part.
+
+    Each part begins and ends with a separator, so two neighbours share one. A part is empty if no record is left for it.
+
+    Args:
+        splits: from :func:`split_offsets`.
+        bounds: the places of the separators.
+    """
+    moved, start = {}, 0
+    for part, (first, stop) in splits.items():
+        at = max(stop - 1, start + (stop > first))  # a part that is not empty has one record at least, if any is left
+        end = int(bounds[min(int(np.searchsorted(bounds, at)), len(bounds) - 1)])
+        moved[part] = (start, end + 1) if end > start else (start, start)
+        start = end
+    return moved

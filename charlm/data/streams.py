@@ -9,6 +9,8 @@ exactly once per epoch. State is carried from batch to batch and zeroed at the s
 
 ``windows``: each batch is B random windows of T characters, each from a zero state.
 
+A text of records (:mod:`charlm.data.records`) has batches of its own: see :class:`RecordBatches`.
+
 Shapes are time-major, ``(T, B)``, as the recurrent layers read them.
 """
 
@@ -91,8 +93,13 @@ def side_by_side(
     return torch.from_numpy(inputs), torch.from_numpy(targets)
 
 
+def batches_of(text: Text, section: TrainSection, unknown_rate: float) -> Batches:
+    """The batches of a training text; the arguments of :class:`Batches`."""
+    return (Batches if text.separator is None else RecordBatches)(text, section, unknown_rate)
+
+
 class Batches:
-    """All batches of all epochs of one training text.
+    """All batches of all epochs of one training text, read as one stream. :func:`batches_of` makes them for any text.
 
     Args:
         text: the training text, N characters.
@@ -168,3 +175,84 @@ class Batches:
                 if draw < self._unknown_rate:
                     ids[position] = 0  # <unk>
         return ids
+
+
+_POOL = 100  # groups of B records that are sorted together by length
+_COUNTED = 100  # epochs whose batches are counted for a plan
+
+
+class RecordBatches(Batches):
+    """The batches of a text of records: each record is read from its start, with a zero state, once per epoch.
+
+    A group of B records is read side by side, T steps at a time; the next group begins when all of them have ended. Positions
+    after the end of a record are masked. A batch has only as many steps as its longest record needs::
+
+        records  abcde  fghi  j  k     S is the separator, T=4, B=2
+        batch 0  inputs Sabc/Sfgh  targets abcd/fghi     from a zero state
+        batch 1  inputs de  /i     targets eS  /S        with the state of batch 0
+        batch 2  inputs Sj  /Sk    targets jS  /kS       from a zero state
+
+    Each epoch has its own order. The records of a group have similar lengths, so that little of a batch is masked.
+    """
+
+    def __init__(self, text: Text, section: TrainSection, unknown_rate: float) -> None:
+        super().__init__(text, section, unknown_rate)
+        self._bounds = text.bounds()
+        self._targets = np.diff(self._bounds)  # of each record: its characters and the separator after it
+        batch, seq_length = min(section.batch, len(self._targets)), min(section.seq_length, int(self._targets.max()))
+        self.shape = BatchShape(batch, seq_length, batch < section.batch)
+        self._are_short = int(self._targets.max()) <= seq_length  # one batch for each group
+        self._latest: tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
+        self._epoch_lengths: dict[int, int] = {}
+
+    def epoch_length(self, epoch: int) -> int:
+        """Number of batches in this epoch."""
+        if self._are_short:
+            return -(-len(self._targets) // self.shape.batch)
+        if epoch not in self._epoch_lengths:
+            self._epoch_lengths[epoch] = int(self._groups(epoch)[1][-1])
+        return self._epoch_lengths[epoch]
+
+    def steps_in(self, epochs: int) -> int:
+        """Number of batches in the first ``epochs`` epochs. From the 101st on, each counts as the mean of the first 100."""
+        if self._are_short:
+            return epochs * self.epoch_length(0)
+        counted = min(epochs, _COUNTED)
+        return round(epochs / max(1, counted) * sum(map(self.epoch_length, range(counted))))
+
+    def skipped(self, epoch: int) -> int:
+        """Nothing is skipped."""
+        return 0
+
+    def batch(self, epoch: int, index: int) -> Batch:
+        """Batch ``index`` of epoch ``epoch``, both counted from 0."""
+        B, T = self.shape.batch, self.shape.seq_length
+        order, ends = self._groups(epoch)
+        group = int(np.searchsorted(ends, index, side="right"))
+        records = order[group * B : (group + 1) * B]
+        done = T * (index - (int(ends[group - 1]) if group else 0))  # targets of each record in earlier batches
+        starts, lengths = np.zeros((2, B), dtype=np.int64)  # the last group of an epoch can be smaller
+        starts[: len(records)] = self._bounds[records] + done
+        lengths[: len(records)] = np.clip(self._targets[records] - done, 0, T)
+        inputs, targets = side_by_side(lambda start, stop: self._ids(start, stop, epoch), starts, lengths)
+        return Batch(inputs, targets, int(lengths.sum()), fresh=done == 0)
+
+    def _groups(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """All records in the order of an epoch, and for each group of B of them, the number of batches up to its end."""
+        if self._latest is None or self._latest[0] != epoch:
+            order = self._order(epoch)
+            longest = np.maximum.reduceat(self._targets[order], np.arange(0, len(order), self.shape.batch))
+            self._latest = epoch, order, np.cumsum(-(-longest // self.shape.seq_length))
+        return self._latest[1:]
+
+    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
+        """All records: shuffled, then sorted by length within pools, then the groups of each pool shuffled."""
+        B = self.shape.batch
+        random = np.random.default_rng(derived_seed(self._section.seed, "records", epoch))
+        order = random.permutation(len(self._targets))
+        whole = len(order) - len(order) % B  # the last, smaller group has any lengths
+        for start in range(0, whole, _POOL * B):
+            pool = order[start : min(start + _POOL * B, whole)]
+            groups = pool[np.argsort(self._targets[pool], kind="stable")].reshape(-1, B)
+            pool[:] = groups[random.permutation(len(groups))].ravel()
+        return order

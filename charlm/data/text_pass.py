@@ -13,6 +13,7 @@ from typing import Protocol
 from charlm.data.encoded import EncodingSettings, TextDigest
 from charlm.data.normalisation import normalisation
 from charlm.data.reading import NotTextError, TextReader
+from charlm.data.records import RecordReader
 from charlm.data.sources import SourceFile, Sources
 from charlm.errors import CorpusError
 from charlm.progress import Progress
@@ -61,7 +62,7 @@ class PassResult:
     Attributes:
         digest: of the files that were not skipped.
         content_sha256: of all files, one after the other.
-        file_lengths, converted_line_ends, byte_order_marks, skipped: see :class:`charlm.data.encoded.Encoded`.
+        file_lengths, converted_line_ends, byte_order_marks, skipped, empty_records: see :class:`charlm.data.encoded.Encoded`.
     """
 
     digest: TextDigest
@@ -70,6 +71,7 @@ class PassResult:
     converted_line_ends: int
     byte_order_marks: int
     skipped: tuple[str, ...]
+    empty_records: int
 
 
 class _HashingReader:
@@ -126,14 +128,16 @@ def read_text(
         CorpusError: a file cannot be read, or no file of a collection is text.
     """
     bytes_of = _HashingReader(sources, progress)
-    lengths, skipped, line_ends, marks = [], [], 0, 0
+    lengths, skipped, line_ends, marks, empty = [], [], 0, 0, 0
+    form = settings.record_form
     for file in sources.files:
         before, hash_before, bytes_before = writer.mark(), bytes_of.text.copy(), bytes_of.text_bytes
         blocks = bytes_of.blocks(file)
+        records = None if form is None else RecordReader(form)
         # A card's own text is UTF-8 in memory; the setting applies to files.
         reader = TextReader(file.label, settings.encoding if file.path else "utf-8", settings.newlines)
         try:
-            for piece in _pieces(reader, blocks, settings):
+            for piece in _pieces(reader, blocks, settings, records, is_first=not writer.characters):
                 writer.append(piece)
             if writer.mark() == before:
                 found = "is empty" if bytes_of.text_bytes == bytes_before else "contains no text"
@@ -148,22 +152,27 @@ def read_text(
             skipped.append(file.label)
             lengths.append(0)
         else:
+            empty += 0 if records is None else records.empty
             lengths.append(writer.characters - before[0])
             line_ends += reader.converted_line_ends
             marks += reader.has_byte_order_mark
     if writer.characters == 0:
         raise CorpusError(_no_text(sources, skipped))
     digest = TextDigest(bytes_of.text_bytes, bytes_of.text.hexdigest())
-    return PassResult(digest, bytes_of.content.hexdigest(), tuple(lengths), line_ends, marks, tuple(skipped))
+    return PassResult(digest, bytes_of.content.hexdigest(), tuple(lengths), line_ends, marks, tuple(skipped), empty)
 
 
-def _pieces(reader: TextReader, blocks: Iterator[bytes], settings: EncodingSettings) -> Iterable[bytes | str]:
+def _pieces(
+    reader: TextReader, blocks: Iterator[bytes], settings: EncodingSettings, records: RecordReader | None, *, is_first: bool
+) -> Iterable[bytes | str]:
     if settings.unit == "byte":
-        return blocks
+        return blocks if records is None else records.bytes(blocks, reader.label, is_first=is_first)
     pieces = reader.pieces(blocks)
-    if settings.normalise == "none":
+    if settings.normalise == "none" and records is None:
         return pieces
     texts = (piece.decode("ascii") if isinstance(piece, bytes) else piece for piece in pieces)
+    if records is not None:
+        return records.characters(texts, reader.label, is_first=is_first)
     return normalisation(settings.normalise)(texts)
 
 

@@ -48,8 +48,9 @@ def check_content(sources: Sources, settings: EncodingSettings, expected: TextDi
     if size == expected.bytes:
         found = TextDigest(size, hash_files(sources, progress))
     else:  # the expected sha256 excludes skipped files
+        separators = 0 if settings.records is None else len(sources.files) + 1  # added to the text
         try:
-            found = read_text(sources, settings, SymbolCounter(expected.bytes), progress).digest
+            found = read_text(sources, settings, SymbolCounter(expected.bytes + separators), progress).digest
         except CorpusError:  # its message could reveal content
             raise _mismatch(sources, expected) from None
     check_digest(sources, found, expected)

@@ -28,10 +28,12 @@ class Vocabulary:
     Attributes:
         unit: ``char`` (symbols are code points) or ``byte``.
         symbols: code points in ascending order, without ``<unk>``; for ``byte``: 0 … 255.
+        separator: the symbol before and after each record of the text, one of ``symbols``; ``None``: the text is one stream.
     """
 
     unit: str
     symbols: tuple[int, ...]
+    separator: int | None = None
 
     @classmethod
     def of_bytes(cls) -> Vocabulary:
@@ -48,6 +50,11 @@ class Vocabulary:
         """The symbols of this vocabulary and of ``other``."""
         return Vocabulary(self.unit, tuple(sorted({*self.symbols, *other.symbols})))
 
+    def with_separator(self, separator: int | None) -> Vocabulary:
+        """The same for a text of records (see :mod:`charlm.data.records`); the separator is added if it is missing."""
+        symbols = self.symbols if separator is None else tuple(sorted({*self.symbols, separator}))
+        return Vocabulary(self.unit, symbols, separator)
+
     def __len__(self) -> int:
         """V: the number of ids, ``<unk>`` included."""
         return len(self.symbols) + self._first
@@ -60,6 +67,11 @@ class Vocabulary:
     def unknown_id(self) -> int | None:
         """The id of ``<unk>``; ``None`` for bytes."""
         return 0 if self.unit == "char" else None
+
+    @property
+    def separator_id(self) -> int | None:
+        """The id of the separator; ``None``: the text is one stream."""
+        return None if self.separator is None else self._ids[self.separator]
 
     @cached_property
     def _ids(self) -> dict[int, int]:

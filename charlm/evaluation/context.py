@@ -88,9 +88,11 @@ def context(
         seed: of the shuffled order.
 
     Raises:
+        UsageError: the text has several records.
         CorpusError: the text has fewer than two characters.
         DivergedError: the scores are NaN or infinite.
     """
+    text.require_one_stream()
     if len(text) < 2:
         raise CorpusError(f"the text has {len(text)} characters; at least two are needed, the first is not scored")
     distances = [k for k in DISTANCES if len(text) - _earliest(k) >= min(FEWEST, len(text) - 1)]

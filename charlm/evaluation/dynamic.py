@@ -45,8 +45,10 @@ def dynamic(
         unknown_id: the id to count as unknown.
 
     Raises:
+        UsageError: the text has several records.
         DivergedError: the rate is too high, so that weights became NaN or infinite.
     """
+    text.require_one_stream()
     learner = copy.deepcopy(model)
     learner.flatten_for_cudnn()
     weights: list[torch.Tensor] = list(learner.parameters())

@@ -147,9 +147,11 @@ def gates(model: LanguageModel, text: Text, *, progress: Progress | None = None)
         text: N characters.
 
     Raises:
+        UsageError: the text has several records.
         CorpusError: the text has fewer than two characters.
         DivergedError: states or gates are NaN or infinite.
     """
+    text.require_one_stream()
     N = len(text)
     if N < 2:
         raise CorpusError(f"the text has {N} characters; at least two are needed, the first only sets the state")

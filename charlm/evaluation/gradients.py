@@ -135,9 +135,11 @@ def gradients(
         positions: P; fewer if the text is too short for P.
 
     Raises:
+        UsageError: the text has several records.
         CorpusError: the text has fewer than three characters.
         DivergedError: losses or gradients are NaN or infinite.
     """
+    text.require_one_stream()
     inputs = len(text) - 1
     K = min(distance, inputs // 2)
     if K < 1:

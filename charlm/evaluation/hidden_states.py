@@ -29,9 +29,10 @@ def hidden_states(model: LanguageModel, text: Text, which: str = "h") -> HiddenS
         ``(N, L, H)`` in fp32.
 
     Raises:
-        UsageError: the cell has no such state.
+        UsageError: the cell has no such state; or the text has several records.
         DivergedError: the states are NaN or infinite.
     """
+    text.require_one_stream()
     names = model.layers[0].entry.state
     if which not in names:
         raise UsageError(

@@ -90,9 +90,10 @@ def influence(
 
     Raises:
         CorpusError: the text has fewer than two characters.
-        UsageError: there is no such position, or nothing before it.
+        UsageError: there is no such position, or nothing before it; or the text has several records.
         DivergedError: the scores are NaN or infinite.
     """
+    text.require_one_stream()
     N = len(text)
     if N < 2:
         raise CorpusError(f"the text has {N} characters; at least two are needed, the first depends on nothing")

@@ -7,6 +7,9 @@ no predecessor and is never scored. There are three ways to read the text:
     segments    cheap, for validation during training: S segments in parallel, each after the W characters before it
     reset       windows of N characters, each from a zero state, as for models without carried state
 
+A text of records (:mod:`charlm.data.records`) is read record by record instead, each from a zero state. Its first separator
+is the character without a predecessor; every other separator is scored as the end of its record.
+
 All arithmetic is fp32, for every training precision.
 """
 
@@ -32,6 +35,8 @@ from charlm.threads import Tuner
 
 _LOGITS_AT_ONCE = 1 << 22
 _WINDOWS_AT_ONCE = 64
+_POOL = 1 << 15  # characters of successive records that are sorted by length
+_POSITIONS, _COLUMNS = 1 << 14, 256  # of a batch of records
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ def carried(
     progress: Progress | None = None,
     each: npt.NDArray[np.float64] | None = None,
 ) -> Score:
-    """The exact result: every character but the first, each given all before it.
+    """The exact result: every character but the first, each given all before it; in a record, all of the record before it.
 
     Args:
         text: N characters; N − 1 are scored.
@@ -97,6 +102,9 @@ def carried(
     """
     targets = len(text) - 1
     chunk = chunk or targets
+    if text.separator is not None:
+        starts, lengths = records_of(text)
+        return _by_record(model, text, starts, lengths, chunk=chunk, unknown_id=unknown_id, progress=progress, each=each)
     total, unknown = 0.0, 0
     tuner = _tuner(model)
     with torch.inference_mode():
@@ -147,14 +155,16 @@ def segments(
 
     Each segment but the first starts from the state after the W characters before it, which are read but not scored. Older
     context is lost; the difference is far below 1e-3 nats for W = 1,000. Every character but the first is scored once. A
-    short text is cut into fewer segments, none shorter than W.
+    short text is cut into fewer segments, none shorter than W. In a text of records some whole records are scored, exactly.
 
     Args:
         pieces: maximum of S.
         warm: W.
         characters: score only this many, in segments spread evenly over the text, since its beginning may be untypical.
     """
-    starts, lengths = spread(len(text), pieces=pieces, warm=warm, characters=characters)
+    starts, lengths = quick_parts(text, pieces=pieces, warm=warm, characters=characters)
+    if text.separator is not None:
+        return _by_record(model, text, starts, lengths, progress=progress)
     S, targets = len(starts), int(lengths.sum())
     tuner = _tuner(model)
     with torch.inference_mode():
@@ -193,6 +203,31 @@ def spread(
     return (bounds + left_out)[:-1], np.diff(bounds)
 
 
+def quick_parts(
+    text: Text, *, pieces: int, warm: int, characters: int | None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The characters that :func:`segments` scores: see :func:`spread`. Of a text of records, records at equal distances."""
+    if text.separator is None:
+        return spread(len(text), pieces=pieces, warm=warm, characters=characters)
+    starts, lengths = records_of(text)
+    if characters is None or characters >= len(text) - 1:
+        return starts, lengths
+    every = -(-(len(text) - 1) // characters)
+    starts, lengths = starts[::every], lengths[::every]
+    lengths = np.clip(characters - (np.cumsum(lengths) - lengths), 0, lengths)
+    return starts[lengths > 0], lengths[lengths > 0]
+
+
+def records_of(text: Text) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The records of a text, or of its beginning.
+
+    Returns:
+        ``(R,)`` the place of the separator before each record, and ``(R,)`` the number of its targets.
+    """
+    edges = np.unique([0, *text.bounds(), len(text) - 1])
+    return edges[:-1], np.diff(edges)
+
+
 def read_by_segments(length: int, *, pieces: int, warm: int, characters: int | None) -> int:
     """The number of characters that :func:`segments` reads in a text of ``length``, scored or not."""
     targets = min(length - 1, characters or length)
@@ -201,6 +236,54 @@ def read_by_segments(length: int, *, pieces: int, warm: int, characters: int | N
 
 def _pieces(targets: int, pieces: int, warm: int) -> int:
     return max(1, min(pieces, targets // max(1, warm)))
+
+
+def _by_record(
+    model: LanguageModel,
+    text: Text,
+    starts: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64],
+    *,
+    chunk: int = CHUNK,
+    unknown_id: int | None = None,
+    progress: Progress | None = None,
+    each: npt.NDArray[np.float64] | None = None,
+) -> Score:
+    """Score records, each from a zero state; those of similar length side by side.
+
+    Args:
+        starts, lengths: ``(R,)`` from :func:`records_of`.
+        chunk: time steps per call.
+        unknown_id, progress, each: see :func:`carried`. ``progress`` is told how many characters from the first on are done.
+    """
+    total, unknown, done, targets = 0.0, 0, 0, int(lengths.sum())
+    tuner = _tuner(model)
+    pools = np.split(np.arange(len(starts)), np.flatnonzero(np.diff(starts // _POOL)) + 1)
+    with torch.inference_mode():
+        for pool in pools:
+            left = pool[np.argsort(-lengths[pool], kind="stable")]
+            while len(left):
+                count = max(1, min(_COLUMNS, _POSITIONS // int(lengths[left[0]])))
+                group, left = left[:count], left[count:]
+                state = model.zero_state(len(group))
+                for at in range(0, int(lengths[group[0]]), chunk):
+                    group = group[lengths[group] > at]  # the longest records come first
+                    here = np.minimum(lengths[group] - at, chunk)
+                    inputs, expected = side_by_side(text.ids, starts[group] + at, here)
+                    state = tuple(part[:, : len(group)].contiguous() for part in state)
+                    with tuner.piece(int(here.sum())):
+                        features, state = model.features(inputs.to(state[0].device), state)
+                        nats = torch.cat(list(_blocks(model, features, expected.to(state[0].device))))
+                    total += float(nats.sum())
+                    unknown += int((expected == unknown_id).sum()) if unknown_id is not None else 0
+                    if each is not None:
+                        columns = nats.view(expected.shape).T.cpu().numpy()
+                        for column, start, length in zip(columns, (starts[group] + at).tolist(), here.tolist(), strict=True):
+                            each[start : start + length] = column[:length]
+            done += int(lengths[pool].sum())
+            if progress is not None:
+                progress(done, targets)
+    return Score(total, targets, unknown)
 
 
 def _tuner(model: LanguageModel) -> Tuner:

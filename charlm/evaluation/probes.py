@@ -37,7 +37,7 @@ from charlm.evaluation.limits import CHUNK
 from charlm.model.cells import State
 from charlm.model.language_model import LanguageModel
 from charlm.progress import Progress
-from charlm.sampling import start_ids
+from charlm.sampling import opening
 from charlm.threads import Tuner
 
 CHARACTERS = 1_000_000
@@ -134,8 +134,10 @@ def probes(
         progress: (characters read, characters to read).
 
     Raises:
+        UsageError: the text has several records.
         DivergedError: the scores are NaN or infinite.
     """
+    text.require_one_stream()
     used = min(len(text), CHARACTERS)
     found: list[Probe] = []
     left_out: dict[str, str] = {}
@@ -415,7 +417,7 @@ def _agreement(model: LanguageModel, vocabulary: Vocabulary) -> list[Probe]:
     paired: list[float] = []
     tuner = Tuner("evaluation", model.is_thread_invariant)
     for group in sentences("," if vocabulary.id_of(ord(",")) is not None else ""):
-        rows = [[*start_ids(vocabulary), *vocabulary.encode(sentence)] for sentence, _, _ in group]
+        rows = [[*opening(vocabulary, []), *vocabulary.encode(sentence)] for sentence, _, _ in group]
         ids = torch.zeros((max(map(len, rows)), len(rows)), dtype=torch.int64)
         for column, row in enumerate(rows):
             ids[: len(row), column] = torch.tensor(row)

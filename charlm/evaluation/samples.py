@@ -34,7 +34,7 @@ from charlm.evaluation.features import BRACKETS
 from charlm.evaluation.limits import JUDGED_CHARACTERS
 from charlm.model.language_model import LanguageModel
 from charlm.progress import Progress
-from charlm.sampling import SamplingParams, generate_parallel
+from charlm.sampling import SamplingParams, generate_parallel, until_separator
 
 NGRAMS = (5, 10, 20, 50)
 """The n of new n-grams."""
@@ -178,7 +178,8 @@ def draw(
             rows.append(row)
             if progress is not None and len(rows) % 128 == 0:
                 progress(start * length + len(rows) * len(numbers), num * length)
-        drawn += list(symbols[np.array(rows, dtype=np.int64).T])
+        columns = np.array(rows, dtype=np.int64).T
+        drawn += [symbols[list(until_separator(column.tolist(), vocabulary))] for column in columns]
     return drawn
 
 

@@ -4,7 +4,8 @@
 
 This is Shannon's information content (1948); as a measure of how hard a word is to read it is called surprisal (Hale 2001,
 Levy 2008). The state is carried from the first character to the last, as in :func:`charlm.evaluation.perplexity.carried`, and
-the sum over t is that function's result. The first character has no predecessor and is not scored.
+the sum over t is that function's result. The first character has no predecessor and is not scored. In a text of records the
+state is reset at each separator.
 
     N characters    V symbols    k alternatives
 """
@@ -22,13 +23,16 @@ import torch
 from torch import Tensor
 
 from charlm.data.dataset import Text
+from charlm.data.streams import IGNORED, side_by_side
 from charlm.errors import CorpusError, DivergedError
 from charlm.evaluation.limits import CHUNK
+from charlm.evaluation.perplexity import records_of
 from charlm.model.language_model import LanguageModel
 from charlm.progress import Progress
 from charlm.threads import Tuner
 
 _LOGITS_AT_ONCE = 1 << 22
+_POSITIONS = 4 * CHUNK  # of records that are read side by side
 
 Flags = npt.NDArray[np.bool_]
 
@@ -81,6 +85,9 @@ def surprisal_parts(
         raise CorpusError(f"the text has {len(text)} characters; at least two are needed, the first is not scored")
     k = min(alternatives, model.vocabulary_size - 1)
     tuner = Tuner("evaluation", model.is_thread_invariant)
+    if text.separator is not None:
+        yield from _by_record(model, text, k, tuner, progress)
+        return
     state = model.zero_state(1)
     for start in range(0, targets, CHUNK):
         ids = torch.from_numpy(text.ids(start, min(start + CHUNK, targets) + 1)).to(state[0].device)
@@ -90,6 +97,30 @@ def surprisal_parts(
         yield Surprisal(start + 1, *found)
         if progress is not None:
             progress(min(start + CHUNK, targets), targets)
+
+
+def _by_record(model: LanguageModel, text: Text, k: int, tuner: Tuner, progress: Progress | None) -> Iterator[Surprisal]:
+    """The parts of a text of records: successive records side by side, or a piece of a long one."""
+    starts, lengths = records_of(text)
+    first = 0
+    while first < len(starts):
+        last, longest = first + 1, int(lengths[first])
+        while last < len(starts) and max(longest, int(lengths[last])) * (last + 1 - first) <= _POSITIONS:
+            longest = max(longest, int(lengths[last]))
+            last += 1
+        step = longest if last - first > 1 else CHUNK
+        state = model.zero_state(last - first)
+        for at in range(0, longest, step):
+            here = np.minimum(lengths[first:last] - at, step)
+            inputs, expected = (part.to(state[0].device) for part in side_by_side(text.ids, starts[first:last] + at, here))
+            with torch.inference_mode(), tuner.piece(int(here.sum())):
+                features, state = model.features(inputs, state)
+                scored = expected.T != IGNORED  # in the order of the text
+                found = _scores(model, features.transpose(0, 1)[scored], expected.T[scored], k)
+            yield Surprisal(int(starts[first]) + at + 1, *found)
+        if progress is not None:
+            progress(int(starts[last - 1] + lengths[last - 1]), len(text) - 1)
+        first = last
 
 
 def _scores(

@@ -113,9 +113,11 @@ def units(model: LanguageModel, text: Text, symbols: Symbols, *, progress: Progr
         progress: (characters read, characters to read), for all states and for the untrained network.
 
     Raises:
+        UsageError: the text has several records.
         CorpusError: no feature occurs often enough.
         DivergedError: the states are NaN or infinite.
     """
+    text.require_one_stream()
     names, L, H = model.layers[0].entry.state, model.section.layers, model.section.hidden
     blocks = _blocks(symbols, min(POSITIONS, max(_BLOCK, _VALUES // (len(names) * L * H))))
     known = _features(symbols, blocks)

@@ -16,7 +16,7 @@ from charlm import __version__
 from charlm.errors import UsageError
 from charlm.html.page import escape, json_data, page_file, page_head, page_tail
 from charlm.loaded import Model
-from charlm.sampling import start_ids
+from charlm.sampling import opening
 
 CELLS = ("rnn_tanh", "rnn_relu", "lstm", "lstm_peephole", "lstm_coupled", "gru", "gru_reset_before")
 """The cells whose equations are in ``model.js``."""
@@ -100,7 +100,8 @@ def describe(model: Model, precision: str) -> dict[str, Any]:
         "unit": vocabulary.unit,
         "symbols": symbols,
         "unknown": vocabulary.unknown_id,
-        "start": start_ids(vocabulary)[0],
+        "start": opening(vocabulary, [])[0],
+        "separator": vocabulary.separator_id,
         "precision": precision,
         "tensors": [[name, list(weight.shape)] for name, weight in model.network.named_parameters()],
         "initial": next((prompt for prompt in model.recipe.sample.prompts if prompt), ""),

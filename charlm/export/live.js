@@ -16,7 +16,11 @@ class Reader {
     this.records = [];
     this.state = this.model.zeroState();
     this.next = null; // the probabilities after the last symbol
-    this.snapshots = [{ state: this.model.zeroState(), next: null }];
+    if (this.model.about.separator !== null) { // it is before the first record
+      this.model.step(this.model.about.start, this.state);
+      this.next = softmax(this.model.logits);
+    }
+    this.snapshots = [{ state: this.model.copyState(this.state), next: this.next }];
   }
 
   /** Forget everything after the first `kept` symbols. */
@@ -190,6 +194,7 @@ function startPage(model, initial) {
     for (let count = 0; count < length && mine === turn; count++) {
       const logits = reader.expected().map(Math.log);
       const id = draw(logits, temperature, topP, model.about.unknown, uniform());
+      if (id === model.about.separator) count = length - 1; // the record ends
       ids.push(id);
       reader.read(id);
       if (performance.now() > until || count === length - 1) {

@@ -187,6 +187,7 @@ class CharModel {
 
   /** Read one symbol: changes the state, and returns the logits of the next one, valid until the next call. */
   step(id, state) {
+    if (id === this.about.separator) Object.assign(state, this.zeroState()); // a record begins
     const H = this.H, G = this.about.gates.length;
     let values = null;
     this.layers.forEach((layer, number) => {
@@ -255,7 +256,8 @@ class CharModel {
   /** The probabilities of the next symbol after a text from a zero state: (V). */
   probabilities(text) {
     const ids = this.encode(text), state = this.zeroState();
-    for (const id of ids.length ? ids : [this.about.start]) this.step(id, state);
+    if (!ids.length || this.about.separator !== null) ids.unshift(this.about.start);
+    for (const id of ids) this.step(id, state);
     return softmax(this.logits);
   }
 }

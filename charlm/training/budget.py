@@ -7,7 +7,7 @@ import time
 from charlm.checkpoint import Checkpoint
 from charlm.config import Recipe
 from charlm.data.dataset import Dataset
-from charlm.data.streams import Batches
+from charlm.data.streams import Batches, batches_of
 from charlm.evaluation import perplexity
 from charlm.model.dropout import Dropout
 from charlm.model.language_model import LanguageModel
@@ -58,7 +58,7 @@ def characters_in(seconds: float, recipe: Recipe, dataset: Dataset, resolved: Re
     model = LanguageModel(planned.model, len(dataset.vocabulary), resolved.engine)
     model.initialise(0)
     model.to(resolved.device)
-    batches = Batches(dataset.text("train"), planned.train, 0.0)
+    batches = batches_of(dataset.text("train"), planned.train, 0.0)
     per_character = _seconds_per_character(planned, model, batches, resolved, min(_TIMED_SECONDS, seconds / 20))
     start, stop = dataset.splits["validation"]
     exact_seconds = 0.0

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from charlm.config import EvaluateSection, Recipe
 from charlm.data.dataset import Dataset, Text
@@ -77,13 +78,15 @@ def exact_score(
     except _TimeOverError:
         unknown = int((text.ids(1, scored + 1) == unknown_id).sum()) if unknown_id is not None else 0
         score = Score(float(each[:scored].sum()), scored, unknown)
-    starts, lengths = perplexity.spread(
-        len(validation), pieces=section.segments, warm=section.warm, characters=section.characters
-    )
+    starts, lengths = _quick_parts(validation, section)
     if starts[-1] + lengths[-1] > scored:
         return Exact(score, None)
     same = [each[start : start + length] for start, length in zip(starts, lengths, strict=True)]
     return Exact(score, float(np.concatenate(same).mean()))
+
+
+def _quick_parts(text: Text, section: EvaluateSection) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    return perplexity.quick_parts(text, pieces=section.segments, warm=section.warm, characters=section.characters)
 
 
 def final_record(
@@ -110,7 +113,8 @@ def final_record(
         checkpoint: the file of the weights that the run reports.
     """
     train_nats, best, has_validation = progress.train_nats, progress.reported_best, validation_length > 0
-    quick_characters = min(validation_length, recipe.evaluate.characters or validation_length)
+    quick_characters = int(_quick_parts(dataset.text("validation"), recipe.evaluate)[1].sum()) if has_validation else 0
+    exactly, quickly = ("carried", "segments") if recipe.data.records is None else ("records", "spread records")
     if exact is not None:
         nats, characters = exact.score.nats_per_character, exact.score.characters
     elif best.nats is not None:
@@ -124,7 +128,7 @@ def final_record(
         "nats_per_character": nats,
         "bits_per_character": nats / math.log(2),
         "measured_on": "validation" if has_validation else "training",
-        "context": "carried" if exact is not None else "segments" if has_validation else "training",
+        "context": exactly if exact is not None else quickly if has_validation else "training",
         "characters": characters,
         "unknown_characters": exact.score.unknown_characters if exact is not None else None,
         "characters_per_second": progress.mean_speed,

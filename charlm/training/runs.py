@@ -47,7 +47,7 @@ class RunSummary:
         corpus: name of the text; empty if unknown, as the following values are ``None`` if unknown.
         recipe: of the run, completed.
         step: optimizer steps done.
-        planned_steps: of the whole run; ``None`` also for a run that only a time limits.
+        planned_steps: of the whole run; ``None`` also for a run that only a time limits, and for epochs of records.
         best_validation_nats: lowest quick validation, in nats per character.
         nats_per_character: of the exact evaluation at the end of the run.
         modified: when the training last wrote, in seconds since the epoch.
@@ -136,7 +136,9 @@ def _summary(folder: Path, name: str, own: list[str]) -> RunSummary:
     return RunSummary(
         name=name,
         folder=folder,
-        state="running" if running else _state(folder, described, problem, end, planned),
+        state="running"
+        if running
+        else _state(folder, described, problem, end, planned is None and (recipe is None or recipe.train.epochs is None)),
         corpus=corpus.get("name") or (recipe.corpus if recipe is not None else ""),
         recipe=recipe,
         step=step,
@@ -168,8 +170,8 @@ def _described(folder: Path) -> tuple[dict[str, Any] | None, str]:
     return None, problem
 
 
-def _state(folder: Path, described: dict[str, Any] | None, problem: str, end: dict[str, Any], planned: int | None) -> State:
-    """The state of a run that no process trains."""
+def _state(folder: Path, described: dict[str, Any] | None, problem: str, end: dict[str, Any], is_timed: bool) -> State:
+    """The state of a run that no process trains; ``is_timed``: only a time limits it."""
     if problem:
         return "damaged"
     if described is None:
@@ -178,7 +180,7 @@ def _state(folder: Path, described: dict[str, Any] | None, problem: str, end: di
         return "weights only"
     step, reason = described["progress"]["step"], end.get("stopped_because")
     ended = end.get("kind") == "finished" and end.get("step") == step
-    is_complete = reason in ("finished", "early stopping") or (reason == "max time" and planned is None)
+    is_complete = reason in ("finished", "early stopping") or (reason == "max time" and is_timed)
     return "finished" if ended and is_complete else "stopped"
 
 
@@ -214,13 +216,13 @@ def _recipe(folder: Path, described: dict[str, Any] | None) -> Recipe | None:
 
 
 def _planned_steps(recipe: Recipe, characters: int) -> int | None:
-    """The planned length of a completed recipe in optimizer steps; ``None``: only a time limits it.
+    """The planned length of a completed recipe in optimizer steps; ``None``: unknown, or only a time limits it.
 
     Args:
         recipe: with its length.
         characters: of the training text, two or more.
     """
-    if characters < 2:
+    if characters < 2 or recipe.data.records is not None:  # their lengths are not known here
         return recipe.train.total_steps
     # The plan depends on the length of a text alone, so all its characters may be one byte in memory.
     text = Text(np.broadcast_to(np.uint8(0), characters), np.zeros(1, np.int64), np.zeros(1, np.bool_))

@@ -10,6 +10,8 @@ from glob import has_magic
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from charlm.cells import cell_names
 from charlm.config import (
     LoadedRecipe,
@@ -24,7 +26,7 @@ from charlm.config import (
 )
 from charlm.data.dataset import Dataset, open_dataset
 from charlm.data.splits import DEFAULT_SPLIT
-from charlm.data.streams import Batches
+from charlm.data.streams import batches_of
 from charlm.errors import UsageError
 from charlm.progress import Progress
 from charlm.resources import shipped_folder
@@ -65,6 +67,10 @@ _UNSET = {
     "evaluate": ["# every: {every}  # optimizer steps between evaluations and samples; unset: a tenth of the run"],
 }
 """Lines about keys that stay unset."""
+
+_RECORDS = "# records: line  # makes each line a sample of its own, for names or molecules; unset: one stream"
+_LONGEST_RECORD = 64  # characters per line, on average
+_LOOKED_AT = 1_000_000  # characters
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,7 @@ def _loaded(corpus: str, overrides: Sequence[str]) -> LoadedRecipe:
 
 
 def _text(recipe: Recipe, dataset: Dataset) -> str:
-    batches = Batches(dataset.text("train"), recipe.train, recipe.data.unknown_rate)
+    batches = batches_of(dataset.text("train"), recipe.train, recipe.data.unknown_rate)
     plan = Plan.of(recipe, batches)
     characters, symbols = dataset.encoded.characters, len(dataset.encoded.alphabet)
     about = (
@@ -134,6 +140,8 @@ def _text(recipe: Recipe, dataset: Dataset) -> str:
                 comment += f", {plan.total_steps:,} optimizer steps in all"
             lines.append(textwrap.indent(_line(key, value, comment), "  "))
         lines += [f"  {line.format(every=plan.evaluate_every)}" for line in _unset(recipe, section)]
+        if section == "data" and recipe.data.records is None and _looks_like_a_list(dataset):
+            lines.append(f"  {_RECORDS}")
     return "\n".join(lines) + "\n"
 
 
@@ -158,6 +166,14 @@ def _unset(recipe: Recipe, section: str) -> list[str]:
     """The lines about keys of a section that stay unset."""
     lines = _UNSET.get(section, [])
     return [line for line in lines if value_at(recipe, f"{section}.{line.split()[1].rstrip(':')}") is None]
+
+
+def _looks_like_a_list(dataset: Dataset) -> bool:
+    """Whether a text has short lines and no empty ones, such as a list of names. Prose and code have empty lines."""
+    symbols = dataset.encoded.symbols(0, min(dataset.encoded.characters, _LOOKED_AT))
+    (ends,) = np.nonzero(symbols.read(0, len(symbols)) == ord("\n"))
+    lengths = np.diff(ends, prepend=-1) - 1
+    return len(ends) >= 20 and bool(lengths.min() > 0) and float(lengths.mean()) <= _LONGEST_RECORD
 
 
 def _line(key: str, value: Any, comment: str) -> str:

@@ -78,7 +78,9 @@ class StopConditions:
         if limit is None:
             return
         began = time.perf_counter()
-        sampling.sample(model, vocabulary, "", 32, sampling.SamplingParams(), 0)
+        # A record must not end before its 32nd character.
+        banned = frozenset() if vocabulary.separator_id is None else frozenset({vocabulary.separator_id})
+        sampling.sample(model, vocabulary, "", 32, sampling.SamplingParams(banned=banned), 0)
         per_sampled = (time.perf_counter() - began) / 32
         self._closing_seconds = _RECORD_SECONDS + 1.2 * per_sampled * recipe.sample.length * len(recipe.sample.prompts)
         if validation is None:

@@ -23,7 +23,7 @@ from charlm import checkpoint, sampling
 from charlm.checkpoint import Checkpoint
 from charlm.config import Recipe
 from charlm.data.dataset import Dataset, Text
-from charlm.data.streams import Batches
+from charlm.data.streams import batches_of
 from charlm.errors import CheckpointError, DivergedError
 from charlm.evaluation import perplexity
 from charlm.model.cells import State
@@ -78,7 +78,7 @@ class Trainer:
         self.recipe, self.dataset, self.model, self.resolved = recipe, dataset, model, resolved
         self.folder, self.limits = folder, limits
         self._stored_recipe = stored_recipe
-        self.batches = Batches(dataset.text("train"), recipe.train, recipe.data.unknown_rate)
+        self.batches = batches_of(dataset.text("train"), recipe.train, recipe.data.unknown_rate)
         self.plan = Plan.of(recipe, self.batches)
         self.progress = TrainingProgress(self.batches.epoch_length)
         self._stopping = StopConditions(limits, self.plan, recipe.evaluate.patience)

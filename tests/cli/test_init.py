@@ -45,6 +45,17 @@ def test_every_key_has_a_comment(charlm: Callable[..., Any], desk: Path) -> None
     assert parse_yaml(text, "it")["train"]["epochs"] == 40 and "lr: 0.005" in text
 
 
+def test_a_list_of_short_lines_gets_a_hint(charlm: Callable[..., Any], desk: Path) -> None:
+    """Failing would mean that a user with a list of names does not learn of data.records, or that prose gets the hint."""
+    (desk / "names.txt").write_text("ann\nbob\ncyril\ndan\n" * 30, encoding="utf-8")
+    hint = "# records: line"
+    made = charlm("init", "names.txt").text
+    assert hint in made and "records" not in parse_yaml(made, "it")["data"]
+    assert hint not in charlm("init", "text.txt").text
+    asked = charlm("init", "names.txt", "--set", "data.records=line").text
+    assert hint not in asked and parse_yaml(asked, "it")["data"]["records"] == "line"
+
+
 def test_a_name_that_yaml_would_misread_is_quoted(charlm: Callable[..., Any], desk: Path, english: Callable[..., str]) -> None:
     """Failing would mean that an odd file name makes a recipe that names another file."""
     name = "no: #1, it's [mine]" + " long" * 40 + ".txt"

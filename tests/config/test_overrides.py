@@ -56,3 +56,13 @@ def test_a_wrongly_typed_override_is_refused(tmp_path: Path) -> None:
     path.write_text("corpus: x\n", encoding="utf-8")
     with pytest.raises(RecipeError, match=r"model\.hidden: .*found \"wide\""):
         load_recipe(str(path), ["model.hidden=wide"])
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("|", "|"), (",", ","), ("\n\n", "\n\n"), (r'"\n\n"', "\n\n"), ("1", "1"), ("line", "line"), ("#", "#"), ("a: b", "a: b"),
+     ("null", None), ("", None)],
+)  # fmt: skip
+def test_a_separator_of_records_is_text(value: str, expected: str | None) -> None:
+    """If this fails, a separator that means something in YAML is refused, or a text of records is read as one stream."""
+    assert apply_overrides({}, [f"data.records={value}"]) == {"data": {"records": expected}}

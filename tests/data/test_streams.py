@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from charlm.config import TrainSection
-from charlm.data.streams import IGNORED, Batches, fit_batch
+from charlm.data.streams import IGNORED, Batches, batches_of, fit_batch
 
 sizes = {"N": st.integers(2, 120), "B": st.integers(1, 9), "T": st.integers(1, 17)}
 
@@ -247,3 +249,95 @@ def test_no_replacement_without_a_rate(text_of: Callable[..., Any]) -> None:
     """If this fails, unknown_rate: 0 still replaces characters."""
     text = _with_rare(text_of)
     assert all((batch.inputs[batch.targets != IGNORED] != 0).all() for batch in _epoch(_batches(text, 0.0, batch=3)))
+
+
+# -- records ---------------------------------------------------------------------------------------------------------
+
+records = st.lists(st.integers(1, 40), min_size=2, max_size=60)
+
+
+def _records(text_of: Callable[..., Any], lengths: list[int]) -> tuple[Any, list[list[int]]]:
+    """A text of records of these lengths, S = 0, and the records with S before and after. All other symbols differ."""
+    ids, parts, symbol = [0], [], 1
+    for length in lengths:
+        own = list(range(symbol, symbol + length))
+        ids += [*own, 0]
+        parts.append([0, *own, 0])
+        symbol += length
+    return replace(text_of(ids), separator=0), parts
+
+
+def _read_records(batches: list[Any]) -> list[list[tuple[int, int]]]:
+    """(input, target) of each record; all columns begin another one where the state is zeroed."""
+    found: list[list[tuple[int, int]]] = []
+    columns: list[list[tuple[int, int]]] = []
+    for batch in batches:
+        if batch.fresh:
+            columns = [[] for _ in range(batch.inputs.shape[1])]
+            found += columns
+        for column, pairs in zip(columns, _pairs([batch]), strict=True):
+            column += pairs
+    return [record for record in found if record]
+
+
+@given(lengths=records, B=st.integers(1, 9), T=st.integers(1, 50), epoch=st.integers(0, 3))
+def test_every_record_is_read_once_from_a_zero_state(
+    text_of: Callable[..., Any], lengths: list[int], B: int, T: int, epoch: int
+) -> None:
+    """If this fails, a record is left out or read twice, a target crosses a boundary, or the state of a record leaks."""
+    text, parts = _records(text_of, lengths)
+    batches = batches_of(text, TrainSection(batch=B, seq_length=T), 0.0)
+    assert batches.shape.batch == min(B, len(lengths))
+    read = _epoch(batches, epoch)
+    assert sorted(_read_records(read)) == sorted(list(itertools.pairwise(part)) for part in parts)
+    assert sum(batch.scored for batch in read) == len(text) - 1
+    for batch in read:
+        assert batch.inputs.shape[1] == batches.shape.batch
+        assert batch.scored == int((batch.targets != IGNORED).sum()) > 0
+        assert (batch.targets[-1] != IGNORED).any(), "a batch has steps that no stream needs"
+        assert len(batch.inputs) <= T
+
+
+def test_the_drawn_records(text_of: Callable[..., Any]) -> None:
+    """If this fails, the diagram of RecordBatches is wrong."""
+    letters = "Sabcdefghijk"
+    text, _ = _records(text_of, [5, 4, 1, 1])
+    batches = batches_of(text, TrainSection(batch=2, seq_length=4), 0.0)
+    batches._order = lambda epoch: np.arange(4)  # type: ignore[attr-defined]
+    shown = [
+        tuple(
+            "/".join("".join(" " if i == IGNORED else letters[i] for i in column) for column in part.t().tolist())
+            for part in (batch.inputs.where(batch.targets != IGNORED, IGNORED), batch.targets)
+        )
+        for batch in _epoch(batches)
+    ]
+    assert shown == [("Sabc/Sfgh", "abcd/fghi"), ("de/i ", "eS/S "), ("Sj/Sk", "jS/kS")]
+    assert [batch.fresh for batch in _epoch(batches)] == [True, False, True]
+
+
+def test_records_are_shuffled_and_any_batch_can_be_computed_directly(text_of: Callable[..., Any]) -> None:
+    """If this fails, every epoch has the same order, or a resumed run reads other records than the run that it continues."""
+    lengths = np.random.default_rng(5).integers(1, 30, 200).tolist()
+    text, _ = _records(text_of, lengths)
+    section = TrainSection(batch=8, seq_length=12, seed=3)
+    batches = batches_of(text, section, 0.0)
+    epochs = [_epoch(batches, epoch) for epoch in range(3)]
+    assert batches.steps_in(3) == sum(map(len, epochs))
+    firsts = [batch.inputs[1].tolist() for epoch in epochs for batch in epoch[:1]]
+    assert len({tuple(first) for first in firsts}) == 3
+    for epoch, index in [(2, 5), (0, 0), (1, 7), (0, 3)]:
+        alone = batches_of(text, section, 0.0).batch(epoch, index)
+        assert alone.fresh == epochs[epoch][index].fresh
+        for part in ("inputs", "targets"):
+            assert torch.equal(getattr(alone, part), getattr(epochs[epoch][index], part))
+    other = batches_of(text, section.model_copy(update={"seed": 4}), 0.0).batch(0, 0)
+    assert not torch.equal(other.inputs[1], epochs[0][0].inputs[1])
+
+
+def test_little_of_a_batch_of_records_is_masked(text_of: Callable[..., Any]) -> None:
+    """If this fails, short records are padded to the length of the longest, and training takes several times as long."""
+    lengths = np.random.default_rng(1).geometric(0.12, 4000).tolist()
+    text, _ = _records(text_of, lengths)
+    epoch = _epoch(batches_of(text, TrainSection(batch=32, seq_length=64), 0.0))
+    computed = sum(batch.targets.numel() for batch in epoch)
+    assert computed < 1.1 * (len(text) - 1)

@@ -7,6 +7,7 @@ import math
 import os
 import sysconfig
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -305,3 +306,82 @@ def test_a_score_in_its_three_units() -> None:
     assert perplexity.perplexity(1e4) == math.inf
     uniform = Score(nats=100 * math.log(50), characters=100)
     assert uniform.perplexity == pytest.approx(50)
+
+
+# -- records ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def records(text_of: Callable[..., Any]) -> Any:
+    """80 records of 1 to 60 characters, and one of 2,500; the separator is symbol 0."""
+    random = np.random.default_rng(2)
+    lengths = [*random.integers(1, 60, 40), 2500, *random.integers(1, 60, 40)]
+    ids = [0]
+    for length in lengths:
+        ids += [*random.integers(1, V, length), 0]
+    return replace(text_of(ids, V), separator=0)
+
+
+def _naive_records(numpy_model: Callable[..., Any], model: Any, text: Any) -> np.ndarray:
+    """−ln p of every symbol but the first, record by record, in float64 NumPy."""
+    ids = text.ids(0, len(text))
+    parts = []
+    for start, stop in itertools.pairwise(np.flatnonzero(ids == 0).tolist()):
+        logits = numpy_model(model, ids[start:stop, None])[:, 0]
+        parts.append(_naive_nats(logits, ids[start + 1 : stop + 1]))
+    return np.concatenate(parts)
+
+
+@pytest.mark.parametrize("engine", ["reference", "torch", "native"])
+@pytest.mark.parametrize("chunk", [0, 7, 1024])
+def test_records_are_scored_one_by_one(
+    numpy_model: Callable[..., Any], model: Any, records: Any, engine: str, chunk: int
+) -> None:
+    """If this fails, a record is scored with the state of another, or its separator is not scored exactly once."""
+    expected = _naive_records(numpy_model, model, records)
+    each = np.full(len(records) - 1, np.nan)
+    score = carried(model.with_engine(engine), records, chunk=chunk, unknown_id=3, each=each)
+    assert score.characters == len(records) - 1 == len(expected)
+    assert np.allclose(each, expected, rtol=0, atol=2e-5)
+    assert abs(score.nats - expected.sum()) < 1e-6 * len(expected)
+    assert score.unknown_characters == int((records.ids(1, len(records)) == 3).sum())
+
+
+def test_the_beginning_of_a_text_of_records(numpy_model: Callable[..., Any], model: Any, records: Any) -> None:
+    """If this fails, a limit on the exact evaluation scores the last, cut record wrong."""
+    expected = _naive_records(numpy_model, model, records)
+    bounds = records.bounds()
+    for length in (2, int(bounds[3]), int(bounds[3]) + 1, int(bounds[3]) + 2, int(bounds[40]) + 1500):
+        score = carried(model, records[slice(0, length)])
+        assert score.characters == length - 1
+        assert score.nats == pytest.approx(expected[: length - 1].sum(), rel=1e-6)
+
+
+@pytest.mark.parametrize("characters", [None, 100, 1000, 3000, 10_000])
+def test_the_quick_validation_of_records_is_exact_on_what_it_scores(
+    numpy_model: Callable[..., Any], model: Any, records: Any, characters: int | None
+) -> None:
+    """If this fails, the quick validation cuts records at their beginning, or scores more than `evaluate.characters`."""
+    expected = _naive_records(numpy_model, model, records)
+    score = segments(model, records, characters=characters)
+    starts, lengths = perplexity.quick_parts(records, pieces=32, warm=1000, characters=characters)
+    assert set(starts.tolist()) <= set(records.bounds().tolist())
+    assert score.characters == lengths.sum() <= (characters or len(expected))
+    assert score.characters >= min(characters or len(expected), len(expected)) / 4
+    scored = np.concatenate([expected[start : start + length] for start, length in zip(starts, lengths, strict=True)])
+    assert score.nats == pytest.approx(scored.sum(), rel=1e-6)
+
+
+def test_progress_of_records_follows_the_text(model: Any, records: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If this fails, a time limit that ends the exact evaluation counts characters that are not scored yet."""
+    monkeypatch.setattr(perplexity, "_POOL", 500)
+    each = np.full(len(records) - 1, np.nan)
+    told = []
+
+    def progress(done: int, total: int | None) -> None:
+        assert np.isfinite(each[:done]).all()
+        told.append((done, total))
+
+    carried(model, records, each=each, progress=progress)
+    assert len(told) > 4
+    assert told[-1] == (len(each), len(each))

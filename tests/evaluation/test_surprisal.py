@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -43,6 +45,30 @@ def test_surprisals_sum_to_the_nats_of_perplexity(network: Callable[..., Any], t
     found = surprisal(model, text)
     assert found.start == 1 and found.nats.sum() == pytest.approx(score.nats, rel=1e-6)
     np.testing.assert_allclose(found.nats, each, rtol=1e-9)
+
+
+@pytest.mark.parametrize("section", MODELS, ids=lambda s: "-".join(map(str, s.values())))
+def test_records_are_read_one_by_one(network: Callable[..., Any], text_of: Callable[..., Any], section) -> None:
+    """If this fails, a record is read with the state or the attention of another, or the parts of a long one are not joined."""
+    random = np.random.default_rng(3)
+    ids = [0]
+    for length in (3, 1, 40, 2100, 5, 17, 1, 9):
+        ids += [*random.integers(1, V, length), 0]
+    text = replace(text_of(ids, V), separator=0)
+    model = _strong(network(V, hidden=12, **section))
+    alone = []
+    for start, stop in pairwise(text.bounds().tolist()):
+        nats = np.zeros(stop - start)
+        carried(model, replace(text[slice(start, stop + 1)], separator=None), each=nats)
+        alone.append(nats)
+    found = surprisal(model, text)
+    np.testing.assert_allclose(found.nats, np.concatenate(alone), atol=1e-5)
+    assert found.nats.sum() == pytest.approx(carried(model, text).nats, rel=1e-6)
+    parts = list(surprisal_parts(model, text))
+    assert [part.start for part in parts[1:]] == [part.start + len(part.nats) for part in parts[:-1]]
+    logits, _ = model(torch.tensor([0, ids[1]])[:, None], model.zero_state(1))
+    likeliest = [index for index in logits[1, 0].argsort(descending=True).tolist() if index != ids[2]]
+    assert found.alternatives[1].tolist() == likeliest[:5]
 
 
 def test_alternatives_are_the_likeliest_other_symbols(network: Callable[..., Any], text_of: Callable[..., Any], monkeypatch):

@@ -74,6 +74,25 @@ def test_bytes_and_embeddings(extra, tmp_path):
 
 
 @needs_browser
+def test_a_page_of_records_begins_and_ends_them(tmp_path):
+    """If this fails, the page reads a prompt as the middle of a record, or carries its state into the next one."""
+    model = trained(tmp_path, **{"data.records": "line", "data.split": "[0.8, 0.1, 0.1]"})
+    script = """
+      const $ = (id) => document.getElementById(id), wait = (ms) => new Promise((done) => setTimeout(done, ms));
+      $("text").value = "the q"; $("text").dispatchEvent(new Event("input")); await wait(300);
+      $("length").value = "3000"; $("write").click(); await wait(2000);
+      const of = (text) => Array.from(charlm.model.probabilities(text));
+      return { plain: of("the q"), second: of("on and on\\nthe q"), none: of(""), text: $("text").value,
+               first: $("reading").firstElementChild.title };
+    """
+    found = run_in_page(html.page(model, fp32=True), script, tmp_path)
+    for prompt, key in (("the q", "plain"), ("the q", "second"), ("", "none")):
+        expected = list(model.next_characters(prompt).values())
+        assert np.allclose(sorted(found[key], reverse=True), expected, atol=1e-5, rtol=0), key
+    assert found["text"].startswith("the q") and found["text"].index("\n") == len(found["text"]) - 1
+
+
+@needs_browser
 def test_one_can_type_write_and_look(tmp_path):
     """If this fails, the page shows a model but cannot be used."""
     model = trained(tmp_path)

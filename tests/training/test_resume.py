@@ -49,6 +49,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "regularised": ("model.locked_dropout=true", "model.weight_drop=0.2", "model.residual=true", "train.average=0.9"),
     "attention": ("model.attention=30", "model.cell=gru"),
     "nadam-wsd": ("train.optimizer=nadam", "train.schedule=wsd", "train.decay_ratio=0.7", "train.warmup=2"),
+    "records": ("data.records=line", "train.random_offset=false", "evaluate.characters=200"),
     "windows": ("train.batching=windows", "train.random_offset=false", "train.schedule=step"),
 }  # fmt: skip
 

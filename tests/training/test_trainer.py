@@ -654,3 +654,78 @@ def test_an_interrupted_run_says_how_many_characters_its_figure_covers(
     trainer.folder.close()
     assert record["context"] == "segments"
     assert record["characters"] == 599
+
+
+@pytest.mark.parametrize("engine", ["reference", "torch", "native"])
+def test_the_loss_of_records_is_that_of_each_record_alone(
+    begin: Callable[..., Any], numpy_model: Callable[..., Any], tmp_path: Path, engine: str
+) -> None:
+    """If this fails, training reads a record with the state of another, or forgets the beginning of a long one."""
+    random = np.random.default_rng(1)
+    words = ["".join(random.choice(list("abcd"), length)) for length in random.integers(1, 40, 120)]
+    (tmp_path / "words.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    begun = begin(
+        tmp_path / "words.txt", tmp_path / "run", f"model.engine={engine}", "data.records=line", "train.epochs=1",
+        "train.lr=1e-30", "train.schedule=constant", "evaluate.every=1000",
+    )  # fmt: skip
+    trainer = begun.trainer
+    try:
+        before = trainer.progress
+        steps = [event for event in trainer.run() if isinstance(event, StepDone)]
+    finally:
+        trainer.folder.close()
+    vocabulary, (_, stop) = trainer.dataset.vocabulary, trainer.dataset.splits["train"]
+    assert before.epoch == 1 and before.index == 0 and before.characters == stop - 1
+    nats, read = 0.0, 0
+    for word in words:
+        if read == stop - 1:
+            break
+        ids = np.array([vocabulary.separator_id, *vocabulary.encode(word + "\n")])
+        logits = numpy_model(trainer.model, ids[:-1, None])[:, 0]
+        nats += float((np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(ids) - 1), ids[1:]]).sum())
+        read += len(ids) - 1
+    scored = np.diff([0, *(step.characters for step in steps)])
+    assert sum(step.nats * count for step, count in zip(steps, scored, strict=True)) == pytest.approx(nats, rel=1e-6)
+
+
+def test_a_run_on_records_reports_them(tiny_run: Callable[..., Any], tmp_path: Path) -> None:
+    """If this fails, the result is that of one stream, or a sample runs past the end of its record."""
+    (tmp_path / "words.txt").write_text("ab\nabc\nba\n" * 100, encoding="utf-8")
+    run = tiny_run(tmp_path / "words.txt", tmp_path / "run", "data.records=line", "sample.length=300")
+    assert run.record["context"] == "records"
+    assert run.record["characters"] == run.record["validation_characters"] == run.record["validation_length"]
+    assert run.record["nats_per_character"] == pytest.approx(run.record["best_validation_nats"], rel=1e-6)
+    samples = [event.text for event in run.events if isinstance(event, Sampled)]
+    assert samples and all("\n" not in sample for sample in samples)
+    last = samples[-1]
+    assert 0 < len(last) < 50
+    capped = tiny_run(
+        tmp_path / "words.txt", tmp_path / "capped", "data.records=line", "evaluate.characters=20", "train.total_steps=5"
+    )
+    assert capped.record["validation_characters"] <= 20 < capped.record["characters"]
+    assert capped.record["best_validation_nats"] == pytest.approx(
+        capped.record["exact_nats_of_validation_characters"], rel=1e-6
+    )  # fmt: skip
+
+
+def test_a_model_of_one_stream_can_start_a_model_of_records(tiny_run: Callable[..., Any], tmp_path: Path) -> None:
+    """If this fails, initial weights from a stream of the same text are refused, or bring a vocabulary without separator."""
+    (tmp_path / "words.txt").write_text("ab, abc, ba, " * 100, encoding="utf-8")
+    tiny_run(tmp_path / "words.txt", tmp_path / "first", "train.total_steps=3")
+    run = tiny_run(
+        tmp_path / "words.txt", tmp_path / "second", 'data.records=", "', "train.total_steps=3", init=str(tmp_path / "first")
+    )  # fmt: skip
+    stored = load(tmp_path / "second" / "last.safetensors")
+    assert run.record["context"] == "records"
+    assert stored.vocabulary.separator_id == stored.vocabulary.id_of(0) == 1
+
+
+def test_a_long_plan_of_records_is_estimated(tmp_path: Path, begin: Callable[..., Any], english_file: Path) -> None:
+    """If this fails, a plan of many epochs orders all records of each before the run starts; or a short plan is not exact."""
+    lengths = {}
+    for epochs in (3, 1_000_000):
+        trainer = begin(english_file, tmp_path / f"{epochs}", "data.records=line", f"train.epochs={epochs}").trainer
+        trainer.folder.close()
+        lengths[epochs] = trainer.plan.total_steps
+    assert lengths[3] == sum(map(trainer.batches.epoch_length, range(3)))
+    assert lengths[1_000_000] == pytest.approx(1_000_000 * lengths[3] / 3, rel=0.02)

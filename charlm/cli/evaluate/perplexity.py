@@ -72,7 +72,8 @@ def perplexity(
 ) -> None:
     """Measure the exact perplexity of a text.
 
-    Arithmetic is fp32. Every character but the first is scored once; sums are in float64.
+    Arithmetic is fp32. Every character but the first is scored once; sums are in float64. A model trained with
+    data.records reads each record from a zero state, and the separator after it is scored.
 
     Examples:
         charlm eval perplexity shakespeare
@@ -102,6 +103,10 @@ def perplexity(
             "--baselines: an n-gram and a compressor already know the training text; choose --split validation or test, "
             "or a FILE"
         )
+    if opened.record_form is not None:
+        if window is not None:
+            raise UsageError("--context reset: this model was trained with data.records; each record is read from a zero state")
+        context = "records"
     evaluated = read_evaluated(opened, file, split)
     text = evaluated.text
     corpus = None

@@ -99,7 +99,8 @@ def samples(
     else:
         _print(found, drawn, training)
         if judged is None:
-            notice(f"{num} samples of {length:,} characters, temperature {temperature:g}, seed {seed}")
+            most = "at most " if opened.record_form is not None else ""
+            notice(f"{num} samples of {most}{length:,} characters, temperature {temperature:g}, seed {seed}")
 
 
 def _heldout(opened: Model, file: str | None, split: Split | None) -> EvaluationText | None:
