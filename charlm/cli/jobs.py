@@ -43,10 +43,13 @@ class JobsConsole:
         self._shown: set[str] = set()
         self._board: LiveRuns | None = None
 
-    def notice(self, text: str) -> None:
+    def notice(self, text: str, wrap: bool = True) -> None:
         """Write a notice, once."""
         if not self._quiet and text not in self._shown:
-            (notice if self._board is None else self._board.say)(visible_word(text))
+            if self._board is None:
+                notice(visible_word(text), wrap=wrap)
+            else:
+                self._board.say(visible_word(text))
         self._shown.add(text)
 
     def run_begins(self, name: str, number: int, total: int, is_finished: bool) -> None:

@@ -183,8 +183,7 @@ def load(
     Raises:
         RecipeError: wrong keys or values.
     """
-    if isinstance(overrides, Mapping):
-        overrides = [f"{key}={_written(value)}" for key, value in overrides.items()]
+    overrides = override_texts(overrides)
     if isinstance(recipe, LoadedRecipe):
         raw = recipe.recipe.model_dump(mode="json", exclude_unset=True)
         changed = validate_recipe(apply_overrides(raw, overrides), recipe.name, overrides) if overrides else recipe.recipe
@@ -193,6 +192,13 @@ def load(
         found = validate_recipe(apply_overrides(recipe, overrides), "the recipe", overrides)
         return LoadedRecipe(recipe_name(found.corpus), found, Path.cwd())
     return load_recipe(os.fspath(recipe), overrides)
+
+
+def override_texts(overrides: Mapping[str, object] | Sequence[str]) -> list[str]:
+    """Overrides as ``KEY=VALUE``; arguments as of :func:`train`."""
+    if isinstance(overrides, Mapping):
+        return [f"{key}={_written(value)}" for key, value in overrides.items()]
+    return list(overrides)
 
 
 def _written(value: object) -> str:
