@@ -24,7 +24,7 @@ JobsOption = Annotated[
         metavar="N",
         min=1,
         max=1000,
-        help="Runs side by side, in processes. They share the cores, so a time buys less training.",
+        help="Runs side by side. They share the machine: each makes fewer steps in a given time.",
         rich_help_panel="Run",
     ),
 ]

@@ -58,7 +58,8 @@ def main() -> None:
 
 
 def _stop_at_end_of_input() -> None:
-    sys.stdin.read()
+    while os.read(0, 1024):  # not sys.stdin, whose lock this thread would still hold when the process exits
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -275,6 +275,7 @@ class _Lengths:
         for row in rows:
             try:
                 self._plans[row.name] = plans.overrides(row)
+                training.reporter.notice(f"{row.name}: {self._plans[row.name][-2].partition('=')[2]} steps in {seconds:g} s")
             except DivergedError as error:
                 if row is rows[0]:
                     raise

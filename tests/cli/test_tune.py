@@ -13,6 +13,8 @@ import pytest
 
 from charlm.training.trainer import Trainer
 
+GUIDE = Path(__file__).parents[2] / "docs" / "guide.md"
+
 
 def test_the_best_recipe_trains_and_reaches_its_result(charlm: Callable[..., Any], desk: Path) -> None:
     """Failing would mean that the result of a search cannot be repeated."""
@@ -52,6 +54,19 @@ def test_the_table_fits_80_columns(charlm: Callable[..., Any], desk: Path, monke
     assert "\x1b" not in done.text and "measure it on the test part" in done.text
 
 
+def test_the_examples_of_the_guide_run(charlm: Callable[..., Any], desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failing would mean that somebody who copies a command from the guide gets an error."""
+    monkeypatch.setattr("charlm.comparison.equal.seconds_per_step", lambda candidate, device, seconds: seconds / 2)
+    (desk / "mine.yaml").write_text((desk / "recipe.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    (desk / "mine.txt").write_text((desk / "text.txt").read_text(encoding="utf-8"), encoding="utf-8")
+    lines = re.findall(r"^\$ charlm (tune .*?)(?: +#.*)?$", GUIDE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(lines) >= 3
+    for number, line in enumerate(lines):
+        done = charlm(*shlex.split(line), "--candidates", "1", "--rungs", "1", "--jobs", "1", "--out", f"runs-{number}")
+        assert done.code == 0, done.err
+    assert (desk / "best.yaml").exists()
+
+
 def test_an_interrupted_search_says_how_to_resume(
     charlm: Callable[..., Any], desk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,6 +86,7 @@ def test_an_interrupted_search_says_how_to_resume(
     assert tuple(shlex.split(line.removeprefix("resume with: charlm "))[:2]) == command[:2]
     done = charlm(*shlex.split(line.removeprefix("resume with: charlm ")))
     assert done.code == 0 and (desk / "b.yaml").exists(), done.err
+    assert done.text == charlm(*command, "--out", "never-interrupted").text
 
 
 @pytest.mark.parametrize(
