@@ -100,6 +100,8 @@ def test_sizes_are_searched_only_at_equal_time(recipe: str) -> None:
     loaded = load_recipe(recipe)
     assert default_space(loaded.recipe, is_timed=False) == ["train.lr=0.002..0.05", "model.dropout=0..0.6"]
     keys = {dimension(text).key for text in default_space(loaded.recipe, is_timed=True)}
+    assert default_space(load_recipe("./text.txt").recipe, is_timed=True)[0] == "train.lr=0.001..0.025"
+    assert default_space(load_recipe("./text.txt", ["model.cell=rnn"]).recipe, is_timed=True)[0] == "train.lr=0.0002..0.005"
     assert keys >= {"train.lr", "model.hidden", "model.layers", "train.batch", "train.seq_length"}
 
 

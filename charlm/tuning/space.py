@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from charlm.comparison.candidates import variations, varied_key
 from charlm.config import Recipe, check_key, list_keys
 from charlm.errors import RecipeError
+from charlm.training.defaults import needs_plan, rule
 
 Value = int | float | str | bool | None
 Settings = dict[str, Value]
@@ -21,6 +22,8 @@ Settings = dict[str, Value]
 _RANGE = re.compile(r"\s*([^,]+?)\s*\.\.\s*([^,]+?)\s*")
 _DIGITS = 3
 """Significant digits of a number that is drawn: more would only make it harder to read."""
+_ANY = 1_000_000
+"""Characters: the learning rate that charlm chooses does not depend on them."""
 _TRIES = 100
 """Draws for each new candidate, before the space counts as exhausted."""
 
@@ -111,11 +114,12 @@ def default_space(recipe: Recipe, is_timed: bool) -> list[str]:
     """The space that suits a character-level model.
 
     Args:
-        recipe: ranges of the learning rate are around its value.
+        recipe: the range of the learning rate is around its value, or around the one that charlm would choose.
         is_timed: whether all candidates train for the same time. Only then is the size of model and batch searched:
             with equally many steps, the larger one always reads more characters or computes more.
     """
-    lr = recipe.train.lr
+    is_planned = needs_plan(recipe) and "lr" not in recipe.train.model_fields_set
+    lr = rule(_ANY, cell=recipe.model.cell)["train"]["lr"] if is_planned else recipe.train.lr
     space = [f"train.lr={lr / 5:.3g}..{lr * 5:.3g}", "model.dropout=0..0.6"]
     if is_timed:
         space += ["model.hidden=128,192,256,384,512,768", "model.layers=1,2", "train.batch=16,32,64"]
