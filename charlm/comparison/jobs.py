@@ -183,7 +183,7 @@ class Jobs:
         return final_record(job.folder, loaded) if self._resume != "never" else None
 
     def _add(self, results: dict[Job, dict[str, Any]], job: Job, record: dict[str, Any]) -> None:
-        if record["train_nats"] is None or record["nats_per_character"] is None:
+        if not _has_result(record):
             self._leave_out(job, DivergedError("no training steps, or a result that is not finite"))
         else:
             results[job] = record
@@ -262,17 +262,20 @@ class Jobs:
                             self._leave_out(job, message)
                         elif message is not None:
                             failures.append(message)
-                        elif (record := final_record(job.folder, loaded[job])) is not None:
+                        else:
+                            record = final_record(job.folder, loaded[job])
+                            assert record is not None
                             done[job] = record
-                            self.reporter.run_ended(job.name, record)
+                            if _has_result(record):
+                                self.reporter.run_ended(job.name, record)
         if workers.is_stopping:
             raise KeyboardInterrupt
         if failures:
-            raise failures[0] if len(failures) == 1 else WorkerError("\n".join(map(str, failures)))
+            raise failures[0] if len(failures) == 1 else type(failures[0])("\n".join(map(str, failures)))
         results: dict[Job, dict[str, Any]] = {}
         for job in jobs:
-            if (record := done[job]) is not None:
-                self._add(results, job, record)
+            if (ended := done[job]) is not None:
+                self._add(results, job, ended)
         return results
 
     def _encode(self, recipes: Sequence[LoadedRecipe]) -> None:
@@ -291,6 +294,10 @@ class Jobs:
             "overwrite": self._overwrite,
             "device": self._device,
         }
+
+
+def _has_result(record: dict[str, Any]) -> bool:
+    return record["train_nats"] is not None and record["nats_per_character"] is not None
 
 
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from charlm.comparison.worker import main; main()"

@@ -102,6 +102,8 @@ def test_errors_of_a_worker_are_those_of_a_run(recipe: str) -> None:
     assert any(text.startswith("tiny-lr=1000000.0-seed1 is left out") for text in found.notices), found.notices
     with pytest.raises(UsageError, match=r"tiny-lr=0.01-seed1: .* holds a run already"):
         compare([recipe], vary=["train.lr=0.01,0.02"], overrides=diverging, out="runs", jobs=2, resume="never")
+    with pytest.raises(UsageError, match=r"(?s)no run has a result:.*no training steps"):
+        compare([recipe], overrides=["train.time=0.01s"], out="short", jobs=2)
     with pytest.raises(UsageError, match="jobs 0: expected 1 or more"):
         compare([recipe], jobs=0)
 
