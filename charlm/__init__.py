@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from charlm.errors import CharlmError
     from charlm.loaded import Model, info, load
     from charlm.training.run import train
+    from charlm.tuning import tune
 
 __version__ = "0.1.0"
 
-__all__ = ["CharlmError", "Model", "__version__", "info", "load", "train"]
+__all__ = ["CharlmError", "Model", "__version__", "info", "load", "train", "tune"]
 
 _HOMES = {
     "CharlmError": "charlm.errors",
@@ -28,6 +29,7 @@ _HOMES = {
     "info": "charlm.loaded",
     "load": "charlm.loaded",
     "train": "charlm.training.run",
+    "tune": "charlm.tuning",
 }
 """Public name → the module that defines it."""
 

@@ -75,3 +75,7 @@ class RunFolderError(CharlmError):
 
 class DivergedError(CharlmError):
     """Loss, gradient, weights or scores are no longer finite; a run keeps its last good state."""
+
+
+class WorkerError(CharlmError):
+    """A process that trained a run beside others died or was stopped."""

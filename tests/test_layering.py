@@ -22,7 +22,7 @@ STAGES = [
     {"checkpoint"},
     {"evaluation", "sampling"},
     {"loaded", "training"},
-    {"bench", "comparison", "export", "writing"},
+    {"bench", "comparison", "export", "tuning", "writing"},
     {"report"},
     {"cli"},
 ]

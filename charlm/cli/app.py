@@ -33,6 +33,7 @@ from charlm.cli.runs import runs_app
 from charlm.cli.sample import sample
 from charlm.cli.streams import OutputError
 from charlm.cli.train import train
+from charlm.cli.tune import tune
 from charlm.cli.write import write
 from charlm.errors import CharlmError
 
@@ -65,6 +66,7 @@ app = App(
 app.command()(init)
 app.command()(train)
 app.command()(compare)
+app.command()(tune)
 app.command()(sample)
 app.command()(write)
 app.add_typer(evaluate_app, name="eval")

@@ -3,39 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from charlm.cells import cell_names
 from charlm.cli import completion
-from charlm.cli.console import (
-    Live,
-    columns,
-    duration,
-    json_line,
-    notice,
-    out,
-    progress_bar,
-    shell_words,
-    table,
-    visible_word,
-    wrapped,
-)
+from charlm.cli.console import columns, json_line, notice, out, shell_words, table, visible_word, wrapped
+from charlm.cli.jobs import JobsConsole, JobsOption
 from charlm.cli.options import ResumeChoice, parse_folder
 from charlm.cli.streams import delivery
-from charlm.cli.watch import Watch, stop_on_signals
 
 if TYPE_CHECKING:
     from charlm.comparison.results import Comparison, Row
-    from charlm.progress import Progress
-    from charlm.training.observers import Observer
-    from charlm.training.trainer import Trainer
 
 
 _WIDE = 120  # columns, for the whole table
@@ -146,6 +130,7 @@ def compare(
         bool, typer.Option("--overwrite", help="Move earlier runs aside and start again.", rich_help_panel="Run")
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel="Run")] = "auto",
+    jobs: JobsOption = 1,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notices.", rich_help_panel="Output")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line.", rich_help_panel="Output")] = False,
 ) -> None:
@@ -162,7 +147,7 @@ def compare(
     from charlm import comparison
 
     names = [name.strip() for name in cells.split(",")] if cells is not None else []
-    console = _Console(quiet)
+    console = JobsConsole(quiet)
     try:
         found = comparison.compare(
             recipes,
@@ -177,6 +162,7 @@ def compare(
             resume=resume.value,
             overwrite=overwrite,
             device=device,
+            jobs=jobs,
             reporter=console,
         )
     except KeyboardInterrupt:
@@ -190,57 +176,14 @@ def compare(
         words += ["--to", f"{to:g}"] if to is not None else []
         words += ["--out", str(out_dir)] if out_dir is not None else []
         words += ["--device", device] if device != "auto" else []
+        words += ["--jobs", str(jobs)] if jobs > 1 else []
         notice(f"resume with: {shell_words(words)}", wrap=False)
         raise
     with delivery(f"The runs are saved in {found.folder}; the same command prints the comparison without training again."):
         _present(found, console, equal, as_json)
 
 
-class _Console:
-    """Shows the progress of a comparison on stderr (:class:`charlm.comparison.Reporter`).
-
-    Args:
-        quiet: show nothing.
-    """
-
-    def __init__(self, quiet: bool) -> None:
-        self._quiet = quiet
-        self._shown: set[str] = set()
-
-    def notice(self, text: str) -> None:
-        """Write a notice, once."""
-        if not self._quiet and text not in self._shown:
-            notice(visible_word(text))
-        self._shown.add(text)
-
-    def run_begins(self, name: str, number: int, total: int, is_finished: bool) -> None:
-        """Write the name of the run."""
-        self.notice(f"run {number} of {total}: {name}{': trained already' if is_finished else ''}")
-
-    def run_ended(self, name: str, record: dict[str, Any]) -> None:
-        """Write its result."""
-        reached = f"{record['measured_on']} perplexity {record['perplexity']:.3f}"
-        self.notice(f"{name}: {reached} after {duration(record['training_seconds'])} of training")
-
-    @contextmanager
-    def reading(self) -> Iterator[tuple[Progress | None, Progress | None]]:
-        """Draw bars for download and encoding."""
-        if self._quiet:
-            yield None, None
-            return
-        with progress_bar("downloading") as fetching, progress_bar("encoding") as encoding:
-            yield fetching, encoding
-
-    @contextmanager
-    def training(self, trainer: Trainer) -> Iterator[tuple[Sequence[Observer], Progress | None]]:
-        """Draw the status line of a training; the first signal requests a stop."""
-        live = Live(trainer.plan.total_steps, self._quiet)
-        watch = Watch(live, brief=True)
-        with closing(live), stop_on_signals(trainer, live):
-            yield [watch], watch.exact_evaluation
-
-
-def _present(found: Comparison, console: _Console, equal: EqualChoice, as_json: bool) -> None:
+def _present(found: Comparison, console: JobsConsole, equal: EqualChoice, as_json: bool) -> None:
     from charlm.cli.curve import write_comparison_png
 
     picture = found.folder / "compare.png"

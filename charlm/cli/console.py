@@ -14,6 +14,7 @@ import shlex
 import signal
 import sys
 import threading
+import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -410,6 +411,71 @@ class Live:
                 if self._echo is not None:
                     self._echo.restore()
             self._progress = None
+
+
+class LiveRuns:
+    """The display of several trainings: a progress line for each on a terminal; without one, plain lines now and then.
+
+    Args:
+        quiet: draw nothing.
+    """
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._progress: Any = None
+        self._tasks: dict[str, Any] = {}
+        self._said_at: dict[str, float] = {}
+        console = _console(True)
+        if not quiet and console.is_terminal and not console.is_dumb_terminal:
+            from rich.progress import BarColumn, Progress, TextColumn
+
+            self._progress = Progress(
+                TextColumn("{task.description}", markup=False), BarColumn(bar_width=16),
+                TextColumn("{task.fields[status]}", markup=False), console=console, transient=True, refresh_per_second=4,
+            )  # fmt: skip
+            self._progress.start()
+            self._echo = _Echo(console.show_cursor)
+            self._echo.off()
+
+    def update(self, name: str, done: int, total: int | None, status: str) -> None:
+        """Show how far a run is."""
+        if self._progress is not None:
+            if name not in self._tasks:
+                self._tasks[name] = self._progress.add_task(_shortened(visible_word(name)), total=total, status="")
+            self._progress.update(self._tasks[name], completed=done, status=status)
+        elif time.monotonic() - self._said_at.setdefault(name, time.monotonic()) > 10:
+            self._said_at[name] = time.monotonic()
+            self.say(f"{name}: {status}")
+
+    def remove(self, name: str) -> None:
+        """A run has ended."""
+        if name in self._tasks:
+            self._progress.remove_task(self._tasks.pop(name))
+
+    def say(self, text: str) -> None:
+        """Write lines above the progress lines."""
+        if self._quiet:
+            return
+        if self._progress is None:
+            notice(text)
+            return
+        from rich.text import Text
+
+        self._progress.console.print(Text(wrapped(visible(text))))
+
+    def close(self) -> None:
+        """Remove the lines."""
+        if self._progress is not None:
+            try:
+                self._progress.stop()
+            finally:
+                self._echo.restore()
+            self._progress = None
+
+
+def _shortened(name: str, most: int = 30) -> str:
+    """A name in at most 30 columns; its end tells runs apart."""
+    return name if len(name) <= most else f"…{name[1 - most :]}"
 
 
 def duration(seconds: float) -> str:

@@ -10,14 +10,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from charlm.cli.console import Live, duration
+from charlm.cli.console import Live, LiveRuns, duration
 
 if TYPE_CHECKING:
     from charlm.training.events import Evaluated, Event, RunStarted, Sampled, StepDone
-    from charlm.training.trainer import Trainer
+    from charlm.training.run import CanStop
 
 
-def stop_on_signals(trainer: Trainer, live: Live) -> AbstractContextManager[None]:
+def stop_on_signals(trainer: CanStop, live: Live | LiveRuns) -> AbstractContextManager[None]:
     """Ctrl-C, SIGTERM and SIGHUP request a stop; a second one stops at once, and the checkpoint on disk is whole.
 
     SIGHUP, which a closed terminal sends, stays ignored under ``nohup``.

@@ -17,11 +17,14 @@ Seconds are seconds of training, without evaluations, samples and saves.
 
     candidates.py   the rows: recipes × cells × varied values
     equal.py        widths for equal parameters, lengths for equal time
-    run.py          trains what is not finished
+    run.py          plans the runs
+    jobs.py         trains those that are not finished, in turn or side by side
+    worker.py       a process that trains one run
     results.py      results of finished runs
 """
 
+from charlm.comparison.jobs import Reporter, SilentReporter
 from charlm.comparison.results import Comparison
-from charlm.comparison.run import Equal, Reporter, SilentReporter, compare
+from charlm.comparison.run import Equal, compare
 
 __all__ = ["Comparison", "Equal", "Reporter", "SilentReporter", "compare"]

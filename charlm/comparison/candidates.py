@@ -60,8 +60,8 @@ def candidates(
     for key in keys:
         if keys.count(key) > 1:
             raise RecipeError(f"{key} is varied twice; list all its values once, separated by commas")
-    found = [_candidate(source, chosen, overrides) for source in recipes for chosen in itertools.product(*choices)]
-    names = [candidate.name for candidate in found]
+    found = [candidate(source, chosen, overrides) for source in recipes for chosen in itertools.product(*choices)]
+    names = [each.name for each in found]
     for name in names:
         if names.count(name) > 1:
             raise UsageError(
@@ -70,20 +70,23 @@ def candidates(
     return found
 
 
-def variations(text: str) -> list[str]:
+def variations(text: str, parameter: str = "vary") -> list[str]:
     """``model.hidden=64,256`` → the overrides ``model.hidden=64`` and ``model.hidden=256``. Values are YAML.
+
+    Args:
+        parameter: the argument that has the text.
 
     Raises:
         RecipeError: no values, or a key that no recipe has.
     """
     key, (_, equals, values) = varied_key(text), text.partition("=")
     if not equals or not values.strip():
-        raise RecipeError(f"{text}: expected KEY=VALUE,VALUE,… such as model.hidden=64,256,512", parameter="vary")
+        raise RecipeError(f"{text}: expected KEY=VALUE,VALUE,… such as model.hidden=64,256,512", parameter=parameter)
     try:
         check_key(key, text)
         found = parse_yaml(f"[{values}]", text)
     except RecipeError as error:
-        raise RecipeError(str(error), parameter="vary") from None
+        raise RecipeError(str(error), parameter=parameter) from None
     return [f"{key}={json.dumps(value, ensure_ascii=False)}" for value in found]
 
 
@@ -92,16 +95,26 @@ def varied_key(text: str) -> str:
     return text.partition("=")[0].strip()
 
 
-def _candidate(source: str, chosen: Sequence[str], overrides: Sequence[str]) -> Candidate:
+def candidate(source: str, chosen: Sequence[str], overrides: Sequence[str]) -> Candidate:
+    """A recipe with chosen values. If they name a cell, options of other cells in the recipe get their defaults.
+
+    Args:
+        source: name or path.
+        chosen: ``section.key=value``; they name the candidate.
+        overrides: further ones.
+
+    Raises:
+        RecipeError: a wrong recipe, key or value.
+    """
     cell = next((override.partition("=")[2].strip('"') for override in chosen if override.startswith(f"{CELL}=")), None)
     foreign = [
         f"model.{key}={option_text(option_default(key))}"
         for key in option_keys()
         if cell is not None and cell not in cells_with(key)
     ]  # a recipe's options for its own cell do not apply to another
-    candidate = Candidate("", source, (*overrides, *foreign, *chosen))
-    name = "-".join([candidate.load().name, *map(_label, chosen)])
-    return Candidate(name, source, candidate.overrides)
+    unnamed = Candidate("", source, (*overrides, *foreign, *chosen))
+    name = "-".join([unnamed.load().name, *map(_label, chosen)])
+    return Candidate(name, source, unnamed.overrides)
 
 
 def _label(override: str) -> str:

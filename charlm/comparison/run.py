@@ -3,76 +3,22 @@
 from __future__ import annotations
 
 import os
-import signal
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, get_args
 
 from charlm.checkpoint import RUNS
 from charlm.comparison.candidates import Candidate, candidates, varied_key
 from charlm.comparison.equal import EqualTime, equal_parameters, remove_plans, with_chosen_width
-from charlm.comparison.results import Comparison, Run, collect, final_record
-from charlm.config import LoadedRecipe, recipe_name, time_limit
+from charlm.comparison.jobs import Job, Jobs, Reporter
+from charlm.comparison.results import Comparison, Run, collect
+from charlm.config import recipe_name, time_limit
 from charlm.data.dataset import open_dataset
 from charlm.errors import DivergedError, UsageError
-from charlm.progress import Progress
-from charlm.training.observers import Observer
-from charlm.training.plan import Limits
-from charlm.training.run import run, stop_on_signals
-from charlm.training.start import Options, Resume, start
-from charlm.training.trainer import Trainer
+from charlm.training.start import Resume
 
 Equal = Literal["characters", "parameters", "time"]
 """The quantity that is equal for all candidates."""
-
-
-class Reporter(Protocol):
-    """Receives the progress of a comparison."""
-
-    def notice(self, text: str) -> None:
-        """A sentence for the user."""
-
-    def run_begins(self, name: str, number: int, total: int, is_finished: bool) -> None:
-        """Run ``number`` of ``total`` is next; ``is_finished``: it was trained earlier."""
-
-    def run_ended(self, name: str, record: dict[str, Any]) -> None:
-        """A run was trained; ``record`` is its final record."""
-
-    def reading(self) -> AbstractContextManager[tuple[Progress | None, Progress | None]]:
-        """Around the reading of a text; yields functions that receive the progress of download and encoding."""
-
-    def training(self, trainer: Trainer) -> AbstractContextManager[tuple[Sequence[Observer], Progress | None]]:
-        """Around a training; yields its observers and a function that receives the progress of the exact evaluation.
-
-        It also turns signals into requests to stop.
-        """
-
-
-class SilentReporter:
-    """Shows nothing. Ctrl-C finishes the step and saves, as in :func:`charlm.training.run.train`."""
-
-    def notice(self, text: str) -> None:
-        """See :class:`Reporter`."""
-
-    def run_begins(self, name: str, number: int, total: int, is_finished: bool) -> None:
-        """See :class:`Reporter`."""
-
-    def run_ended(self, name: str, record: dict[str, Any]) -> None:
-        """See :class:`Reporter`."""
-
-    @contextmanager
-    def reading(self) -> Iterator[tuple[None, None]]:
-        """See :class:`Reporter`."""
-        yield None, None
-
-    @contextmanager
-    def training(self, trainer: Trainer) -> Iterator[tuple[Sequence[Observer], None]]:
-        """See :class:`Reporter`."""
-        handles_ctrl_c = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        with stop_on_signals(trainer, [signal.SIGINT] if handles_ctrl_c else []):
-            yield [], None
 
 
 def compare(
@@ -89,6 +35,7 @@ def compare(
     resume: Resume = "auto",
     overwrite: bool = False,
     device: str = "auto",
+    jobs: int = 1,
     reporter: Reporter | None = None,
 ) -> Comparison:
     """Train every recipe with every cell and every varied value, once per seed, and compare the results.
@@ -109,6 +56,7 @@ def compare(
         resume: ``auto``; ``never``: runs must not exist yet; ``must``: they must exist.
         overwrite: move earlier runs aside and start again.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        jobs: number of runs side by side, each in a process of its own. They share the cores, so their seconds are longer.
         reporter: receives the progress; ``None``: :class:`SilentReporter`.
 
     Raises:
@@ -119,11 +67,12 @@ def compare(
     seconds = _check(vary, seeds, equal, max_time, to)
     planned = candidates(recipes, cells, vary, overrides)
     folder = Path(out) if out is not None else default_folder(recipes, equal)
-    runner = _Runner(folder, "never" if overwrite else resume, overwrite, device, reporter or SilentReporter())
+    training = Jobs(jobs, resume, overwrite, device, reporter)
+    runner = _Runner(folder, training, overwrite, device)
     if equal == "parameters":
         planned = runner.with_equal_parameters(planned)
     results = runner.run_all(planned, seeds, equal, seconds)
-    return collect(results, folder, runner.left_out, to)
+    return collect(results, folder, training.left_out, to)
 
 
 def default_folder(recipes: Sequence[str], equal: Equal) -> Path:
@@ -152,28 +101,22 @@ def _check(vary: Sequence[str], seeds: int, equal: Equal, max_time: float | str 
 
 
 class _Runner:
-    """Trains the runs of a comparison, one after the other.
+    """Plans the runs of a comparison, and lets :class:`Jobs` train them."""
 
-    Attributes:
-        left_out: a sentence for each run that has no result.
-    """
-
-    def __init__(self, folder: Path, resume: Resume, overwrite: bool, device: str, reporter: Reporter) -> None:
-        self.left_out: list[str] = []
-        self._folder, self._resume, self._overwrite, self._device = folder, resume, overwrite, device
-        self._reporter = reporter
+    def __init__(self, folder: Path, jobs: Jobs, overwrite: bool, device: str) -> None:
+        self._folder, self._jobs, self._overwrite, self._device = folder, jobs, overwrite, device
 
     def with_equal_parameters(self, planned: Sequence[Candidate]) -> list[Candidate]:
         """The candidates with adapted hidden widths."""
         planned = [with_chosen_width(candidate, self._device) for candidate in planned]
         adapted, sentences = equal_parameters(planned, [self._symbols(candidate) for candidate in planned])
         for text in sentences:
-            self._reporter.notice(text)
+            self._jobs.reporter.notice(text)
         return adapted
 
     def _symbols(self, candidate: Candidate) -> int:
         """V, which depends on the text."""
-        with self._reporter.reading() as (fetching, encoding):
+        with self._jobs.reporter.reading() as (fetching, encoding):
             return len(open_dataset(candidate.load(), fetch_progress=fetching, encode_progress=encoding).vocabulary)
 
     def run_all(
@@ -188,69 +131,54 @@ class _Runner:
             UsageError: no run has a result.
         """
         results: dict[Candidate, list[Run]] = {candidate: [] for candidate in planned}
+        runs = [(candidate, number) for number in range(seeds) for candidate in planned]
         plans = self._plans(seconds) if seconds is not None else None
-        total = len(planned) * seeds
-        for number in range(seeds):
-            for index, candidate in enumerate(planned):
-                sets_time = equal == "time" and seconds is None and index == 0
-                seed = candidate.load().recipe.train.seed + number
-                name = f"{candidate.name}-seed{seed}"
-                try:
-                    length = [] if plans is None or sets_time else plans.overrides(candidate)
-                    loaded = candidate.load(*length, f"train.seed={seed}")
-                    record = self._record(name, loaded, number * len(planned) + index + 1, total)
-                except DivergedError as error:
-                    if sets_time and plans is None:
-                        raise
-                    self.left_out.append(f"{name} is left out: {error}")
-                    continue
-                results[candidate].append(Run(self._folder / name, record))
-                if sets_time and plans is None:
-                    plans = self._plans(record["training_seconds"], from_first_run=True)
+        sets_time = planned[0] if equal == "time" and seconds is None else None
+        if sets_time is not None:  # alone, since the others are planned from its time
+            candidate, number = runs.pop(0)
+            self._train(results, [(candidate, self._job(candidate, number))], len(runs) + 1)
+            if not results[candidate]:
+                raise DivergedError(self._jobs.left_out[0])
+            plans = self._plans(results[candidate][0].record["training_seconds"], from_first_run=True)
+        jobs = self._planned(runs, plans, sets_time)
+        first = 1 if sets_time is None else 2
+        self._train(results, jobs, len(runs) + first - 1, first)
         if not any(results.values()):
-            raise UsageError("no run has a result:\n" + "\n".join(self.left_out))
+            raise UsageError("no run has a result:\n" + "\n".join(self._jobs.left_out))
         return {candidate: runs for candidate, runs in results.items() if runs}
+
+    def _train(
+        self, results: dict[Candidate, list[Run]], jobs: Iterable[tuple[Candidate, Job]], total: int, first: int = 1
+    ) -> None:
+        owners: dict[Job, Candidate] = {}
+
+        def each() -> Iterator[Job]:
+            for candidate, job in jobs:
+                owners[job] = candidate
+                yield job
+
+        for job, record in self._jobs.train(each(), total, first).items():
+            results[owners[job]].append(Run(job.folder, record))
+
+    def _planned(
+        self, runs: Sequence[tuple[Candidate, int]], plans: EqualTime | None, sets_time: Candidate | None
+    ) -> Iterator[tuple[Candidate, Job]]:
+        """The runs with their lengths; those without a length are left out."""
+        for candidate, number in runs:
+            try:
+                length = [] if plans is None or candidate is sets_time else plans.overrides(candidate)
+            except DivergedError as error:
+                self._jobs.left_out.append(f"{self._job(candidate, number).name} is left out: {error}")
+                continue
+            yield candidate, self._job(candidate, number, length)
+
+    def _job(self, candidate: Candidate, number: int, length: Sequence[str] = ()) -> Job:
+        seed = candidate.load().recipe.train.seed + number
+        name = f"{candidate.name}-seed{seed}"
+        return Job(name, candidate.but(*length, f"train.seed={seed}"), self._folder / name)
 
     def _plans(self, seconds: float, *, from_first_run: bool = False) -> EqualTime:
         path = self._folder / "equal-time.json"
         if self._overwrite:
             remove_plans(path)
         return EqualTime(path, seconds, self._device, from_first_run=from_first_run)
-
-    def _record(self, name: str, loaded: LoadedRecipe, number: int, total: int) -> dict[str, Any]:
-        """The final record of a run, which is trained unless it is finished.
-
-        Raises:
-            DivergedError: the run has no result.
-        """
-        folder = self._folder / name
-        finished = final_record(folder, loaded) if self._resume != "never" else None
-        self._reporter.run_begins(name, number, total, finished is not None)
-        record = finished or self._train(folder, loaded)
-        if record["train_nats"] is None or record["nats_per_character"] is None:
-            raise DivergedError("no training steps, or a result that is not finite")
-        if finished is None:
-            self._reporter.run_ended(name, record)
-        return record
-
-    def _train(self, folder: Path, loaded: LoadedRecipe) -> dict[str, Any]:
-        with self._reporter.reading() as (fetching, encoding):
-            options = Options(
-                out=folder,
-                limits=Limits.of(loaded.recipe, time.monotonic()),
-                resume=self._resume,
-                overwrite=self._overwrite,
-                device=self._device,
-                fetch_progress=fetching,
-                encode_progress=encoding,
-            )
-            begun = start(loaded, options)
-        for text in begun.notices:
-            self._reporter.notice(f"note: {text}")
-        with begun, self._reporter.training(begun.trainer) as (observers, exact_progress):
-            stopped_because = run(begun.trainer, observers, exact_progress).record["stopped_because"]
-        if stopped_because == "interrupted":
-            raise KeyboardInterrupt
-        record = final_record(folder, loaded)
-        assert record is not None
-        return record

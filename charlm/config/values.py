@@ -70,8 +70,11 @@ def parse_duration(value: object) -> object:
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600, None: 1}[match[2]]
 
 
-def time_limit(given: float | str | None) -> float | None:
+def time_limit(given: float | str | None, parameter: str = "max_time") -> float | None:
     """Convert a time limit to seconds; it is a number of seconds or a duration such as ``5m``.
+
+    Args:
+        parameter: the argument that gives it.
 
     Raises:
         UsageError: not a duration, zero, or longer than :data:`MAX_SECONDS`.
@@ -81,11 +84,11 @@ def time_limit(given: float | str | None) -> float | None:
     try:
         seconds = float(parse_duration(given))  # type: ignore[arg-type]
     except ValueError as error:
-        raise UsageError(f"{given}: {error}", parameter="max_time") from None
+        raise UsageError(f"{given}: {error}", parameter=parameter) from None
     if seconds == 0:
-        raise UsageError(f"{given}: expected more than zero, such as 90s", parameter="max_time")
+        raise UsageError(f"{given}: expected more than zero, such as 90s", parameter=parameter)
     if not 0 < seconds <= MAX_SECONDS:
-        raise UsageError(f"{given}: expected at most {MAX_SECONDS:,.0f} seconds", parameter="max_time")
+        raise UsageError(f"{given}: expected at most {MAX_SECONDS:,.0f} seconds", parameter=parameter)
     return seconds
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from charlm.checkpoint import RUNS
 from charlm.config import LoadedRecipe, apply_overrides, load_recipe, recipe_name, time_limit, validate_recipe
@@ -183,8 +183,7 @@ def load(
     Raises:
         RecipeError: wrong keys or values.
     """
-    if isinstance(overrides, Mapping):
-        overrides = [f"{key}={_written(value)}" for key, value in overrides.items()]
+    overrides = override_texts(overrides)
     if isinstance(recipe, LoadedRecipe):
         raw = recipe.recipe.model_dump(mode="json", exclude_unset=True)
         changed = validate_recipe(apply_overrides(raw, overrides), recipe.name, overrides) if overrides else recipe.recipe
@@ -195,13 +194,27 @@ def load(
     return load_recipe(os.fspath(recipe), overrides)
 
 
+def override_texts(overrides: Mapping[str, object] | Sequence[str]) -> list[str]:
+    """Overrides as ``KEY=VALUE``; arguments as of :func:`train`."""
+    if isinstance(overrides, Mapping):
+        return [f"{key}={_written(value)}" for key, value in overrides.items()]
+    return list(overrides)
+
+
 def _written(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=os.fspath, ensure_ascii=False)
 
 
+class CanStop(Protocol):
+    """A trainer, or several."""
+
+    def request_stop(self, reason: str) -> None:
+        """Finish the step, save and stop."""
+
+
 @contextmanager
 def stop_on_signals(
-    trainer: Trainer, signals: Sequence[signal.Signals], on_request: Callable[[], None] | None = None
+    trainer: CanStop, signals: Sequence[signal.Signals], on_request: Callable[[], None] | None = None
 ) -> Iterator[None]:
     """The first of these signals requests a stop; a second raises ``KeyboardInterrupt``. Outside the main thread: nothing.
 

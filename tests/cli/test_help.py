@@ -26,7 +26,7 @@ def _walk(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
 ROOT = typer.main.get_command(app)
 COMMANDS = dict(_walk(ROOT))
 QUESTIONS = {path: one for path, one in COMMANDS.items() if not hasattr(one, "commands")}
-GROUPED = ["train", "sample", "compare", "eval perplexity"]
+GROUPED = ["train", "sample", "compare", "tune", "eval perplexity"]
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
