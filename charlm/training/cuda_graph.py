@@ -90,6 +90,7 @@ class GraphUpdater(Updater):
         fits = device.type != "cuda" or len(batches.text) * _size(model) <= torch.cuda.mem_get_info(device)[0] // _SHARE
         self._source = TextOnDevice(batches, _ids_dtype(model), device) if fits else BatchesFromHost(batches, device)
         self._slot = torch.zeros(1, dtype=torch.int64, device=device)  # of the step in the tables
+        self._rows = torch.arange(AT_ONCE, device=device)[:, None]
         self._results = torch.zeros(AT_ONCE, 5, dtype=torch.float64, device=device)  # see `_read`
         self._state = model.zero_state(B)
         self._rate = torch.zeros((), device=device)
@@ -183,7 +184,7 @@ class GraphUpdater(Updater):
                 own.copy_(torch.where(self._has_failed, own, after.detach()))
             self._adapt_scale(is_good, has_overflowed)
             result = torch.stack([nats, norm, self._has_failed.double(), self._scale, self._good_steps])
-            self._results.index_copy_(0, self._slot, result[None])
+            self._results.copy_(torch.where(self._rows == self._slot, result, self._results))
             self._slot += 1
 
     def _judge(self, nats: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
