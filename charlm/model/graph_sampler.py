@@ -120,7 +120,7 @@ class GraphSampler:
 def _running_sums(rows: Tensor) -> Tensor:
     """Cumulative sums of each row ``(N, V)``, by doubling distances.
 
-    PyTorch refuses its own ``cumsum`` on a GPU where deterministic algorithms are asked for.
+    PyTorch's own ``cumsum`` adds in no fixed order on a GPU.
     """
     distance = 1
     while distance < rows.shape[1]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from recordable import Recordable
 
 from charlm import sampling
 from charlm.data.vocabulary import Vocabulary
@@ -70,3 +71,16 @@ def test_bad_logits_are_reported(network: Callable[..., Any]) -> None:
     assert sampler.is_nonfinite
     with pytest.raises(DivergedError):
         next(sampling._in_blocks(sampler, [np.random.default_rng(1)] * 2, sampling.Tuner("sampling", True)))
+
+
+@pytest.mark.parametrize("params", PARAMS, ids=str)
+def test_a_draw_never_waits(network: Callable[..., Any], params: SamplingParams) -> None:
+    """Failing would mean that PyTorch cannot record the draw, or that all characters of a block get the same number."""
+    sampler = _sampler(network(30, hidden=8).with_engine("torch"), torch.zeros(2, 30), params)
+    seen = []
+    for slot in (0, 5):
+        sampler._slot.fill_(slot)
+        with Recordable() as mode:
+            sampler._step()
+        seen.append(mode.calls)
+    assert seen[0] == seen[1] and len(seen[0]) > 10

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from recordable import Recordable
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from charlm.checkpoint import load
 from charlm.config import ModelSection, TrainSection
@@ -157,26 +158,6 @@ def test_fp16_overflows_are_skipped_and_the_scale_follows_the_rule(updater: Grap
 
 # -- can the step be recorded? ---------------------------------------------------------------------------------------
 
-_FORBIDDEN = ("_local_scalar_dense", "nonzero", "is_nonzero", "item", "masked_select", "unique", "equal")
-
-
-class Recordable(TorchDispatchMode):
-    """Fails on operations that wait for the device, or whose shapes depend on data. Notes all operations."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[str, str]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func._schema.name.removeprefix("aten::")
-        assert name not in _FORBIDDEN, f"{name} waits for the device"
-        scalars = [
-            one for one in (*args, *(kwargs or {}).values()) if isinstance(one, int | float | list | tuple | torch.device)
-        ]
-        plain = [one for one in scalars if not isinstance(one, list | tuple) or not any(isinstance(x, Tensor) for x in one)]
-        self.calls.append((name, repr(plain)))
-        return func(*args, **(kwargs or {}))
-
 
 def _updater(begin: Callable[..., Any], text: Path, folder: Path, *keys: str) -> tuple[GraphUpdater, Any]:
     trainer = begin(text, folder, "model.engine=torch", *keys).trainer
@@ -267,3 +248,19 @@ def test_a_fallback_has_a_reason() -> None:
     assert cuda_graph.why_not(TrainSection(optimizer="sgd"), gpu) is None
     assert "RMSprop" in str(cuda_graph.why_not(TrainSection(optimizer="rmsprop"), gpu))
     assert "GPU" in str(cuda_graph.why_not(TrainSection(), cpu))
+
+
+def test_deterministic_algorithms_are_chosen_by_the_recipe(
+    tmp_path: Path, begin: Callable[..., Any], english_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Failing would mean that `train.deterministic` has no effect, or that every run pays for it."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    begin(english_file, tmp_path / "fast").trainer.folder.close()
+    assert not torch.are_deterministic_algorithms_enabled() and "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    try:
+        begin(english_file, tmp_path / "exact", "train.deterministic=true").trainer.folder.close()
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
+        monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
