@@ -315,7 +315,7 @@ def for_cudnn(state: State, dtype: torch.dtype) -> State:
 
 
 def for_persistent_kernel(inputs: Tensor, weight_ih: Tensor, hidden: int) -> tuple[Tensor, Tensor]:
-    """Append zeros to inputs and weights, without effect on their product, so that cuDNN can keep W_hh on the chip for all steps.
+    """Append zeros to inputs and weights, which do not change the product, so that cuDNN can keep W_hh on the chip.
 
     PyTorch asks cuDNN for this kernel only in fp16, if the input's width and H ≤ 1024 are multiples of 128, and B is a multiple
     of 8 up to 128 (``use_persist_common_heuristics`` in its ``cudnn/RNN.cpp``).

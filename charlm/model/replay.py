@@ -46,7 +46,8 @@ class Replay:
             torch.cuda.current_stream().wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
             try:
-                with torch.cuda.graph(graph):
+                # The outer context: a recording that fails leaves its own stream in place.
+                with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
                     function()
             except RuntimeError as error:
                 self.why_not = f"PyTorch could not record it: {str(error).splitlines()[0]}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from charlm.config import ModelSection, TrainSection
 from charlm.errors import DivergedError
 from charlm.model.dropout import Dropout
 from charlm.training import cuda_graph
+from charlm.training.budget import characters_in
 from charlm.training.cuda_graph import AT_ONCE, BatchesFromHost, GraphUpdater, Job, steps_at_once
 from charlm.training.events import StepDone
 from charlm.training.loss_scale import LossScale
 from charlm.training.run import observed
+from charlm.training.update import Updater
 
 
 @pytest.fixture
@@ -264,3 +267,14 @@ def test_deterministic_algorithms_are_chosen_by_the_recipe(
     finally:
         torch.use_deterministic_algorithms(False)
         monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+
+
+def test_a_time_limit_is_planned_with_the_speed_of_queued_steps(
+    tmp_path: Path, begin: Callable[..., Any], english_file: Path, queued: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Failing would mean that a run with a time limit is planned with the speed of single steps, several times too short."""
+    trainer = begin(english_file, tmp_path / "r", "model.engine=torch").trainer
+    trainer.folder.close()
+    monkeypatch.delattr(Updater, "__call__")  # only queued steps are timed
+    resolved = trainer.resolved
+    assert characters_in(4.0, trainer.recipe, trainer.dataset, resolved, time.monotonic()) > 1000
