@@ -41,13 +41,9 @@ def why_not(section: TrainSection, device: torch.device) -> str | None:
     """Why a training cannot run as CUDA graphs; ``None``: it can."""
     if device.type != "cuda":
         return "CUDA graphs need a GPU"
-    return no_graph_for(section.optimizer)
-
-
-def no_graph_for(optimizer: str) -> str | None:
-    """Why an optimizer's update cannot be part of a graph; ``None``: it can."""
-    if optimizer not in _SKIPPABLE:
-        return f"PyTorch's {OPTIMIZERS[optimizer].torch_name} cannot skip an update on the GPU; {' and '.join(_SKIPPABLE)} can"
+    if section.optimizer not in _SKIPPABLE:
+        entry = OPTIMIZERS[section.optimizer]
+        return f"PyTorch's {entry.torch_name} cannot skip an update on the GPU; {', '.join(_SKIPPABLE)} can"
     return None
 
 
