@@ -1,18 +1,22 @@
 """Does charlm compute on this GPU what it computes on a CPU, and how fast? Run once from a source tree; needs no build:
 
-    python benchmarks/cuda.py --json cuda.json          # about five minutes
+    python benchmarks/cuda.py --json cuda.json          # less than ten minutes
     python benchmarks/cuda.py --only parity             # the checks alone
     python benchmarks/cuda.py --tiny --device cpu       # seconds; shows that the script itself works
 
 Needs torch (with CUDA), numpy, pydantic, platformdirs, pyyaml, safetensors, filelock, typer and rich; no network. Sections:
 
     parity       what must hold, with found and allowed difference (benchmarks/parity.py)
-    training     whole optimizer steps, beside torch.nn, at five shapes
+    steps        whole steps launched from Python and as CUDA graphs, beside torch.nn
+    training     whole steps of every cell and engine, launched from Python, beside torch.nn
     evaluation   exact evaluation of one stream, beside torch.nn
-    sampling     writing one stream, beside torch.nn
+    sampling     writing one stream, beside torch.nn, and many streams together
     memory       peak GPU memory of a training step, beside the formula that charlm plans with
+    resume       2k steps against k, save, new process, k, with train.deterministic: bit-equal
+    experiments  d2l's 500 epochs, and Tiny Shakespeare to the loss of nanoGPT; needs these texts (`charlm corpus`)
 
-The exit code is 1 if a check failed. torch.nn under bf16 autocast runs in fp16: PyTorch's wrapper around cuDNN knows no other.
+Targets for one H100 are printed with the results. The exit code is 1 if a check failed; a missed target is not a failed check.
+torch.nn under bf16 autocast runs in fp16: PyTorch's wrapper around cuDNN knows no other.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ sys.path[:] = [str(HERE.parent), *(entry for entry in sys.path if Path(entry).re
 
 import torch
 
-from benchmarks import parity
+from benchmarks import graphs, parity
 from charlm.bench import (
     TORCH_NN,
     Configuration,
@@ -49,7 +53,8 @@ from charlm.errors import CharlmError
 from charlm.model.language_model import activation_bytes, count_parameters
 from charlm.runtime import device_name, prepare, resolve_device
 
-SECTIONS = ("parity", "training", "evaluation", "sampling", "memory")
+SECTIONS = ("parity", "steps", "training", "evaluation", "sampling", "memory", "resume", "experiments")
+GRAPH = "torch, as a graph"
 D2L = Shape()
 LARGE = Shape(hidden=512, seq_length=128, batch=64)
 TINY = Shape(hidden=8, symbols=6, seq_length=4, batch=2)
@@ -133,11 +138,10 @@ def run_parity(device: torch.device, tiny: bool) -> tuple[Any, list[str]]:
 
 
 def run_training(device: torch.device, tiny: bool) -> tuple[Any, list[str]]:
-    """Whole steps: d2l's shape with all cells and engines, then larger ones with the fused kernels."""
+    """Whole steps: d2l's shape with all cells and engines, then a larger one with the fused kernels."""
     everything = Sweep(D2L, ["train"], engines=["torch", "reference"], precisions=precisions_on(device), repetitions=5)
     fused = replace(everything, engines=["torch"], repetitions=3, seconds=0.3)
     sweeps = [everything, replace(fused, shape=LARGE, cells=["gru", "lstm"])]
-    sweeps += [replace(fused, shape=replace(LARGE, batch=batch), cells=["lstm"]) for batch in (256, 512, 1024)]
     if tiny:
         sweeps = [replace(everything, shape=TINY, cells=["lstm"], repetitions=1, seconds=0.0)]
     return _swept(sweeps, device)
@@ -149,8 +153,79 @@ def run_evaluation(device: torch.device, tiny: bool) -> tuple[Any, list[str]]:
 
 
 def run_sampling(device: torch.device, tiny: bool) -> tuple[Any, list[str]]:
-    """Sampling in fp32, likewise."""
-    return _one_stream("sample", device, tiny)
+    """Sampling in fp32: one stream, then many."""
+    reports, problems = _one_stream("sample", device, tiny)
+    shape, numbers = (TINY, (1, 3)) if tiny else (LARGE, (1, 64, 1024))
+    rows = list(graphs.streams(device, shape, numbers, 0.0 if tiny else 0.3))
+    print(_size(asdict(shape)))
+    _table(["streams", "characters/s"], [[str(row["streams"]), f"{row['characters_per_second']:,.0f}"] for row in rows])
+    return [*reports, {"streams": rows}], problems
+
+
+def run_steps(device: torch.device, tiny: bool) -> tuple[Any, list[str]]:
+    """Whole steps of an LSTM, with and without a graph."""
+    rows = list(graphs.steps(device, graphs.shapes(tiny), precisions_on(device), 0.0 if tiny else 0.3))
+    columns = [
+        [_size(row["shape"]), row["how"], row["precision"], f"{row['characters_per_second']:,.0f}",
+         f"{row['ratio_to_torch_nn']:.2f}"]
+        for row in rows
+    ]  # fmt: skip
+    _table(["lstm", "step", "precision", "characters/s", "÷ torch.nn fp32"], columns)
+    on_gpu = device.type == "cuda"
+    failed = [
+        f"graph at {_size(row['shape'])} {row['precision']}: {row['no_graph']}" for row in rows if row["no_graph"] and on_gpu
+    ]
+    targets = []
+    if not tiny:
+        graph = [row for row in rows if row["how"] == "graph"]
+        at_d2l = max(row["ratio_to_torch_nn"] for row in graph if row["shape"]["hidden"] == D2L.hidden)
+        fastest = max(row["characters_per_second"] for row in graph if row["shape"]["hidden"] == LARGE.hidden)
+        targets = [
+            _target("d2l's shape, times torch.nn in fp32", at_d2l, 4, "at least"),
+            _target("H=512 T=128, best batch, characters/s", fastest, 5e6, "at least"),
+        ]
+    return {"rows": rows, "targets": targets}, failed
+
+
+def run_resume(device: torch.device, tiny: bool) -> tuple[Any, list[str]]:
+    """Exact resume with ``train.deterministic``, in new processes."""
+    precisions = ["fp32"] if tiny else precisions_on(device)
+    found = {precision: graphs.exact_resume(device, precision, tiny) for precision in precisions}
+    for precision, difference in found.items():
+        print(f"{'FAIL' if difference else 'pass'}  exact resume, {precision}: largest difference {difference:.2g}, allowed 0")
+    return found, [f"exact resume, {precision}" for precision, difference in found.items() if difference]
+
+
+def run_experiments(device: torch.device, tiny: bool) -> tuple[Any, list[str]]:
+    """d2l's experiment to its end, and Shakespeare to nanoGPT's loss."""
+    small = ["model.hidden=8", "train.epochs=null", "train.total_steps=3", "sample.length=1"] if tiny else []
+    short = ["train.total_steps=3", "model.hidden=8", "evaluate.characters=1000", "sample.length=1"] if tiny else []
+    runs = {
+        "d2l": lambda: graphs.experiment("time-machine-lstm", small, device),
+        "shakespeare": lambda: graphs.experiment("shakespeare", short or ["evaluate.every=250"], device, until=graphs.NANOGPT),
+    }
+    allowed = {"d2l": 5.0, "shakespeare": 15.0}
+    record: dict[str, Any] = {}
+    for name, run in runs.items():
+        found = graphs.unavailable(run)
+        record[name] = found
+        if isinstance(found, str):
+            print(f"not run: {name}: {found}")
+            continue
+        print(
+            f"{name}: {found['step']:,} steps in {found['seconds']:.1f} s, {found['characters_per_second']:,.0f} characters/s, "
+            f"{found['nats']:.4f} nats (perplexity {found['perplexity']:.3f}) on {found['measured_on']} text"
+        )
+        if not tiny:
+            record[f"{name} target"] = _target(f"{name}, seconds", found["seconds"], allowed[name], "at most")
+    return record, []
+
+
+def _target(name: str, found: float, wanted: float, comparison: str) -> dict[str, Any]:
+    """Print a target for one H100 and whether it is met."""
+    is_met = found >= wanted if comparison == "at least" else found <= wanted
+    print(f"target {'met' if is_met else 'missed'}: {name}: {found:,.2f}, {comparison} {wanted:,.0f}")
+    return {"name": name, "found": found, "wanted": wanted, "comparison": comparison, "met": is_met}
 
 
 def _one_stream(kind: str, device: torch.device, tiny: bool) -> tuple[Any, list[str]]:
@@ -167,13 +242,16 @@ def run_memory(device: torch.device, tiny: bool) -> tuple[Any, list[str]]:
         return [], []
     rows = []
     for shape in [TINY] if tiny else [D2L, LARGE, replace(LARGE, batch=1024)]:
-        for engine in ("torch", TORCH_NN):
+        for engine in ("torch", GRAPH, TORCH_NN):
             for precision in precisions_on(device):
                 about = Configuration("train", "lstm", engine, precision)
                 section = section_of(about.cell, shape)
                 activations = activation_bytes(section, shape.symbols, shape.batch, shape.seq_length, precision, "torch")
                 weights = 4 * count_parameters(section, shape.symbols)
-                peak = peak_on_gpu(about, shape, device)
+                if engine == GRAPH:
+                    peak = graphs.peak_of_graph(shape, precision, device)
+                else:
+                    peak = peak_on_gpu(about, shape, device)
                 rows.append(
                     asdict(about) | {"shape": asdict(shape), "peak_bytes": peak, "formula_bytes": activations + 2 * weights}
                 )
@@ -188,10 +266,13 @@ def run_memory(device: torch.device, tiny: bool) -> tuple[Any, list[str]]:
 
 RUN: dict[str, Section] = {
     "parity": run_parity,
+    "steps": run_steps,
     "training": run_training,
     "evaluation": run_evaluation,
     "sampling": run_sampling,
     "memory": run_memory,
+    "resume": run_resume,
+    "experiments": run_experiments,
 }
 
 

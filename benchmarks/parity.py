@@ -9,7 +9,7 @@ import math
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,18 @@ from charlm import checkpoint
 from charlm.checkpoint import Checkpoint
 from charlm.config import ModelSection, Recipe, TrainSection
 from charlm.data.dataset import Text
+from charlm.data.streams import Batches
 from charlm.data.vocabulary import Vocabulary
 from charlm.evaluation.dynamic import dynamic
 from charlm.evaluation.perplexity import carried, segments
-from charlm.model.dropout import Dropout
+from charlm.model.dropout import Dropout, kept
 from charlm.model.engines import ENGINES
 from charlm.model.language_model import LanguageModel
 from charlm.optimizers import OPTIMIZERS
 from charlm.run_files import LAST
-from charlm.runtime import arithmetic
+from charlm.runtime import arithmetic, derived_seed
 from charlm.sampling import SamplingParams, generate_parallel, sample
+from charlm.training.cuda_graph import AT_ONCE, GraphUpdater, Job
 from charlm.training.optimizer import optimizer_tensors, restore_optimizer
 from charlm.training.update import Updater
 from charlm.training.weight_average import WeightAverage
@@ -141,6 +143,15 @@ def checks(device: torch.device, hidden: int = 64, steps: int = 20, length: int 
             1e-3,
             lambda optimizer=optimizer: _moving(optimizer, hidden, device),  # type: ignore[misc]
         )
+    yield Check("zeros of dropout", 0, lambda: _masks(device))
+    for optimizer in ("sgd", "adam", "adamw"):
+        for precision in precisions(device):
+            yield Check(
+                f"graph: {optimizer} {precision}",
+                1e-3,
+                lambda optimizer=optimizer, precision=precision: _queued(optimizer, precision, hidden, device),  # type: ignore[misc]
+            )
+        yield Check(f"graph, loss of NaN: {optimizer}", 0, lambda optimizer=optimizer: _skipped(optimizer, hidden, device))  # type: ignore[misc]
     yield Check("average of the weights", 1e-5, lambda: _average(hidden, device))
 
 
@@ -346,3 +357,103 @@ def _average(hidden: int, device: torch.device) -> tuple[float, str]:
     after = dict(run.model.named_parameters())
     expected = {name: before[name] + 0.9 * (after[name].detach() - before[name]) for name in before}
     return _largest(dict(average.model.named_parameters()), expected)
+
+
+# -- steps as CUDA graphs --
+
+
+class QueuedSteps:
+    """Training steps of a network on random text, queued as the trainer queues them."""
+
+    def __init__(
+        self,
+        section: ModelSection,
+        train: TrainSection,
+        symbols: int,
+        precision: str,
+        device: torch.device,
+        engine: str = "torch",
+    ) -> None:
+        model = LanguageModel(section, symbols, engine)
+        model.initialise(seed=1)
+        model.to(device)
+        model.flatten_for_cudnn()
+        length = 4 * train.batch * train.seq_length + 2
+        ids = np.random.default_rng(1).integers(symbols, size=length).astype(np.uint32)
+        text = Text(ids, np.arange(symbols), np.zeros(symbols, dtype=np.bool_))
+        self.batches = Batches(text, train, unknown_rate=0)
+        self.model, self.rate = model, train.lr
+        self.update = GraphUpdater(model, train, precision, self.batches)
+        self.why_not = self.update.record()
+        self.state = model.zero_state(self.batches.shape.batch)
+        self.step = 0
+
+    def jobs(self, count: int) -> list[Job]:
+        """The next steps."""
+        first, self.step = self.step, self.step + count
+        jobs = []
+        for step in range(first, first + count):
+            epoch, index = divmod(step, self.batches.epoch_length(0))
+            jobs.append(Job(self.batches.span(epoch, index), epoch, index, self.rate, Dropout(self.model.section, 1, step)))
+        return jobs
+
+    def train(self, count: int = AT_ONCE) -> int:
+        """Train for some steps; returns the number of characters."""
+        jobs = self.jobs(count)
+        self.state = self.update.train(jobs, self.state)[-1].state
+        return sum(job.span.scored for job in jobs)
+
+
+def _queued(optimizer: str, precision: str, hidden: int, device: torch.device) -> tuple[float, str]:
+    """Weights and moments after 24 steps that are replays of a graph, against the same steps launched from Python."""
+    section = ModelSection(cell="lstm", layers=2, hidden=hidden, dropout=0.2, weight_drop=0.1)
+    momentum = 0.9 if optimizer == "sgd" else 0.0
+    lr = 0.1 if optimizer == "sgd" else 1e-3
+    train = TrainSection(optimizer=optimizer, momentum=momentum, lr=lr, batch=STREAMS, seq_length=STEPS)
+    queued = QueuedSteps(section, train, SYMBOLS, precision, device)
+    if queued.why_not is not None and device.type == "cuda":
+        raise RuntimeError(queued.why_not)
+    single = Updater(QueuedSteps(section, train, SYMBOLS, precision, device).model, train, precision)
+    state = queued.model.zero_state(STREAMS)
+    for job in queued.jobs(24):
+        batch = queued.batches.batch(job.epoch, job.index)
+        if batch.fresh:
+            state = queued.model.zero_state(STREAMS)
+        inputs, targets = batch.inputs.to(device), batch.targets.to(device)
+        state = single(inputs, targets, batch.scored, state, job.rate, job.dropout).state
+    queued.step = 0
+    for count in (1, 7, 16):
+        queued.train(count)
+
+    def tensors(update: Updater) -> dict[str, Tensor]:
+        weights = {name: weight.detach() for name, weight in update.model.named_parameters()}
+        return weights | optimizer_tensors(update.optimizer, update.model)
+
+    return _largest(tensors(queued.update), tensors(single))
+
+
+def _skipped(optimizer: str, hidden: int, device: torch.device) -> tuple[float, str]:
+    """A loss of NaN in a queue changes no weight, moment or state, and neither do the steps after it."""
+    train = TrainSection(optimizer=optimizer, lr=1e-3, batch=STREAMS, seq_length=STEPS)
+    queued = QueuedSteps(ModelSection(hidden=hidden), train, SYMBOLS, "fp32", device)
+    queued.train(3)
+    parts = [*queued.model.parameters(), *queued.state, *optimizer_tensors(queued.update.optimizer, queued.model).values()]
+    before = [part.detach().clone() for part in parts]
+    bad, *good = queued.jobs(3)
+    nothing = replace(bad.span, lengths=np.zeros_like(bad.span.lengths))  # a mean over no character
+    outcomes = queued.update.train([replace(bad, span=nothing), *good], queued.state)
+    if len(outcomes) != 1 or not outcomes[0].diverged:
+        raise ArithmeticError("the step was not reported")
+    changed = sum(int((one != other).sum()) for one, other in zip(before, parts, strict=True))
+    return float(changed), "numbers that changed"
+
+
+def _masks(device: torch.device) -> tuple[float, str]:
+    """The zeros of dropout, from a key in Python and from one on the device."""
+    different = 0
+    for seed in range(8):
+        key = derived_seed(seed, "dropout")
+        expected = kept(key, 99_999, 12_345, CPU)
+        for given in (key, torch.tensor(key, device=device)):
+            different += int((kept(given, 99_999, 12_345, device).cpu() != expected).sum())
+    return float(different), "values that differ"

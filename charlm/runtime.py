@@ -7,6 +7,7 @@ and an uninterrupted one make the same choices.
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -115,6 +116,18 @@ def prepare(threads: int | None) -> int:
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     return limit(threads)
+
+
+def use_deterministic_algorithms() -> None:
+    """Let GPUs use only algorithms that add in a fixed order; PyTorch warns about an operation that has none.
+
+    cuBLAS, which cuDNN's recurrent layers use too, needs a workspace of one size for this. It reads the variable when it is
+    first used, so this function must be called before.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # A check for programs that read such memory, which costs time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def derived_seed(seed: int, *purpose: object) -> int:

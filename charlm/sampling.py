@@ -1,7 +1,7 @@
 """Generates text, one character at a time: temperature, top-k, top-p, banned characters, stop text.
 
-The draw is defined here, in float64 and in the order of the ids, not by a library. So the same model, seed and options give
-the same text on every engine.
+The draw is defined here, in float64 and in the order of the ids, not by a library. Native kernels and GPUs follow the same
+rule, so the same model, seed and options give the same text on every engine.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from charlm.data.vocabulary import Vocabulary
 from charlm.errors import DivergedError, UsageError
 from charlm.model.cells import State
 from charlm.model.engines import BlockSampler
+from charlm.model.graph_sampler import GraphSampler
 from charlm.model.language_model import LanguageModel
 from charlm.progress import Progress
 from charlm.runtime import derived_seed
@@ -217,6 +218,10 @@ def _generate(
     sampler = model.engine.block_sampler(
         model, torch.from_numpy(rows), state, params.temperature, params.top_k, params.top_p, params.banned, dtype
     )
+    if sampler is None and state[0].device.type == "cuda":
+        sampler = GraphSampler(
+            model, torch.from_numpy(rows), state, params.temperature, params.top_k, params.top_p, params.banned
+        )
     if sampler is not None:
         yield from _in_blocks(sampler, random, Tuner("sampling", model.is_thread_invariant))
         return

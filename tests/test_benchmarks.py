@@ -19,8 +19,10 @@ def test_all_sections_run_on_a_cpu(tmp_path: Path) -> None:
     done = _run("--tiny", "--device", "cpu", "--json", str(tmp_path / "cuda.json"))
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads((tmp_path / "cuda.json").read_text(encoding="utf-8"))
-    assert record["failed"] == [] and done.stdout.count("pass  ") == len(record["parity"]) > 50
+    assert record["failed"] == [] and done.stdout.count("pass  ") == len(record["parity"]) + len(record["resume"]) > 50
     assert all(one["passed"] and one["found"] <= one["allowed"] for one in record["parity"])
+    assert {row["how"] for row in record["steps"]["rows"]} == {"torch.nn", "launched", "graph"}
+    assert record["resume"] == {"fp32": 0.0}
     for section in ("training", "evaluation", "sampling"):
         assert {row["engine"] for row in record[section][0]["rows"]} == {"torch", "reference", "torch.nn"}
 

@@ -192,7 +192,7 @@ def _samples(
     """
     from charlm.sampling import generate, generate_parallel, until_separator
 
-    in_parallel = model.engine.samples_in_parallel
+    in_parallel = model.samples_in_parallel
     most = min(_GROUP, _GROUP_CHARACTERS // length) if in_parallel and length else 1
     start, size = 0, 1
     while start < num:

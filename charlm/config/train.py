@@ -91,6 +91,9 @@ class TrainSection(Section):
     change the schedule. Otherwise the length of a schedule such as `cosine` is planned to fit the limit. Unset: no limit."""
     precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], Field(json_schema_extra=FIXED)] = "auto"
     """Precision of matrix products: `auto` is bf16 if the processor has fast bf16 products, else fp32. fp16 needs CUDA."""
+    deterministic: bool = False
+    """On a GPU, use only algorithms that give the same bits at every repetition, so that resuming is exact; slower. No
+    effect on a CPU."""
     threads: Annotated[int | None, Field(ge=1, le=MAX_THREADS)] = None
     """CPU threads. Unset: chosen by the number of cores and the load of the machine."""
     seed: Annotated[int, Field(ge=0, le=MAX_SEED, json_schema_extra=FIXED)] = 1

@@ -54,6 +54,26 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Span:
+    """Where a batch is in the text.
+
+    Attributes:
+        starts: ``(B,)`` first input of each stream.
+        lengths: ``(B,)`` number of targets of each stream.
+        fresh: whether the state must be zeroed before this batch.
+    """
+
+    starts: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    fresh: bool
+
+    @property
+    def scored(self) -> int:
+        """Number of targets."""
+        return int(self.lengths.sum())
+
+
+@dataclass(frozen=True)
 class BatchShape:
     """The batch size B and sequence length T that a text allows; ``shrunk``: they are smaller than requested."""
 
@@ -141,10 +161,24 @@ class Batches:
 
     def batch(self, epoch: int, index: int) -> Batch:
         """Batch ``index`` of epoch ``epoch``, both counted from 0."""
+        span = self.span(epoch, index)
+        inputs, targets = side_by_side(lambda start, stop: self._ids(start, stop, epoch), span.starts, span.lengths)
+        return Batch(inputs, targets, span.scored, span.fresh)
+
+    def span(self, epoch: int, index: int) -> Span:
+        """Where that batch is in the text."""
         starts, lengths = self._windows(epoch, index) if self._section.batching == "windows" else self._pieces(epoch, index)
-        inputs, targets = side_by_side(lambda start, stop: self._ids(start, stop, epoch), starts, lengths)
-        fresh = index == 0 or self._section.batching == "windows"
-        return Batch(inputs, targets, int(lengths.sum()), fresh)
+        return Span(starts, lengths, fresh=index == 0 or self._section.batching == "windows")
+
+    def rare_positions(self) -> npt.NDArray[np.int64]:
+        """Positions of the characters that some epochs read as ``<unk>``."""
+        if not self._unknown_rate:
+            return np.zeros(0, dtype=np.int64)
+        return np.flatnonzero(self.text.occurs_once(0, len(self.text)))
+
+    def is_unknown(self, epoch: int, position: int) -> bool:
+        """Whether this epoch reads the rare character at a position as ``<unk>``."""
+        return derived_seed(self._section.seed, "unknown", epoch, position) / 2**63 < self._unknown_rate
 
     def _pieces(self, epoch: int, index: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Start and number of targets of each stream in batch ``index``."""
@@ -171,8 +205,7 @@ class Batches:
         if self._unknown_rate:
             (rare,) = np.nonzero(self.text.occurs_once(start, stop))
             for position in rare.tolist():  # at most one per symbol of the vocabulary in a whole epoch
-                draw = derived_seed(self._section.seed, "unknown", epoch, start + position) / 2**63
-                if draw < self._unknown_rate:
+                if self.is_unknown(epoch, start + position):
                     ids[position] = 0  # <unk>
         return ids
 

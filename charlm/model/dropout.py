@@ -22,11 +22,14 @@ from torch import Tensor
 from charlm.config import ModelSection
 from charlm.runtime import derived_seed
 
-Drop = Callable[[Tensor, int, int, int], Tensor]
+Key = int | Tensor
+"""A key of a random sequence: 64 bits, or a tensor with one int64 on the device of the values."""
+
+Drop = Callable[[Tensor, int, Key, int], Tensor]
 """An engine's code for dropout: (values, period, key, threshold) → values; see :func:`masked`."""
 
 
-def masked(values: Tensor, period: int, key: int, threshold: int) -> Tensor:
+def masked(values: Tensor, period: int, key: Key, threshold: int) -> Tensor:
     """Zero some elements and scale up the others: the definition of dropout, on any device.
 
     Args:
@@ -48,11 +51,14 @@ class Dropout:
         model: the probabilities.
         seed: of the run.
         step: the optimizer step.
+        device_keys: int64 on the device, which replace ``seed`` and ``step``: a CUDA graph reads them from the same memory at
+            every step.
     """
 
     model: ModelSection
     seed: int
     step: int
+    device_keys: Tensor | None = None
 
     def embedding(self, embedding: Tensor, drop: Drop = masked) -> Tensor:
         """The embedding ``(V, D)``: all T·B look-ups see the same zeros."""
@@ -70,11 +76,18 @@ class Dropout:
     def _apply(self, drop: Drop, values: Tensor, period: int, probability: float, *place: object) -> Tensor:
         if probability == 0:
             return values
-        return drop(values, period, self.key(*place), threshold(probability))
+        return drop(values, period, self._key(*place), threshold(probability))
 
     def key(self, *place: object) -> int:
         """The key of the random sequence of a place: ``"embedding"``, or ``"outputs"`` or ``"recurrent"`` and a layer."""
         return derived_seed(self.seed, "dropout", self.step, *place)
+
+    def keys(self) -> list[int]:
+        """The key of every place, in the order of ``device_keys``."""
+        return [self.key(*place) for place in _places(self.model)]
+
+    def _key(self, *place: object) -> Key:
+        return self.key(*place) if self.device_keys is None else self.device_keys[_places(self.model).index(place)]
 
 
 def threshold(probability: float) -> int:
@@ -82,14 +95,19 @@ def threshold(probability: float) -> int:
     return min(65535, round(probability * 65536))
 
 
-def kept(key: int, count: int, threshold: int, device: torch.device) -> Tensor:
+def _places(model: ModelSection) -> list[tuple[object, ...]]:
+    """All places where dropout can act."""
+    return [("embedding",), *((kind, layer) for kind in ("outputs", "recurrent") for layer in range(model.layers))]
+
+
+def kept(key: Key, count: int, threshold: int, device: torch.device) -> Tensor:
     """A mask of ``count`` values in the random sequence of a key; ``True``: kept.
 
     SplitMix64 (Steele et al. 2014) hashes key and position to 64 bits, 16 for each of four neighbours: a number below
     ``threshold`` means a zero. The mask is computed on the device: a CPU would need longer for it than a GPU for the step.
     """
     z = torch.arange(1, -(-count // 4) + 1, dtype=torch.int64, device=device)
-    z.mul_(_signed(0x9E3779B97F4A7C15)).add_(_signed(key))
+    z.mul_(_signed(0x9E3779B97F4A7C15)).add_(key if isinstance(key, Tensor) else _signed(key))
     z.bitwise_xor_(_shifted(z, 30)).mul_(_signed(0xBF58476D1CE4E5B9))
     z.bitwise_xor_(_shifted(z, 27)).mul_(_signed(0x94D049BB133111EB))
     z.bitwise_xor_(_shifted(z, 31))

@@ -25,7 +25,7 @@ from charlm.config import ModelSection
 from charlm.data.streams import IGNORED
 from charlm.errors import UsageError
 from charlm.model.cells import EQUATIONS, State
-from charlm.model.dropout import Dropout, masked
+from charlm.model.dropout import Dropout, Key, masked
 from charlm.model.layers import Network, RecurrentLayer
 from charlm.model.native.engine import NativeEngine
 
@@ -138,7 +138,7 @@ class Engine(Protocol):
     def fused_optimizer(self, optimizer: torch.optim.Optimizer) -> FusedOptimizer | None:
         """This engine's code for the optimizer; ``None``: PyTorch's is used."""
 
-    def drop(self, values: Tensor, period: int, key: int, threshold: int) -> Tensor:
+    def drop(self, values: Tensor, period: int, key: Key, threshold: int) -> Tensor:
         """Dropout; arguments and result as in :func:`charlm.model.dropout.masked`."""
 
     def block_sampler(
@@ -219,7 +219,7 @@ class ReferenceEngine:
         """See :class:`Engine`."""
         return None
 
-    def drop(self, values: Tensor, period: int, key: int, threshold: int) -> Tensor:
+    def drop(self, values: Tensor, period: int, key: Key, threshold: int) -> Tensor:
         """See :class:`Engine`."""
         return masked(values, period, key, threshold)
 
@@ -292,6 +292,8 @@ class TorchEngine(ReferenceEngine):
             # Autocast's wrapper around cuDNN casts to fp16 whatever type autocast has: bf16 would silently be fp16.
             dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else inputs.dtype
             inputs, carried = inputs.to(dtype), for_cudnn(carried, dtype)
+            if dtype == torch.float16:
+                inputs, weights[0] = for_persistent_kernel(inputs, weight_ih, weight_hh.shape[1])
             if dtype != weight_hh.dtype or weight_hh is not layer.weight_hh:
                 weights = one_block(weights, dtype)
             with torch.autocast("cuda", enabled=False):
@@ -342,6 +344,23 @@ def flatten_for_cudnn(layer: RecurrentLayer) -> None:
 def for_cudnn(state: State, dtype: torch.dtype) -> State:
     """The state for cuDNN: in the type of the inputs, and contiguous (an expanded state of a prompt is not)."""
     return tuple(part.to(dtype).contiguous() for part in state)
+
+
+def for_persistent_kernel(inputs: Tensor, weight_ih: Tensor, hidden: int) -> tuple[Tensor, Tensor]:
+    """Append zeros to inputs and weights, which do not change the product, so that cuDNN can keep W_hh on the chip.
+
+    PyTorch asks cuDNN for this kernel only in fp16, if the input's width and H ≤ 1024 are multiples of 128, and B is a multiple
+    of 8 up to 128 (``use_persist_common_heuristics`` in its ``cudnn/RNN.cpp``).
+
+    Args:
+        inputs: ``(T, B, D)``.
+        weight_ih: ``(G·H, D)``.
+        hidden: H.
+    """
+    missing = -inputs.shape[-1] % 128
+    if missing == 0 or hidden % 128 or hidden > 1024 or inputs.shape[1] % 8 or inputs.shape[1] > 128:
+        return inputs, weight_ih
+    return F.pad(inputs, (0, missing)), F.pad(weight_ih, (0, missing))
 
 
 def one_block(weights: list[Tensor], dtype: torch.dtype) -> list[Tensor]:

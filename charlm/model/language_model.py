@@ -209,6 +209,11 @@ class LanguageModel(nn.Module):
         """Whether results have the same bits for any number of threads; see :class:`charlm.model.engines.Engine`."""
         return self.engine.is_thread_invariant(self.section)
 
+    @property
+    def samples_in_parallel(self) -> bool:
+        """Whether N samples side by side take less time than N samples one after the other."""
+        return self.engine.samples_in_parallel or self.output_bias.device.type == "cuda"
+
     def parameter_count(self) -> int:
         """Number of trained parameters."""
         return sum(weight.numel() for weight in self.parameters())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections.abc import Iterator
 
 from charlm.checkpoint import Checkpoint
 from charlm.config import Recipe
@@ -12,7 +14,8 @@ from charlm.evaluation import perplexity
 from charlm.model.dropout import Dropout
 from charlm.model.language_model import LanguageModel
 from charlm.threads import Tuner
-from charlm.training import defaults
+from charlm.training import cuda_graph, defaults
+from charlm.training.cuda_graph import GraphUpdater, Job
 from charlm.training.plan import EXACT_CHARACTERS, Limits, characters_of_evaluation
 from charlm.training.resolve import Resolved
 from charlm.training.update import Updater
@@ -20,8 +23,10 @@ from charlm.training.weight_average import WeightAverage
 
 _EVALUATIONS = 10
 _WARM_UP = 3
-"""Steps."""
+"""Steps; on a GPU, queues of steps."""
 _TIMED_SECONDS = 2.0
+_RATE = 1e-4
+"""The learning rate of the timed steps, whose weights are thrown away."""
 
 
 def default_values(recipe: Recipe, dataset: Dataset, resolved: Resolved, limits: Limits) -> defaults.Values:
@@ -74,16 +79,41 @@ def characters_in(seconds: float, recipe: Recipe, dataset: Dataset, resolved: Re
 
 def _seconds_per_character(recipe: Recipe, model: LanguageModel, batches: Batches, resolved: Resolved, seconds: float) -> float:
     """The time of a training step for each of its characters, measured for some seconds on the text itself."""
-    update, average = Updater(model, recipe.train, resolved.precision), WeightAverage(model, 0.5)
     tuner = Tuner("training", model.is_thread_invariant)
-    state, done, read, started = model.zero_state(batches.shape.batch), 0, 0, time.perf_counter()
+    by_graph = cuda_graph.why_not(recipe.train, resolved.device) is None
+    work = (_queued_steps if by_graph else _single_steps)(recipe, model, batches, resolved)
+    done, read, started = 0, 0, time.perf_counter()
     while done < 2 * _WARM_UP or time.perf_counter() - started < seconds:
         if done == _WARM_UP:
             read, started = 0, time.perf_counter()
-        batch = batches.batch(0, done % batches.epoch_length(0))
-        inputs, targets = batch.inputs.to(resolved.device), batch.targets.to(resolved.device)
-        with tuner.piece(batch.scored):
-            state = update(inputs, targets, batch.scored, state, 1e-4, Dropout(recipe.model, 0, done)).state
-        done, read = done + 1, read + batch.scored
-        average.update(done)
+        with tuner.piece(batches.shape.batch * batches.shape.seq_length):
+            read += next(work)
+        done += 1
     return (time.perf_counter() - started) / read
+
+
+def _single_steps(recipe: Recipe, model: LanguageModel, batches: Batches, resolved: Resolved) -> Iterator[int]:
+    """Train without end; yields the number of characters of each step."""
+    update, average = Updater(model, recipe.train, resolved.precision), WeightAverage(model, 0.5)
+    state = model.zero_state(batches.shape.batch)
+    for step in itertools.count():
+        batch = batches.batch(0, step % batches.epoch_length(0))
+        inputs, targets = batch.inputs.to(resolved.device), batch.targets.to(resolved.device)
+        state = update(inputs, targets, batch.scored, state, _RATE, Dropout(recipe.model, 0, step)).state
+        average.update(step + 1)
+        yield batch.scored
+
+
+def _queued_steps(recipe: Recipe, model: LanguageModel, batches: Batches, resolved: Resolved) -> Iterator[int]:
+    """The same as CUDA graphs, several steps at a time."""
+    model.flatten_for_cudnn()
+    update, average = GraphUpdater(model, recipe.train, resolved.precision, batches), WeightAverage(model, 0.5)
+    state = model.zero_state(batches.shape.batch)
+    for first in itertools.count(0, WeightAverage.EVERY):
+        jobs = []
+        for step in range(first, first + WeightAverage.EVERY):
+            index = step % batches.epoch_length(0)
+            jobs.append(Job(batches.span(0, index), 0, index, _RATE, Dropout(recipe.model, 0, step)))
+        state = update.train(jobs, state)[-1].state
+        average.update(first + WeightAverage.EVERY)
+        yield sum(job.span.scored for job in jobs)

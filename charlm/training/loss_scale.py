@@ -15,6 +15,7 @@ class LossScale:
     """
 
     GROW_AFTER = 1000
+    LARGEST = 2.0**24
 
     def __init__(self, enabled: bool, scale: float = 2.0**12, good_steps: int = 0) -> None:
         self.enabled = enabled
@@ -32,4 +33,4 @@ class LossScale:
         """Count a good step."""
         self.good_steps += 1
         if self.enabled and self.good_steps >= self.GROW_AFTER:
-            self.scale, self.good_steps = min(self.scale * 2, 2.0**24), 0
+            self.scale, self.good_steps = min(self.scale * 2, self.LARGEST), 0

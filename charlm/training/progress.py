@@ -103,6 +103,16 @@ class TrainingProgress:
         self.seconds += seconds
         self.seconds_here += seconds
 
+    def ahead(self, steps: int) -> list[tuple[int, int]]:
+        """(epoch, index) of the next batches."""
+        places, epoch, index = [], self.epoch, self.index
+        for _ in range(steps):
+            places.append((epoch, index))
+            index += 1
+            if index == self.epoch_length(epoch):
+                epoch, index = epoch + 1, 0
+        return places
+
     @property
     def epochs(self) -> float:
         """Epochs done, with the part of the current one."""

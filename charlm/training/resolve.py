@@ -10,7 +10,7 @@ import torch
 from charlm.checkpoint import Checkpoint
 from charlm.config import Recipe
 from charlm.model.engines import ENGINES, resolve_engine
-from charlm.runtime import prepare, resolve_precision
+from charlm.runtime import prepare, resolve_precision, use_deterministic_algorithms
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ def resolve(recipe: Recipe, device: torch.device, earlier: Checkpoint | None) ->
     Raises:
         UsageError: the recipe names an engine or a precision that is not available here.
     """
+    if recipe.train.deterministic:
+        use_deterministic_algorithms()
     before: dict[str, Any] = earlier.resolved if earlier else {}
     same_device = before.get("device") == device.type
     notices = []

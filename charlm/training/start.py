@@ -112,6 +112,8 @@ def _start(given: LoadedRecipe, options: Options, folder: RunFolder) -> Started:
     folder.write_config(anchored(loaded))
     trainer = Trainer(loaded.recipe, portable(loaded.recipe), dataset, model, resolved, folder, options.limits, earlier)
     notices += _about_shape(trainer)
+    if resolved.device.type == "cuda" and trainer.graph_refusal is not None:
+        notices.append(f"training steps run without a CUDA graph, which is slower: {trainer.graph_refusal}")
     if earlier is not None:
         notices += _about_length(trainer, earlier)
     return Started(trainer, notices)

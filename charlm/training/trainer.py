@@ -33,6 +33,8 @@ from charlm.progress import Progress
 from charlm.run_files import BEST, LAST
 from charlm.schedules import learning_rate
 from charlm.threads import Tuner
+from charlm.training import cuda_graph
+from charlm.training.cuda_graph import GraphUpdater, Job, steps_at_once
 from charlm.training.events import Evaluated, Event, Finished, RunStarted, Sampled, Saved, StepDone, ThreadsChanged
 from charlm.training.loss_scale import LossScale
 from charlm.training.optimizer import optimizer_tensors, restore_optimizer
@@ -42,7 +44,7 @@ from charlm.training.resolve import Resolved
 from charlm.training.result import Exact, exact_score, final_record
 from charlm.training.run_folder import RunFolder
 from charlm.training.stopping import StopConditions
-from charlm.training.update import Updater
+from charlm.training.update import Outcome, Updater
 from charlm.training.weight_average import WeightAverage
 
 
@@ -84,7 +86,13 @@ class Trainer:
         self._stopping = StopConditions(limits, self.plan, recipe.evaluate.patience)
         start, stop = dataset.splits["validation"]
         self._validation: Text | None = dataset.text("validation") if stop - start >= 2 else None
-        self._update = Updater(model, recipe.train, resolved.precision)
+        self.graph_refusal = cuda_graph.why_not(recipe.train, resolved.device)
+        """Why the steps do not run as CUDA graphs; ``None``: they do."""
+        self._update = (
+            Updater(model, recipe.train, resolved.precision)
+            if self.graph_refusal is not None
+            else GraphUpdater(model, recipe.train, resolved.precision, self.batches)
+        )
         # Where results depend on the number of threads, a resumed run begins with the number that the run had.
         threads = resolved.threads if resume is not None and not model.is_thread_invariant else 0
         self._tuner = Tuner("training", model.is_thread_invariant, threads)
@@ -98,6 +106,8 @@ class Trainer:
         self._last_saved: int | None = None
         if resume is not None:
             self._restore(resume)
+        if isinstance(self._update, GraphUpdater):
+            self.graph_refusal = self._update.record()
 
     @property
     def step(self) -> int:
@@ -131,7 +141,10 @@ class Trainer:
         if self._owed is not None:
             yield from self._pause()
         while (reason := self._stop or self._stopping.reason_to_stop(self.progress)) is None:
-            yield self._train_step()
+            if isinstance(self._update, GraphUpdater):
+                yield from self._train_queued(self._update)
+            else:
+                yield self._train_step()
             if self._tuner.threads != threads:
                 threads = self._tuner.threads
                 yield ThreadsChanged(self.step, threads)
@@ -153,9 +166,44 @@ class Trainer:
         if outcome.diverged:
             self._diverged(outcome.nats, outcome.norm)
         self._state = outcome.state
+        return self._count(outcome, batch.scored, rate, time.perf_counter() - began)
+
+    def _train_queued(self, update: GraphUpdater) -> Iterator[StepDone]:
+        """Several steps, as far as nothing comes between them; their events follow when all have run."""
+        began = time.perf_counter()
+        train, progress, plan = self.recipe.train, self.progress, self.plan
+        count = steps_at_once(
+            progress.step,
+            every=[
+                plan.sample_every, plan.evaluate_every, plan.checkpoint_every, self.recipe.checkpoint.keep_every,
+                WeightAverage.EVERY if self._average is not None else None,
+            ],
+            ends=[plan.total_steps, self.limits.max_steps],
+            seconds=progress.timed[-1][1] if progress.timed else 0.0,
+        )  # fmt: skip
+        jobs = [
+            Job(
+                self.batches.span(epoch, index), epoch, index,
+                learning_rate(train, step, plan.total_steps, self.batches.epoch_length(0)),
+                Dropout(self.recipe.model, train.seed, step),
+            )
+            for step, (epoch, index) in enumerate(progress.ahead(count), start=progress.step)
+        ]  # fmt: skip
+        with self._tuner.piece(sum(job.span.scored for job in jobs)):
+            outcomes = update.train(jobs, self._state)
+        seconds = (time.perf_counter() - began) / count
+        for job, outcome in zip(jobs, outcomes, strict=False):  # a step that diverged is the last outcome
+            self._state = outcome.state
+            if outcome.diverged:
+                self._diverged(outcome.nats, outcome.norm)
+            yield self._count(outcome, job.span.scored, job.rate, seconds)
+
+    def _count(self, outcome: Outcome, scored: int, rate: float, seconds: float) -> StepDone:
+        """Update average and counters after a step."""
+        progress = self.progress
         if self._average is not None:
             self._average.update(progress.step + 1)
-        progress.advance(outcome.nats, batch.scored, time.perf_counter() - began)
+        progress.advance(outcome.nats, scored, seconds)
         return StepDone(
             progress.step, progress.epochs, outcome.nats, rate, outcome.norm, progress.characters, progress.seconds,
             progress.current_speed,

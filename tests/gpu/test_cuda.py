@@ -60,7 +60,7 @@ def test_parity(check: Any) -> None:
 def test_a_gpu_is_measured() -> None:
     """Training on CUDA is timed, with fp16, and held against a ceiling and a memory formula."""
     device = torch.device("cuda", 0)
-    shape = Shape(hidden=128, steps=16, batch=8)
+    shape = Shape(hidden=128, seq_length=16, batch=8)
     sweep = Sweep(shape, cells=["lstm"], engines=["torch"], precisions=precisions_on(device), repetitions=1, seconds=0.0)
     report = bench(sweep, device)
     assert {row.precision for row in report.rows if row.kind == "train"} == {"fp32", "bf16", "fp16"}
@@ -105,3 +105,14 @@ def test_sampling_on_cuda(recipe: Path, tmp_path: Path, capfd: pytest.CaptureFix
         assert run(["sample", out, "--device", device, "--temperature", "0", "--length", "100", "--prompt", "7 and "]) == 0
         texts.append(capfd.readouterr().out)
     assert texts[0] == texts[1]
+
+
+def test_steps_run_as_a_graph_and_a_fallback_is_explained(
+    recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The step can be recorded on this GPU; an optimizer without a graph trains all the same, and a notice says why."""
+    assert run(["train", str(recipe), "--out", str(tmp_path / "graph"), "--device", "cuda"]) == 0
+    assert "without a CUDA graph" not in capfd.readouterr().err
+    assert run(["train", str(recipe), "--out", str(tmp_path / "launched"), "--device", "cuda", "--set",
+                "train.optimizer=rmsprop"]) == 0  # fmt: skip
+    assert "without a CUDA graph" in " ".join(capfd.readouterr().err.split())

@@ -15,7 +15,7 @@ from charlm import cells
 from charlm.config import ModelSection
 from charlm.errors import UsageError
 from charlm.loaded import load
-from charlm.model.engines import ENGINES, for_cudnn, one_block, resolve_engine
+from charlm.model.engines import ENGINES, for_cudnn, for_persistent_kernel, one_block, resolve_engine
 from charlm.model.native import library
 from charlm.runtime import arithmetic, resolve_precision
 
@@ -265,3 +265,18 @@ def test_the_native_engine_notices_a_broken_library(network: Callable[..., Any])
     model = network(V, "native", hidden=H)
     with pytest.raises(OSError, match="was loaded"):
         model(_ids(), model.zero_state(B))
+
+
+def test_zeros_for_the_persistent_kernel_change_no_gate() -> None:
+    """Failing would mean that fp16 on a GPU computes other gates or gradients, or misses cuDNN's fastest kernel."""
+    inputs, weight = torch.randn(3, 8, 28), torch.randn(4 * 256, 28, requires_grad=True)
+    wide, wide_weight = for_persistent_kernel(inputs, weight, 256)
+    assert wide.shape[-1] == wide_weight.shape[-1] == 128
+    expected = torch.nn.functional.linear(inputs, weight)
+    found = torch.nn.functional.linear(wide, wide_weight)
+    torch.testing.assert_close(found, expected)
+    upstream = torch.randn_like(expected)
+    gradients = [torch.autograd.grad(out, weight, upstream)[0] for out in (found, expected)]
+    torch.testing.assert_close(*gradients)
+    for rows, hidden in ((8, 200), (8, 2048), (7, 256), (136, 256)):  # cuDNN would not use it
+        assert for_persistent_kernel(torch.randn(3, rows, 28), weight, hidden)[0].shape[-1] == 28
