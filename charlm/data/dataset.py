@@ -70,6 +70,14 @@ class Text:
         """The ids of the characters start … stop − 1."""
         return np.asarray(self.lookup[self.indices[start:stop]], dtype=np.int64)
 
+    def at(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The ids of the characters at these positions, in their shape."""
+        return self.lookup[np.asarray(self.indices)[positions]]
+
+    def occurs_once_at(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Whether each of the characters at these positions occurs exactly once in the training text."""
+        return self.seen_once[np.asarray(self.indices)[positions]]
+
     def occurs_once(self, start: int, stop: int) -> npt.NDArray[np.bool_]:
         """Whether each of the characters start … stop − 1 occurs exactly once in the training text."""
         return np.asarray(self.seen_once[self.indices[start:stop]], dtype=np.bool_)

@@ -90,26 +90,27 @@ def fit_batch(targets: int, batch: int, seq_length: int) -> BatchShape:
 
 
 def side_by_side(
-    read: Callable[[int, int], npt.NDArray[np.int64]], starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]
+    read: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]],
+    starts: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64],
 ) -> tuple[Tensor, Tensor]:
     """Put B parts of a text into the columns of a batch; shorter ones are masked at the end.
 
     Args:
-        read: (start, stop) → ids.
+        read: positions in the text → their ids, of the same shape.
         starts: ``(B,)`` first input of each part.
         lengths: ``(B,)`` number of targets of each part.
 
     Returns:
         Inputs and targets, each ``(longest, B)``; a target is the character after its input, or ``IGNORED``.
     """
-    longest = int(lengths.max())
-    inputs = np.zeros((longest, len(starts)), dtype=np.int64)
-    targets = np.full((longest, len(starts)), IGNORED, dtype=np.int64)
-    for stream, (start, length) in enumerate(zip(starts.tolist(), lengths.tolist(), strict=True)):
-        if length:
-            ids = read(start, start + length + 1)
-            inputs[:length, stream] = ids[:-1]
-            targets[:length, stream] = ids[1:]
+    steps = np.arange(int(lengths.max()) + 1)[:, None]
+    # A masked position reads a character that the text has: the part's last, or its first if the part is empty.
+    ids = read(np.where(lengths > 0, starts, 0) + np.minimum(steps, np.maximum(lengths, 0)))
+    inputs, targets = ids[:-1], ids[1:]
+    masked = steps[:-1] >= lengths
+    if masked.any():
+        inputs, targets = np.where(masked, 0, inputs), np.where(masked, IGNORED, targets)
     return torch.from_numpy(inputs), torch.from_numpy(targets)
 
 
@@ -162,7 +163,7 @@ class Batches:
     def batch(self, epoch: int, index: int) -> Batch:
         """Batch ``index`` of epoch ``epoch``, both counted from 0."""
         span = self.span(epoch, index)
-        inputs, targets = side_by_side(lambda start, stop: self._ids(start, stop, epoch), span.starts, span.lengths)
+        inputs, targets = side_by_side(lambda positions: self._ids(positions, epoch), span.starts, span.lengths)
         return Batch(inputs, targets, span.scored, span.fresh)
 
     def span(self, epoch: int, index: int) -> Span:
@@ -200,13 +201,12 @@ class Batches:
         spare = len(self.text) - 1 - self.shape.batch * self.shape.seq_length
         return derived_seed(self._section.seed, "offset", epoch) % min(self.shape.seq_length, spare + 1)
 
-    def _ids(self, start: int, stop: int, epoch: int) -> npt.NDArray[np.int64]:
-        ids = self.text.ids(start, stop)
+    def _ids(self, positions: npt.NDArray[np.int64], epoch: int) -> npt.NDArray[np.int64]:
+        ids = self.text.at(positions)
         if self._unknown_rate:
-            (rare,) = np.nonzero(self.text.occurs_once(start, stop))
-            for position in rare.tolist():  # at most one per symbol of the vocabulary in a whole epoch
-                if self.is_unknown(epoch, start + position):
-                    ids[position] = 0  # <unk>
+            for place in np.argwhere(self.text.occurs_once_at(positions)):  # at most one per symbol in a whole epoch
+                if self.is_unknown(epoch, int(positions[tuple(place)])):
+                    ids[tuple(place)] = 0  # <unk>
         return ids
 
 
@@ -267,7 +267,7 @@ class RecordBatches(Batches):
         starts, lengths = np.zeros((2, B), dtype=np.int64)  # the last group of an epoch can be smaller
         starts[: len(records)] = self._bounds[records] + done
         lengths[: len(records)] = np.clip(self._targets[records] - done, 0, T)
-        inputs, targets = side_by_side(lambda start, stop: self._ids(start, stop, epoch), starts, lengths)
+        inputs, targets = side_by_side(lambda positions: self._ids(positions, epoch), starts, lengths)
         return Batch(inputs, targets, int(lengths.sum()), fresh=done == 0)
 
     def _groups(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -134,7 +134,7 @@ def reset(
     with torch.inference_mode():
         for first in range(0, len(starts), _WINDOWS_AT_ONCE):
             group = starts[first : first + _WINDOWS_AT_ONCE]
-            inputs, expected = side_by_side(text.ids, group, np.minimum(window, targets - group))
+            inputs, expected = side_by_side(text.at, group, np.minimum(window, targets - group))
             total += _read(model, inputs, expected, model.zero_state(len(group)), tuner)[0]
             unknown += int((expected == unknown_id).sum()) if unknown_id is not None else 0
             if progress is not None:
@@ -171,7 +171,7 @@ def segments(
         state = model.zero_state(S)
         if S > 1 and warm > 0:
             # Starts are at least W apart, so W characters precede every segment but the first.
-            before, _ = side_by_side(text.ids, starts[1:] - warm, np.full(S - 1, warm, dtype=np.int64))
+            before, _ = side_by_side(text.at, starts[1:] - warm, np.full(S - 1, warm, dtype=np.int64))
             warmed = model.zero_state(S - 1)
             for part in torch.split(before.to(state[0].device), CHUNK):
                 with tuner.piece(part.numel()):
@@ -179,7 +179,7 @@ def segments(
             state = tuple(torch.cat([zero[:, :1], after], dim=1) for zero, after in zip(state, warmed, strict=True))
         total = 0.0
         for at in range(0, int(lengths.max()), CHUNK):  # chunk by chunk, so that memory does not grow with the text
-            inputs, expected = side_by_side(text.ids, starts + at, np.clip(lengths - at, 0, CHUNK))
+            inputs, expected = side_by_side(text.at, starts + at, np.clip(lengths - at, 0, CHUNK))
             nats, state = _read(model, inputs, expected, state, tuner)
             total += nats
             if progress is not None:
@@ -269,7 +269,7 @@ def _by_record(
                 for at in range(0, int(lengths[group[0]]), chunk):
                     group = group[lengths[group] > at]  # the longest records come first
                     here = np.minimum(lengths[group] - at, chunk)
-                    inputs, expected = side_by_side(text.ids, starts[group] + at, here)
+                    inputs, expected = side_by_side(text.at, starts[group] + at, here)
                     state = tuple(part[:, : len(group)].contiguous() for part in state)
                     with tuner.piece(int(here.sum())):
                         features, state = model.features(inputs.to(state[0].device), state)

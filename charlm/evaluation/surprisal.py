@@ -112,7 +112,7 @@ def _by_record(model: LanguageModel, text: Text, k: int, tuner: Tuner, progress:
         state = model.zero_state(last - first)
         for at in range(0, longest, step):
             here = np.minimum(lengths[first:last] - at, step)
-            inputs, expected = (part.to(state[0].device) for part in side_by_side(text.ids, starts[first:last] + at, here))
+            inputs, expected = (part.to(state[0].device) for part in side_by_side(text.at, starts[first:last] + at, here))
             with torch.inference_mode(), tuner.piece(int(here.sum())):
                 features, state = model.features(inputs, state)
                 scored = expected.T != IGNORED  # in the order of the text

@@ -143,19 +143,28 @@ def test_the_loss_scale_of_fp16() -> None:
 # -- bad numbers -----------------------------------------------------------------------------------------------------
 
 
-def _poison_loss(trainer: Any) -> None:
-    features = trainer.model.features
+def _poison(trainer: Any, spoil: Callable[[Any, float], float]) -> None:
+    """At the fifth step, ``spoil`` changes the gradient buffer and the loss."""
+    update = trainer._update
+    backpropagate = update._backpropagate
 
     def poisoned(*arguments: Any) -> Any:
-        outputs, state = features(*arguments)
-        return outputs * (math.nan if trainer.step == 4 else 1.0), state
+        nats, state = backpropagate(*arguments)
+        return (spoil(update._gradient.flat, nats) if trainer.step == 4 else nats), state
 
-    trainer.model.features = poisoned
+    update._backpropagate = poisoned
+
+
+def _poison_loss(trainer: Any) -> None:
+    _poison(trainer, lambda gradient, nats: math.nan)
 
 
 def _poison_gradient(trainer: Any) -> None:
-    weight = trainer.model.output_bias
-    weight.register_hook(lambda gradient: gradient * (math.inf if trainer.step == 4 else 1.0))
+    def spoil(gradient: Any, nats: float) -> float:
+        gradient[0] = math.inf
+        return nats
+
+    _poison(trainer, spoil)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

@@ -43,12 +43,12 @@ class NativeOptimizer:
         self._call = Update(
             rule=RULES[type(optimizer)], count=count, sizes=ctypes.addressof(self._sizes), decay=ctypes.addressof(self._decays)
         )
+        self._addresses: dict[str, tuple[list[int | None], ctypes.Array[ctypes.c_void_p]]] = {}
 
     def norm(self) -> float:
         """The Euclidean norm of all gradients."""
-        self._gradients = addresses([_gradient(weight) for weight in self._weights])
         self._call.threads = kernel_threads()
-        self._call.gradients = ctypes.addressof(self._gradients)
+        self._point("gradients", [_gradient(weight) for weight in self._weights])
         library.current().charlm_gradient_norm(ctypes.byref(self._call))
         return float(self._call.norm)
 
@@ -56,13 +56,21 @@ class NativeOptimizer:
         """Update the weights as if every gradient had been multiplied by ``factor``; :meth:`norm` has been called before."""
         call, group = self._call, self._optimizer.param_groups[0]
         first, second = self._moments(group)
-        weights, firsts, seconds = addresses(self._weights), addresses(first), addresses(second)
-        call.weights, call.first, call.second = (ctypes.addressof(one) for one in (weights, firsts, seconds))
+        self._point("weights", self._weights)
+        self._point("first", first)
+        self._point("second", second)
         call.factor, call.rate, call.momentum = factor, group["lr"], group.get("momentum", 0)
         call.beta1, call.beta2 = group.get("betas", (0, group.get("alpha", 0)))
         call.epsilon = group.get("eps", 0)
         library.current().charlm_update(ctypes.byref(call))
         torch.autograd.graph.increment_version(self._weights)
+
+    def _point(self, field: str, tensors: Sequence[Tensor | None]) -> None:
+        """Write the addresses of tensors into a field of the call, if they have changed."""
+        now = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+        if field not in self._addresses or self._addresses[field][0] != now:
+            self._addresses[field] = now, addresses(tensors)
+            setattr(self._call, field, ctypes.addressof(self._addresses[field][1]))
 
     def _moments(self, group: dict[str, Any]) -> tuple[Sequence[Tensor | None], Sequence[Tensor | None]]:
         """Each weight's moments, made where they are missing; counts the step."""
@@ -70,18 +78,18 @@ class NativeOptimizer:
         names = ["exp_avg", "exp_avg_sq"] if adam else ["momentum_buffer", "square_avg"]
         wanted = [adam or group["momentum"] > 0, adam or "alpha" in group]
         moments: tuple[list[Tensor | None], list[Tensor | None]] = ([], [])
-        for weight in self._weights:
-            state = self._optimizer.state[weight]
-            for name, is_wanted, which in zip(names, wanted, moments, strict=True):
+        states = [self._optimizer.state[weight] for weight in self._weights]
+        for name, is_wanted, which in zip(names, wanted, moments, strict=True):
+            for state, weight in zip(states, self._weights, strict=True):
                 if is_wanted and name not in state:
                     state[name] = torch.zeros_like(weight, memory_format=torch.contiguous_format)
                 which.append(state[name] if is_wanted else None)
-            if wanted[1]:  # PyTorch counts steps where it keeps squares
+        if wanted[1]:  # PyTorch counts steps where it keeps squares
+            for state in states:
                 if "step" not in state:
                     state["step"] = torch.zeros(())
-                state["step"] += 1
-        if wanted[1]:
-            self._call.step = int(self._optimizer.state[self._weights[0]]["step"].item())
+            torch._foreach_add_([state["step"] for state in states], 1)
+            self._call.step = int(states[0]["step"].item())
         return moments
 
 

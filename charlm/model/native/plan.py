@@ -44,8 +44,10 @@ class NativePlan:
             drop_outputs=threshold(section.dropout), drop_recurrent=threshold(section.weight_drop),
         )  # fmt: skip
         self._weights: list[Tensor] = list(network.parameters())
-        self._packed: list[tuple[int, int]] = []
-        """Address and version of the weights that the plan has packed."""
+        self._places: list[int] = []
+        """Addresses of the weights that the call holds."""
+        self._packed: list[int] = []
+        """Versions of the weights that the plan has packed."""
         self._keys = (ctypes.c_uint64 * (2 * section.layers))()
         keys = ctypes.addressof(self._keys)
         self._call = PlanBatch(key_outputs=keys, key_recurrent=keys + 8 * section.layers)
@@ -72,12 +74,14 @@ class NativePlan:
         Raises:
             IndexError: an id is not below V.
         """
-        versions = [(weight.data_ptr(), weight._version) for weight in self._weights]
         call = self._call
-        call.weights_changed = versions != self._packed
-        if call.weights_changed:
+        places = [weight.data_ptr() for weight in self._weights]
+        if places != self._places:
             self._point()
-            self._packed = versions
+            self._places, self._packed = places, []
+        versions = [weight._version for weight in self._weights]
+        call.weights_changed = versions != self._packed
+        self._packed = versions
         inputs, targets = inputs.contiguous(), targets.contiguous()
         state = tuple(part.contiguous() for part in state)
         after = tuple(torch.empty_like(part) for part in state)
