@@ -81,6 +81,8 @@ def show(
             raise UsageError(f"{option} {value}: expected {' or '.join(allowed)}")
     with download_progress() as progress:
         sources = locate(corpus, Path.cwd(), verify=verify, progress=progress)
+    for line in sources.notices:
+        notice(line)
     if normalise is None:
         normalise = "none" if unit == "byte" else sources.normalise
     encoded = encode(sources, unit=unit, encoding=encoding, newlines=newlines, normalise=normalise, verify=verify)
@@ -108,6 +110,8 @@ def fetch(
         raise UsageError(f"{name} is a path; expected the name of a corpus (charlm corpus list)")
     with download_progress() as progress:
         sources = locate(name, Path.cwd(), verify=True, progress=progress)
+    for line in sources.notices:
+        notice(line)
     path = sources.files[0].path
     if path is None:
         notice(f"the text of {name} is part of charlm; no download is needed")

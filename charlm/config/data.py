@@ -31,7 +31,7 @@ class DataSection(Section):
     newlines: Annotated[Literal["unix", "keep"], Field(json_schema_extra=FIXED)] = "unix"
     """`unix` converts CRLF and CR to LF and reports how many; `keep` leaves them. A byte-order mark is always removed."""
     normalise: Annotated[str | None, Field(json_schema_extra=FIXED)] = None
-    """A named normalisation: `none`, `d2l-lines` or `d2l-whole`. Unset: from the corpus card."""
+    """A named normalisation: `none`, `d2l-lines`, `d2l-whole` or `spaced`. Unset: from the corpus card."""
     split: Annotated[Split | None, Field(json_schema_extra=FIXED)] = None
     """Training, validation, test: fractions `[0.9, 0.05, 0.05]`, counts `[10000, 5000, 0]`, or files. Unset: from the corpus
     card."""
