@@ -151,7 +151,7 @@ def _is_passing(error: Exception) -> bool:
     return isinstance(cause, OSError | http.client.HTTPException)
 
 
-def _cause(error: Exception) -> Exception | str:
+def _cause(error: Exception) -> BaseException | str:
     return error.reason if isinstance(error, urllib.error.URLError) else error
 
 
