@@ -249,7 +249,8 @@ def _print(facts: dict[str, Any]) -> None:
         out(f"{'':<13}{line}")
     _print_vocabulary(facts)
     parts = [f"{part} {start:,}–{stop:,}" for part, (start, stop) in facts["splits"].items()]
-    out(f"{'split:':<13}{', '.join(parts)}  ({', '.join(f'{part:g}' if part <= 1 else f'{part:,.0f}' for part in facts['split'])})")
+    split = [f"{part:g}" if part <= 1 else f"{part:,.0f}" for part in facts["split"]]
+    out(f"{'split:':<13}{', '.join(parts)}  ({', '.join(split)})")
     packed = [f"{name} -9 {bits:.3f}" for name, bits in facts["bits_per_character"].items()]
     of = facts["compressed_characters"]
     only = "" if of == facts["characters"] else f"  (first {of:,} {unit})"
