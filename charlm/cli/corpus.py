@@ -40,6 +40,7 @@ def list_corpora(as_json: Json = False) -> None:
                 "description": card.description,
                 "licence": card.licence,
                 "bytes": card.bytes,
+                "addresses": card.urls,
                 "found": _location(name, card),
             }
             for name, card in known.items()
@@ -81,6 +82,8 @@ def show(
             raise UsageError(f"{option} {value}: expected {' or '.join(allowed)}")
     with download_progress() as progress:
         sources = locate(corpus, Path.cwd(), verify=verify, progress=progress)
+    for line in sources.notices:
+        notice(line)
     if normalise is None:
         normalise = "none" if unit == "byte" else sources.normalise
     encoded = encode(sources, unit=unit, encoding=encoding, newlines=newlines, normalise=normalise, verify=verify)
@@ -108,6 +111,8 @@ def fetch(
         raise UsageError(f"{name} is a path; expected the name of a corpus (charlm corpus list)")
     with download_progress() as progress:
         sources = locate(name, Path.cwd(), verify=True, progress=progress)
+    for line in sources.notices:
+        notice(line)
     path = sources.files[0].path
     if path is None:
         notice(f"the text of {name} is part of charlm; no download is needed")
@@ -204,6 +209,7 @@ def _facts(sources: Sources, card: Card | None, encoded: Encoded, settings: dict
         "description": card.description if card else "",
         "licence": card.licence if card else "",
         "identity": sources.identity,
+        "addresses": card.urls if card else [],
         "found": _folder_of(sources),
         "bytes": encoded.bytes,
         "characters": encoded.characters,
@@ -236,12 +242,15 @@ def _print(facts: dict[str, Any]) -> None:
     for key in ("name", "description", "licence", "identity", "found"):
         if facts[key]:
             out(f"{key + ':':<13}{visible_word(facts[key])}")
+    for number, address in enumerate(facts["addresses"]):
+        out(f"{'' if number else 'addresses:':<13}{address}")
     out(f"{'size:':<13}{facts['bytes']:,} bytes, {facts['characters']:,} {unit}, sha256 {facts['sha256']}")
     for line in _how_read(facts):
         out(f"{'':<13}{line}")
     _print_vocabulary(facts)
     parts = [f"{part} {start:,}–{stop:,}" for part, (start, stop) in facts["splits"].items()]
-    out(f"{'split:':<13}{', '.join(parts)}  ({', '.join(f'{part:g}' for part in facts['split'])})")
+    split = [f"{part:g}" if part <= 1 else f"{part:,.0f}" for part in facts["split"]]
+    out(f"{'split:':<13}{', '.join(parts)}  ({', '.join(split)})")
     packed = [f"{name} -9 {bits:.3f}" for name, bits in facts["bits_per_character"].items()]
     of = facts["compressed_characters"]
     only = "" if of == facts["characters"] else f"  (first {of:,} {unit})"

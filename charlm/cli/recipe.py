@@ -45,7 +45,7 @@ def list_() -> None:
         recipe = load_recipe(name).recipe
         reported = recipe.reported
         minutes = "" if reported is None or reported.minutes is None else _minutes(reported.minutes)
-        result = f"{_metric(reported.metric)} {reported.value:g}" if reported else ""
+        result = f"{_metric(reported.metric)} {reported.value:g}" if reported else "not measured yet"
         out(f"{name:<{width}}  {minutes:>7}  {_text_size(known[recipe.corpus]):>7}  {result}")
         out(_filled("    ", _description(path), 4, columns))
     out("\nminutes: of the whole run, on two cores")

@@ -31,7 +31,7 @@ class DataSection(Section):
     newlines: Annotated[Literal["unix", "keep"], Field(json_schema_extra=FIXED)] = "unix"
     """`unix` converts CRLF and CR to LF and reports how many; `keep` leaves them. A byte-order mark is always removed."""
     normalise: Annotated[str | None, Field(json_schema_extra=FIXED)] = None
-    """A named normalisation: `none`, `d2l-lines` or `d2l-whole`. Unset: from the corpus card."""
+    """A named normalisation: `none`, `d2l-lines`, `d2l-whole` or `spaced`. Unset: from the corpus card."""
     records: Annotated[str | None, Field(min_length=1, max_length=1000, json_schema_extra=FIXED)] = None
     """Where independent samples, such as names or poems, begin and end; the state is reset there. `line`: each line is one.
     `file`: each file is one. Any other value is the text between two records, such as `"\\n\\n"`. Unset: one stream."""

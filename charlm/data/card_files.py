@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
-import http.client
 import os
-import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 
 from charlm.config import path_of
 from charlm.data.cards import Card
+from charlm.data.download import DownloadError, download
 from charlm.data.fingerprint import sha256_of
 from charlm.data.folders import cache_part
 from charlm.errors import CorpusError
-from charlm.files import make_private_folder, whole_file
+from charlm.files import make_private_folder
 from charlm.progress import Progress
 
-_BLOCK = 1 << 18  # bytes
-_TIMEOUT = 30  # seconds without a byte
+
+@dataclass(frozen=True)
+class Fetched:
+    """The verified file of a card.
+
+    Attributes:
+        path: the file.
+        failures: what went wrong at other addresses before it was downloaded, one line for each.
+    """
+
+    path: Path
+    failures: tuple[str, ...] = ()
 
 
 def find(name: str, card: Card) -> Path | None:
@@ -72,7 +81,7 @@ def find_verified(name: str, card: Card, *, verify: bool = False) -> Path | None
     )
 
 
-def fetch(name: str, card: Card, progress: Progress | None = None) -> Path:
+def fetch(name: str, card: Card, progress: Progress | None = None) -> Fetched:
     """Return the verified file of a card: a local one, else download it into the cache.
 
     A download has a temporary name until it is complete and verified, so an interrupted one is never used.
@@ -86,23 +95,17 @@ def fetch(name: str, card: Card, progress: Progress | None = None) -> Path:
         CorpusError: a local file differs from the card, or no download succeeds; the message says how to supply the file.
     """
     if (found := find_verified(name, card)) is not None:
-        return found
+        return Fetched(found)
     target = _cached(card)
     try:
         make_private_folder(target.parent)
+        return Fetched(target, tuple(download(card, target, progress)))
+    except DownloadError as error:
+        raise missing_file_error(name, card, error.failures) from None
     except OSError as error:
         raise CorpusError(
             f"cannot write to the cache {target.parent}: {error.strerror}; set CHARLM_CACHE to a writable folder"
         ) from None
-    failures = []
-    for url in card.urls:
-        try:
-            _download(url, target, card, progress)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            failures.append(f"{url}: {error}")
-        else:
-            return target
-    raise missing_file_error(name, card, failures)
 
 
 def missing_file_error(name: str, card: Card, failures: list[str]) -> CorpusError:
@@ -115,8 +118,12 @@ def missing_file_error(name: str, card: Card, failures: list[str]) -> CorpusErro
     """
     lines = [f"the text of the corpus {name} is not on this machine"]
     lines[0] += " and could not be downloaded" if failures else ""
-    lines += [f"  tried {failure}" for failure in failures]
+    lines += [f"  tried {failure}" for failure in failures] or [f"  address: {url}" for url in card.urls]
     lines.append(f"  expected {card.files[0]}, {card.bytes:,} bytes, sha256 {card.sha256}")
+    if len(card.members) > 1:
+        lines.append(f"  it consists of the archive's files {', '.join(card.members)}, joined in this order")
+    elif card.members:
+        lines.append(f"  it is the file {card.members[0]} of the archive, unpacked")
     lines.append("To supply it, do one of these:")
     lines.append(f"  save it in a folder as {' or '.join(card.files)}, and set CHARLM_CORPORA to that folder")
     lines.append(f"  copy it to {_cached(card)}")
@@ -132,26 +139,3 @@ def _supplied_folders() -> list[Path]:
 
 def _cached(card: Card) -> Path:
     return cache_part("corpora") / card.files[0]
-
-
-def _download(url: str, target: Path, card: Card, progress: Progress | None) -> None:
-    """Download one file, verify it and rename it to ``target``.
-
-    Raises:
-        OSError, HTTPException, ValueError: the download fails or differs from the card.
-    """
-    hasher, done = hashlib.sha256(), 0
-    request = urllib.request.Request(url, headers={"User-Agent": "charlm"})
-    with urllib.request.urlopen(request, timeout=_TIMEOUT) as response, whole_file(target, mode=0o600) as file:
-        while block := response.read(_BLOCK):
-            file.write(block)
-            hasher.update(block)
-            done += len(block)
-            if card.bytes is not None and done > card.bytes:
-                raise ValueError(f"more than the expected {card.bytes:,} bytes")
-            if progress is not None:
-                progress(done, card.bytes)
-        if done != card.bytes:
-            raise ValueError(f"found {done:,} bytes, expected {card.bytes:,}")
-        if hasher.hexdigest() != card.sha256:
-            raise ValueError(f"found sha256 {hasher.hexdigest()}, expected {card.sha256}")

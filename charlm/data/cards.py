@@ -28,11 +28,13 @@ class Card(BaseModel):
     licence: str
     """Terms of use."""
     urls: list[str] = []
-    """Download addresses, tried in this order."""
+    """Download addresses (https), tried in this order."""
+    members: list[str] = []
+    """If the addresses are archives (.zip, .tar.gz, .gz): the names of their files that make up the text, in this order."""
     sha256: Annotated[str | None, Field(pattern="^[0-9a-f]{64}$")] = None
-    """sha256 of the file as downloaded."""
+    """sha256 of the text: of the downloaded file, or of the members joined."""
     bytes: Annotated[int | None, Field(ge=1)] = None
-    """Size of the file as downloaded."""
+    """Size of the text: of the downloaded file, or of the members joined. A larger one is never written."""
     files: list[str] = []
     """Accepted file names in the folders of ``CHARLM_CORPORA``; the first is also the name in the cache."""
     text: str | None = None
@@ -55,8 +57,12 @@ class Card(BaseModel):
             raise ValueError("a file needs its sha256 and bytes")
         if self.urls and not self.files:
             raise ValueError("urls need files: the first is the download's name in the cache")
-        if any(not name or name.startswith(".") or "/" in name or "\\" in name for name in self.files):
-            raise ValueError("files are plain names without a folder")
+        if any(not url.startswith("https://") for url in self.urls):
+            raise ValueError("urls begin with https://")
+        if self.members and not self.urls:
+            raise ValueError("members need urls: the addresses of the archive")
+        if any(not name or name.startswith(".") or "/" in name or "\\" in name for name in (*self.files, *self.members)):
+            raise ValueError("files and members are plain names without a folder")
         try:
             normalisation(self.normalise)
         except RecipeError as error:

@@ -9,7 +9,7 @@ from glob import has_magic
 from pathlib import Path
 
 from charlm.config import is_path, path_of
-from charlm.data.card_files import fetch, find_verified, missing_file_error
+from charlm.data.card_files import Fetched, fetch, find_verified, missing_file_error
 from charlm.data.cards import Card, cards
 from charlm.data.sources import SourceFile, Sources, files_under
 from charlm.data.standard_library import standard_library_files
@@ -71,11 +71,11 @@ def _from_card(name: str, card: Card, *, download: bool, verify: bool, progress:
     if card.text is not None:
         return Sources(name, (SourceFile(name, None, card.text),), card.normalise, card.split)
     path = find_verified(name, card, verify=verify)
-    if path is None:
-        if not download:
-            raise missing_file_error(name, card, [])
-        path = fetch(name, card, progress)
-    return Sources(name, (SourceFile(path.name, path),), card.normalise, card.split)
+    if path is None and not download:
+        raise missing_file_error(name, card, [])
+    found = Fetched(path) if path is not None else fetch(name, card, progress)
+    notices = tuple(f"no download from {failure}" for failure in found.failures)
+    return Sources(name, (SourceFile(found.path.name, found.path),), card.normalise, card.split, notices=notices)
 
 
 def _from_folder(folder: Path) -> Sources:

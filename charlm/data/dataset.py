@@ -253,8 +253,7 @@ def _with_split_files(sources: Sources, split: SplitFiles, folder: Path) -> tupl
         first[part] = len(files)
         if path is not None:
             files += locate(path, folder).files
-    joined = Sources(sources.name, tuple(files), sources.normalise, sources.split, sources.is_collection, sources.identity)
-    return joined, first
+    return replace(sources, files=tuple(files)), first
 
 
 def _splits(
@@ -324,7 +323,7 @@ def _build_dataset(
         splits=splits,
         unknown=unknown,
         seen_once=once,
-        notices=tuple(_notices(encoded, splits)),
+        notices=(*sources.notices, *_notices(encoded, splits)),
     )
 
 

@@ -50,12 +50,27 @@ def d2l_whole(pieces: Iterable[str]) -> Iterator[str]:
         held = words[-1:] if words.endswith(b" ") else b""
 
 
+def spaced(pieces: Iterable[str]) -> Iterator[str]:
+    """Characters that are written with a space after each, and ``_`` for a space, as ordinary text.
+
+    ``t h e _ c a t`` becomes ``the cat``. This is the format of the characters of the Penn Treebank, from T. Mikolov's
+    *RNNLM examples* (``simple-examples.tgz``), file ``ptb.char.train.txt``.
+    """
+    for piece in pieces:
+        yield piece.replace(" ", "").replace("_", " ")
+
+
 def _translated(piece: str, table: bytes) -> bytes:
     """Translate each character by a table of bytes, at memory speed. All non-ASCII characters count as non-letters."""
     return piece.encode("ascii", "replace").translate(table)
 
 
-NORMALISATIONS: dict[str, Normalisation] = {"none": unchanged, "d2l-lines": d2l_lines, "d2l-whole": d2l_whole}
+NORMALISATIONS: dict[str, Normalisation] = {
+    "none": unchanged,
+    "d2l-lines": d2l_lines,
+    "d2l-whole": d2l_whole,
+    "spaced": spaced,
+}
 
 
 def normalisation(name: str) -> Normalisation:

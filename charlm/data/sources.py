@@ -65,6 +65,7 @@ class Sources:
         split: default split, from the card.
         is_collection: if true, files that are not text are skipped and counted. In a single file they are an error.
         identity: other facts that determine the content, such as ``Python 3.11.7 standard library``.
+        notices: what went wrong before the files were found, for the user.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Sources:
     split: list[float] | None = None
     is_collection: bool = False
     identity: str = ""
+    notices: tuple[str, ...] = ()
 
     def size(self) -> int:
         """Size of all files together, in bytes."""

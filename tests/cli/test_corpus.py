@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-SHIPPED = ("code", "hello", "latex", "shakespeare", "time-machine")
+from charlm.data import cards, corpora
+from charlm.data.cards import Card
+from charlm.data.sources import SourceFile, Sources
+
+SHIPPED = ("code", "enwik8", "hello", "latex", "ptb", "shakespeare", "text8", "time-machine")
 
 
 def test_list_names_every_card(charlm: Callable[..., Any]) -> None:
@@ -16,6 +21,39 @@ def test_list_names_every_card(charlm: Callable[..., Any]) -> None:
     done = charlm("corpus", "list")
     assert done.code == 0
     assert all(name in done.text for name in SHIPPED)
+    listed = charlm("corpus", "list", "--json").record
+    assert listed["text8"]["bytes"] == 100_000_000
+    assert listed["text8"]["addresses"][0] == "https://mattmahoney.net/dc/text8.zip"
+
+
+def test_show_names_the_addresses(charlm: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failing would mean that a user cannot see where a text comes from, or that counts of a split are shown rounded."""
+    content = "a card's text\n" * 200
+    card = Card(
+        description="a text",
+        licence="public domain",
+        urls=["https://one.test/text.txt", "https://two.test/text.txt"],
+        files=["text.txt"],
+        sha256=hashlib.sha256(content.encode()).hexdigest(),
+        bytes=len(content),
+        split=[1234, 500, 500],
+    )
+    monkeypatch.setattr(cards, "cards", lambda: {"mine": card})
+    monkeypatch.setattr(corpora, "cards", lambda: {"mine": card})
+    monkeypatch.setenv("CHARLM_CORPORA", str(tmp_path))
+    (tmp_path / "text.txt").write_text(content, encoding="utf-8")
+    shown = charlm("corpus", "show", "mine").text
+    assert "addresses:   https://one.test/text.txt\n             https://two.test/text.txt\n" in shown
+    assert "(1,234, 500, 500)" in shown
+
+
+def test_fetch_tells_which_address_failed(charlm: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failing would mean that a host with a changed text stays unnoticed."""
+    found = Sources("mine", (SourceFile("text", tmp_path / "text"),), notices=("no download from https://one.test: HTTP 404",))
+    monkeypatch.setattr(corpora, "locate", lambda *_, **__: found)
+    done = charlm("corpus", "fetch", "mine")
+    assert done.text.strip() == str(tmp_path / "text")
+    assert "no download from https://one.test: HTTP 404" in done.err
 
 
 def test_show_names_invisible_characters(charlm: Callable[..., Any], tmp_path: Path) -> None:

@@ -22,9 +22,12 @@ def test_every_recipe_is_listed_with_its_result(charlm: Callable[..., Any], monk
     assert max(map(len, lines)) <= 80
     for name in shipped_files("configs"):
         (number,) = [number for number, line in enumerate(lines) if line.split()[:1] == [name]]
-        assert any(word in lines[number] for word in ("perplexity", "nats", "bits"))
-        minutes = lines[number].removeprefix(name).removeprefix(" " * 2).replace("< ", "").split()[0]
-        assert float(minutes) > 0
+        if load_recipe(name).recipe.reported is None:
+            assert lines[number].endswith("B  not measured yet")
+        else:
+            assert any(word in lines[number] for word in ("perplexity", "nats", "bits"))
+            minutes = lines[number].removeprefix(name).removeprefix(" " * 2).replace("< ", "").split()[0]
+            assert float(minutes) > 0
         assert lines[number + 1].startswith("    ") and len(lines[number + 1]) > 20
 
 
@@ -37,9 +40,9 @@ def test_show_prints_the_start_of_a_recipe_of_your_own(charlm: Callable[..., Any
     first, *rest = shown.splitlines()
     schema = Path(unquote(urlsplit(first.partition("$schema=")[2]).path))
     assert schema.is_file() and "corpus" in json.loads(schema.read_text(encoding="utf-8"))["properties"]
-    assert set(rest) - set(shipped_files("configs")[name].read_text(encoding="utf-8").splitlines()) == {
-        "# `charlm recipe list` shows the result of the shipped recipe."
-    }
+    added = set(rest) - set(shipped_files("configs")[name].read_text(encoding="utf-8").splitlines())
+    pointer = "# `charlm recipe list` shows the result of the shipped recipe."
+    assert added == ({pointer} if load_recipe(name).recipe.reported else set())
 
 
 def _paragraphs(text: str) -> dict[str, str]:

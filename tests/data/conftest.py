@@ -1,12 +1,15 @@
 """Fixtures of the tests of texts: private folders, files, encoding."""
 
+import http.server
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from mirrors import Mirrors
 
-from charlm.data import sources
+from charlm.data import download, sources
 from charlm.data.corpora import locate
 from charlm.data.encoded import Encoded
 from charlm.data.encoding import encode
@@ -93,3 +96,26 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
 
     monkeypatch.setattr(SourceFile, "blocks", counting)
     return lambda: count
+
+
+@pytest.fixture
+def mirrors(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirrors]:
+    """A network with only the addresses that a test serves."""
+    known = Mirrors()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            known.answer(self)
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        real, here = download._open, f"http://127.0.0.1:{server.server_port}/"
+        monkeypatch.setattr(download, "_open", lambda url: real(here + url.removeprefix("https://")))
+        monkeypatch.setattr(download, "_sleep", lambda seconds: known.pauses.append(seconds) if seconds else None)
+        yield known
+        server.shutdown()
+        thread.join()

@@ -1,16 +1,14 @@
 """The file of a card: supplied, cached or downloaded, and never the wrong one."""
 
-import functools
+import errno
 import hashlib
-import http.server
 import os
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mirrors import Mirrors
 
-from charlm.data import corpora
+from charlm.data import corpora, download
 from charlm.data.card_files import fetch, find
 from charlm.data.cards import Card
 from charlm.data.corpora import locate
@@ -18,25 +16,6 @@ from charlm.data.folders import cache_folder
 from charlm.errors import CorpusError
 
 CONTENT = b"a small text to fetch\n" * 30
-
-
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *arguments: object) -> None:
-        pass
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """A web server on this machine: its address, and the folder that it serves."""
-    folder = tmp_path / "served"
-    folder.mkdir()
-    handler = functools.partial(_Quiet, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
-        thread.start()
-        yield f"http://127.0.0.1:{running.server_port}", folder
-        running.shutdown()
-        thread.join()
 
 
 def card_of(content: bytes = CONTENT, **changes: object) -> Card:
@@ -101,12 +80,11 @@ def test_a_verified_file_is_not_hashed_again(here: Path, monkeypatch: pytest.Mon
         locate("fetched", here, verify=True)
 
 
-def test_a_download(here: Path, server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """If this fails, a download fails, happens twice, or the next address is not tried."""
-    address, folder = server
-    (folder / "right.txt").write_bytes(CONTENT)
-    (folder / "wrong.txt").write_bytes(CONTENT[::-1])
-    urls = [f"{address}/missing.txt", f"{address}/wrong.txt", f"{address}/right.txt"]
+def test_a_download(here: Path, mirrors: Mirrors, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If this fails, a download fails or happens twice, or the user is not told which addresses are wrong."""
+    urls = [f"https://{host}.test/text.txt" for host in ("missing", "wrong", "right")]
+    mirrors.serve(urls[1], CONTENT[::-1])
+    mirrors.serve(urls[2], CONTENT)
     card = card_of(urls=urls)
     use_card(monkeypatch, card)
     assert find("fetched", card) is None
@@ -117,45 +95,58 @@ def test_a_download(here: Path, server: tuple[str, Path], monkeypatch: pytest.Mo
     assert target.read_bytes() == CONTENT
     assert seen[-1] == (len(CONTENT), len(CONTENT))
     assert leftovers() == ["text.txt"]
-    (folder / "right.txt").unlink()
-    assert fetch("fetched", card) == target
+    missing, wrong = found.notices
+    assert missing == f"no download from {urls[0]}: HTTP 404 Not Found"
+    assert wrong.startswith(f"no download from {urls[1]}: found sha256 ")
+    assert mirrors.asked == urls
+    again = fetch("fetched", card)
+    assert (again.path, again.failures) == (target, ())
+    assert mirrors.asked == urls
 
 
-@pytest.mark.parametrize("served", [CONTENT[:-1], CONTENT + b"more", CONTENT[::-1], b""])
-def test_a_wrong_download_leaves_nothing(here: Path, server: tuple[str, Path], served: bytes) -> None:
-    """If this fails, half a download or a changed file becomes the corpus."""
-    address, folder = server
-    (folder / "text.txt").write_bytes(served)
-    with pytest.raises(CorpusError, match="expected"):
-        fetch("fetched", card_of(urls=[f"{address}/text.txt"]))
-    assert leftovers() == []
-
-
-def test_a_damaged_cached_file_is_downloaded_again(server: tuple[str, Path]) -> None:
+def test_a_damaged_cached_file_is_downloaded_again(mirrors: Mirrors) -> None:
     """If this fails, a damaged file in the cache must be deleted by hand."""
-    address, folder = server
-    (folder / "text.txt").write_bytes(CONTENT)
+    url = mirrors.serve("https://one.test/text.txt", CONTENT)
     target = cache_folder() / "corpora" / "text.txt"
     target.parent.mkdir(parents=True)
     target.write_bytes(b"damaged")
-    assert fetch("fetched", card_of(urls=[f"{address}/text.txt"])).read_bytes() == CONTENT
+    assert fetch("fetched", card_of(urls=[url])).path.read_bytes() == CONTENT
 
 
-def test_without_a_network_the_error_says_how_to_supply_the_file(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If this fails, a user without a network is not told which file is needed and where to put it."""
-    card = card_of(urls=["http://127.0.0.1:1/text.txt", "file:///nowhere/text.txt"])
+def test_an_error_lists_every_answer_and_how_to_supply_the_file(
+    here: Path, mirrors: Mirrors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If this fails, a user without a network is not told what was tried, which file is needed and where to put it."""
+    urls = [mirrors.serve("https://one.test/text.zip", 503), "https://two.test/text.zip"]
+    card = card_of(urls=urls, members=["part-1.txt", "part-2.txt"])
     use_card(monkeypatch, card)
     for fetch_it in (True, False):
         with pytest.raises(CorpusError) as raised:
             locate("fetched", here, download=fetch_it)
         message = str(raised.value)
-        assert ("tried http://127.0.0.1:1/text.txt" in message) is fetch_it
+        assert ("tried https://one.test/text.zip: HTTP 503" in message) is fetch_it
+        assert ("tried https://two.test/text.zip: HTTP 404" in message) is fetch_it
         for part in (
+            *urls,
             str(card.sha256),
             f"{card.bytes:,} bytes",
             "text.txt or same-text.txt",
+            "part-1.txt, part-2.txt, joined in this order",
             "CHARLM_CORPORA",
             str(cache_folder() / "corpora" / "text.txt"),
             "charlm corpus add",
         ):
             assert part in message
+
+
+def test_a_full_disk_is_not_a_fault_of_an_address(mirrors: Mirrors, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If this fails, a full disk is reported as a failed download, after three attempts."""
+    url = mirrors.serve("https://one.test/text.txt", CONTENT)
+
+    def full(path: Path, *, mode: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(download, "whole_file", full)
+    with pytest.raises(CorpusError, match=r"cannot write to the cache .*No space left.*CHARLM_CACHE"):
+        fetch("fetched", card_of(urls=[url]))
+    assert mirrors.asked == [url]

@@ -1,7 +1,9 @@
 """Cards: the shipped ones are complete, and the user's are checked when they are written and read."""
 
 import hashlib
+import re
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -9,6 +11,7 @@ from charlm.data.cards import Card, CardExistsError, add_card, cards
 from charlm.data.corpora import locate
 from charlm.data.folders import data_folder
 from charlm.data.normalisation import NORMALISATIONS
+from charlm.data.splits import split_offsets
 from charlm.errors import CorpusError, UsageError
 from charlm.resources import shipped_files
 from charlm.yaml_text import parse_yaml
@@ -24,16 +27,18 @@ CARD = {
 
 
 def test_the_shipped_cards() -> None:
-    """If this fails, a shipped card is wrong, missing, or shares a cached file with another."""
+    """If this fails, a card is wrong or missing, shares a cached file with another, or depends on one host or a branch."""
     known = cards()
-    assert set(known) == {"code", "hello", "latex", "shakespeare", "time-machine"}
+    assert set(known) == {"code", "enwik8", "hello", "latex", "ptb", "shakespeare", "text8", "time-machine"}
     names = [name for card in known.values() for name in card.files]
     assert len(names) == len(set(names))
     for card in known.values():
         assert card.normalise in NORMALISATIONS
         assert card.split is not None and len(card.split) == 3
-        assert all(url.startswith(("http://", "https://")) for url in card.urls)
         assert bool(card.urls) == bool(card.files)
+        hosts = {urlsplit(url).hostname for url in card.urls}
+        assert len(hosts) == len(card.urls) and len(hosts) != 1, card.description
+        assert not {"master", "main", "HEAD"} & {part for url in card.urls for part in re.split("[/@]", url)}
 
 
 def test_every_key_of_a_shipped_card_is_explained() -> None:
@@ -47,12 +52,32 @@ def test_every_key_of_a_shipped_card_is_explained() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "characters", "parts"),
+    [
+        ("text8", 100_000_000, [90_000_000, 5_000_000, 5_000_000]),
+        ("enwik8", 100_000_000, [90_000_000, 5_000_000, 5_000_000]),
+        ("ptb", 11_705_894 // 2, [5_017_482, 393_042, 442_423]),
+    ],
+)
+def test_the_splits_of_the_benchmarks(name: str, characters: int, parts: list[int]) -> None:
+    """If this fails, a result is measured on another part of a benchmark than published results are."""
+    card = cards()[name]
+    assert card.split is not None
+    assert [stop - start for start, stop in split_offsets(characters, card.split).values()] == parts
+    assert sum(parts) == characters
+
+
+@pytest.mark.parametrize(
     "changes",
     [
         {"sha256": None},
         {"sha256": "ABC"},
         {"files": ["../escape.txt"]},
-        {"files": [], "urls": ["http://127.0.0.1/x"]},
+        {"files": [], "urls": ["https://one.test/x"]},
+        {"urls": ["http://one.test/x"]},
+        {"urls": ["https://one.test/x", "file:///etc/passwd"]},
+        {"members": ["text.txt"]},
+        {"urls": ["https://one.test/x.zip"], "members": ["../text.txt"]},
         {"text": "and a text"},
         {"normalise": "d2l"},
         {"split": [0.9, 0.2, 0.1]},
