@@ -156,7 +156,7 @@ def _on_a_terminal(arguments, seconds=60.0, **settings):
 @pytest.mark.slow
 def test_a_terminal_is_drawn_on(long_recipe, desk):
     """Failing would mean that there is nothing to watch."""
-    code, drawn = _on_a_terminal(["train", "long.yaml", "--out", "run", "--max-steps", "400"])
+    code, drawn = _on_a_terminal(["train", "long.yaml", "--out", "run", "--max-steps", "4000"])
     assert code == 0
     assert "\x1b[2K" in drawn and "loss" in drawn, "a line is redrawn"
     assert "nats per character against steps:  · training" in drawn, "the curve is drawn at the end"
