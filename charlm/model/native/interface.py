@@ -76,8 +76,8 @@ class Dropping(ctypes.Structure):
     """Dropout (``dropout.h``)."""
 
     _fields_ = [
-        ("bf16", _N), ("threads", _N), ("count", _N), ("period", _N), ("key", ctypes.c_uint64), ("threshold", _N),
-        ("scale", _D), ("values", _P), ("out", _P),
+        ("bf16", _N), ("threads", _N), ("count", _N), ("row", _N), ("stride", _N), ("offset", _N),
+        ("key", ctypes.c_uint64), ("threshold", _N), ("scale", _D), ("values", _P), ("out", _P),
     ]  # fmt: skip
 
 
