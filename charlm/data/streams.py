@@ -14,6 +14,7 @@ Shapes are time-major, ``(T, B)``, as the recurrent layers read them.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -65,6 +66,12 @@ def fit_batch(targets: int, batch: int, seq_length: int) -> BatchShape:
     fitted_length = min(seq_length, targets)
     fitted_batch = max(1, min(batch, targets // fitted_length))
     return BatchShape(fitted_batch, fitted_length, (fitted_batch, fitted_length) != (batch, seq_length))
+
+
+def shares(count: int, parts: int) -> list[range]:
+    """Cut ``count`` things into contiguous parts whose sizes differ by at most one: part i starts at ⌊i·count/parts⌋."""
+    bounds = [part * count // parts for part in range(parts + 1)]
+    return [range(start, stop) for start, stop in itertools.pairwise(bounds)]
 
 
 def side_by_side(

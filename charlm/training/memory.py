@@ -16,10 +16,11 @@ from charlm.training.resolve import Resolved
 
 
 def training_bytes(recipe: Recipe, vocabulary_size: int, shape: BatchShape, precision: str, engine: str) -> int:
-    """An estimate of the memory for training in bytes: weights, gradients, moments, and activations of one step."""
+    """An estimate of the memory for training in bytes: weights, gradients, moments, and activations of one part of a step."""
     train = recipe.train
     moments = len(OPTIMIZERS[train.optimizer].kept(train.momentum))
-    activations = activation_bytes(recipe.model, vocabulary_size, shape.batch, shape.seq_length, precision, engine)
+    streams = -(-shape.batch // train.accumulate)
+    activations = activation_bytes(recipe.model, vocabulary_size, streams, shape.seq_length, precision, engine)
     return 4 * count_parameters(recipe.model, vocabulary_size) * (2 + moments) + activations
 
 
@@ -36,7 +37,7 @@ def check_memory(recipe: Recipe, dataset: Dataset, resolved: Resolved) -> None:
     if available is not None and needed > available:
         raise RecipeError(
             f"training this model takes about {needed / 1e9:,.1f} GB, but {resolved.device} has {available / 1e9:,.1f} GB; "
-            "use a smaller model.hidden, model.layers, train.batch or train.seq_length"
+            "use a smaller model.hidden, model.layers, train.batch or train.seq_length, or a larger train.accumulate"
         )
 
 

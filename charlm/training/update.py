@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from charlm.config import TrainSection
+from charlm.data.streams import shares
 from charlm.model.cells import State
 from charlm.model.dropout import Dropout
 from charlm.model.language_model import LanguageModel
@@ -40,7 +41,7 @@ class Updater:
 
     Args:
         model: on its device.
-        section: optimizer, clipping.
+        section: optimizer, clipping, number of parts.
         precision: resolved: ``fp32``, ``bf16`` or ``fp16``.
     """
 
@@ -49,6 +50,7 @@ class Updater:
         self.optimizer = make_optimizer(model, section)
         self.scale = LossScale(precision == "fp16")
         self._clip = section.clip
+        self._parts = section.accumulate
         self._precision = precision
         self._weights = list(model.parameters())
         self._gradient = FlatGradient(self._weights)
@@ -74,7 +76,17 @@ class Updater:
             rate: the learning rate.
             dropout: see :meth:`LanguageModel.forward`.
         """
-        nats, state = self._backpropagate(inputs, targets, scored, state, dropout)
+        total, states = 0.0, []
+        B = inputs.shape[1]
+        for number, part in enumerate(shares(B, min(self._parts, B))):
+            streams = slice(part.start, part.stop)
+            seen = dropout.of_streams(part.start, B) if dropout is not None else None
+            before = tuple(one[:, streams] for one in state)
+            nats, after = self._backpropagate(inputs[:, streams], targets[:, streams], scored, before, seen, adds=number > 0)
+            total += nats
+            states.append(after)
+        nats = total / scored
+        state = tuple(torch.cat(parts, dim=1) for parts in zip(*states, strict=True)) if len(states) > 1 else states[0]
         norm = self._norm() / self.scale.scale
         finite = math.isfinite(nats) and math.isfinite(norm)
         if finite:
@@ -88,13 +100,22 @@ class Updater:
         return Outcome(nats, norm, state, diverged=not finite and not skipped)
 
     def _backpropagate(
-        self, inputs: Tensor, targets: Tensor, scored: int, state: State, dropout: Dropout | None
+        self, inputs: Tensor, targets: Tensor, scored: int, state: State, dropout: Dropout | None, *, adds: bool
     ) -> tuple[float, State]:
-        """Fill the gradient buffer, in units of the loss scale. Returns the mean loss and the next state, detached."""
+        """Compute the gradient of Σ nats / ``scored`` over some streams, in units of the loss scale.
+
+        Args:
+            scored: of the whole batch.
+            adds: add the gradient to the buffer instead of filling it.
+
+        Returns:
+            Σ nats of these streams, and their next state, detached.
+        """
         with arithmetic(self._precision, self._device):
             total, state = self.model.nll_sum(inputs, targets, state, dropout)
-        self._gradient.write(torch.autograd.grad(total * (self.scale.scale / scored), self._weights))
-        return total.item() / scored, tuple(part.detach() for part in state)
+        gradients = torch.autograd.grad(total * (self.scale.scale / scored), self._weights)
+        (self._gradient.add if adds else self._gradient.write)(gradients)
+        return total.item(), tuple(part.detach() for part in state)
 
     def _norm(self) -> float:
         """The Euclidean norm of the gradient over all weights."""
