@@ -29,7 +29,8 @@ def stop_on_signals(trainer: Trainer, live: Live) -> AbstractContextManager[None
         signals.append(signal.SIGHUP)
 
     def on_stop() -> None:
-        live.say("finishing this step and saving; once more to stop at once")
+        if trainer.world.is_first:
+            live.say("finishing this step and saving; once more to stop at once")
 
     return run.stop_on_signals(trainer, signals, on_stop)
 

@@ -14,7 +14,6 @@ Shapes are time-major, ``(T, B)``, as the recurrent layers read them.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -42,7 +41,7 @@ class Batch:
     Attributes:
         inputs: ``(T, B)`` ids.
         targets: ``(T, B)`` ids, or ``IGNORED``.
-        scored: number of targets that are not masked.
+        scored: number of targets of the whole batch that are not masked.
         fresh: whether the state must be zeroed before this batch.
     """
 
@@ -68,14 +67,11 @@ def fit_batch(targets: int, batch: int, seq_length: int) -> BatchShape:
     return BatchShape(fitted_batch, fitted_length, (fitted_batch, fitted_length) != (batch, seq_length))
 
 
-def shares(count: int, parts: int) -> list[range]:
-    """Cut ``count`` things into contiguous parts whose sizes differ by at most one: part i starts at ⌊i·count/parts⌋."""
-    bounds = [part * count // parts for part in range(parts + 1)]
-    return [range(start, stop) for start, stop in itertools.pairwise(bounds)]
-
-
 def side_by_side(
-    read: Callable[[int, int], npt.NDArray[np.int64]], starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]
+    read: Callable[[int, int], npt.NDArray[np.int64]],
+    starts: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64],
+    longest: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Put B parts of a text into the columns of a batch; shorter ones are masked at the end.
 
@@ -83,11 +79,12 @@ def side_by_side(
         read: (start, stop) → ids.
         starts: ``(B,)`` first input of each part.
         lengths: ``(B,)`` number of targets of each part.
+        longest: rows of the batch; ``None``: the greatest length.
 
     Returns:
         Inputs and targets, each ``(longest, B)``; a target is the character after its input, or ``IGNORED``.
     """
-    longest = int(lengths.max())
+    longest = int(lengths.max()) if longest is None else longest
     inputs = np.zeros((longest, len(starts)), dtype=np.int64)
     targets = np.full((longest, len(starts)), IGNORED, dtype=np.int64)
     for stream, (start, length) in enumerate(zip(starts.tolist(), lengths.tolist(), strict=True)):
@@ -139,10 +136,17 @@ class Batches:
             return offset
         return len(self.text) - 1 - self.shape.batch * self.shape.seq_length * self.epoch_length(epoch)
 
-    def batch(self, epoch: int, index: int) -> Batch:
-        """Batch ``index`` of epoch ``epoch``, both counted from 0."""
+    def batch(self, epoch: int, index: int, streams: range | None = None) -> Batch:
+        """Batch ``index`` of epoch ``epoch``, both counted from 0.
+
+        Args:
+            streams: only these, with ``scored`` of the whole batch; ``None``: all.
+        """
         starts, lengths = self._windows(epoch, index) if self._section.batching == "windows" else self._pieces(epoch, index)
-        inputs, targets = side_by_side(lambda start, stop: self._ids(start, stop, epoch), starts, lengths)
+        own = slice(None) if streams is None else slice(streams.start, streams.stop)
+        inputs, targets = side_by_side(
+            lambda start, stop: self._ids(start, stop, epoch), starts[own], lengths[own], int(lengths.max())
+        )
         fresh = index == 0 or self._section.batching == "windows"
         return Batch(inputs, targets, int(lengths.sum()), fresh)
 

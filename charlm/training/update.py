@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from charlm.config import TrainSection
-from charlm.data.streams import shares
+from charlm.distributed import ALONE, World, shares
 from charlm.model.cells import State
 from charlm.model.dropout import Dropout
 from charlm.model.language_model import LanguageModel
@@ -43,10 +43,12 @@ class Updater:
         model: on its device.
         section: optimizer, clipping, number of parts.
         precision: resolved: ``fp32``, ``bf16`` or ``fp16``.
+        world: the processes that share the streams of a batch.
     """
 
-    def __init__(self, model: LanguageModel, section: TrainSection, precision: str) -> None:
+    def __init__(self, model: LanguageModel, section: TrainSection, precision: str, world: World = ALONE) -> None:
         self.model = model
+        self._world = world
         self.optimizer = make_optimizer(model, section)
         self.scale = LossScale(precision == "fp16")
         self._clip = section.clip
@@ -65,26 +67,34 @@ class Updater:
         state: State,
         rate: float,
         dropout: Dropout | None = None,
+        first: int = 0,
+        batch: int | None = None,
     ) -> Outcome:
-        """Train on one batch.
+        """Train on one batch. Each process has some of its streams; all of them make the same update.
 
         Args:
             inputs: ``(T, B)`` ids.
             targets: ``(T, B)`` ids, or ``IGNORED``.
-            scored: the number of targets that are not ignored.
+            scored: the number of targets of all processes that are not ignored.
             state: before the batch.
             rate: the learning rate.
             dropout: see :meth:`LanguageModel.forward`.
+            first: the number of this process's first stream.
+            batch: streams of all processes; ``None``: B.
         """
         total, states = 0.0, []
         B = inputs.shape[1]
         for number, part in enumerate(shares(B, min(self._parts, B))):
             streams = slice(part.start, part.stop)
-            seen = dropout.of_streams(part.start, B) if dropout is not None else None
+            seen = dropout.of_streams(first + part.start, batch or B) if dropout is not None else None
             before = tuple(one[:, streams] for one in state)
             nats, after = self._backpropagate(inputs[:, streams], targets[:, streams], scored, before, seen, adds=number > 0)
             total += nats
             states.append(after)
+        loss = torch.tensor([total], dtype=torch.float64, device=self._device) if self._world.size > 1 else None
+        if loss is not None:
+            self._world.sum_(self._gradient.flat, loss)
+            total = loss.item()
         nats = total / scored
         state = tuple(torch.cat(parts, dim=1) for parts in zip(*states, strict=True)) if len(states) > 1 else states[0]
         norm = self._norm() / self.scale.scale

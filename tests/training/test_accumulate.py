@@ -10,7 +10,8 @@ import pytest
 from conftest import loaded_recipe
 
 from charlm.config import TrainSection
-from charlm.data.streams import BatchShape, shares
+from charlm.data.streams import BatchShape
+from charlm.distributed import shares
 from charlm.training.memory import training_bytes
 
 DROPOUTS = ("model.dropout=0.3", "model.input_dropout=0.2", "model.weight_drop=0.1", "model.layers=2")
