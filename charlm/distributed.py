@@ -159,6 +159,7 @@ class Processes(World):
         if on_gpu:
             os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # a timeout raises an error instead of ending the process
         self._seconds = self.seconds
+        self._has_lost = False
         with self._guarded():
             # GPUs that only some processes have are an error of `together`, for which all need the same engine: gloo.
             self._engine.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(seconds=self.seconds))
@@ -248,7 +249,7 @@ class Processes(World):
 
     def close(self) -> None:
         """See :class:`World`."""
-        if self._engine.is_initialized():
+        if self._engine.is_initialized() and not self._has_lost:  # else it would wait
             self._engine.destroy_process_group()
 
     def _gather(self, value: object) -> list[Any]:
@@ -270,7 +271,8 @@ class Processes(World):
         try:
             yield
         except RuntimeError as error:
-            cause = str(error).partition("\n")[0].rpartition("] ")[2]
+            self._has_lost = True
+            cause = str(error).partition("\n")[0].rpartition("] ")[2].partition(". ")[0]
             raise PeerLostError(
                 f"process {self.rank} of {self.size} lost the others: one of them has ended, or did not answer for "
                 f"{self._seconds:g} seconds ({cause.rstrip('.')}). The run's last checkpoint is intact; resume it with "

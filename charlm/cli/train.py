@@ -204,8 +204,8 @@ def train(
     with closing(world), begun, closing(live), stop_on_signals(trainer, live):
         finished = run(trainer, [watch, *loggers], watch.exact_evaluation, notice if quiet else live.say)
     interrupted = finished.record["stopped_because"] == "interrupted"
-    if not world.is_first:
-        raise typer.Exit(130 if interrupted else 0)
+    if not world.is_first:  # the first process says how it ended: torchrun ends it when another one fails
+        return
     stated = None if init else _stated(loaded, overrides)
     try:
         with delivery(f"The run is saved in {trainer.folder.path}; its metrics.jsonl ends with the result."):

@@ -151,7 +151,9 @@ class Trainer:
         is_asked, is_time_over = self.world.any(self._stop is not None, is_time_over)
         if is_asked:
             self._stop = self._stop or "interrupted"
-        return self._stop or self._stopping.reason_to_stop(self.progress, is_time_over)
+            return self._stop
+        # A stop that was asked meanwhile waits for the next step, since the other processes do not know of it.
+        return self._stopping.reason_to_stop(self.progress, is_time_over)
 
     # -- one step --
 
