@@ -143,6 +143,8 @@ class Processes(World):
 
     def __init__(self, device: str) -> None:
         import torch.distributed
+        from torch.distributed.distributed_c10d import PrefixStore
+        from torch.distributed.rendezvous import rendezvous
 
         self._torch, self._engine = torch, torch.distributed
         environ = os.environ
@@ -161,8 +163,13 @@ class Processes(World):
         self._seconds = self.seconds
         self._has_lost = False
         with self._guarded():
-            # GPUs that only some processes have are an error of `together`, for which all need the same engine: gloo.
-            self._engine.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(seconds=self.seconds))
+            limit = timedelta(seconds=self.seconds)
+            store, _, _ = next(rendezvous("env://", timeout=limit))
+            # torchrun keeps the store when it restarts the processes; addresses of dead ones must not be found in it.
+            store = PrefixStore(f"charlm-{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+            self._engine.init_process_group(
+                "cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=store, rank=self.rank, world_size=self.size, timeout=limit
+            )
             self._start_group = self._engine.new_group(backend="gloo", timeout=timedelta(seconds=_SECONDS_AT_START))
         self._group: Any = None
 
