@@ -25,14 +25,24 @@ from charlm.threads import limit, most
 torch.set_flush_denormal(True)
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str, local_rank: int | None = None) -> torch.device:
     """The device for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Args:
+        local_rank: the number of this process among those of a run on this machine, which gives it a GPU of its own;
+            ``None``: it is alone.
 
     Raises:
         UsageError: the name is unknown, or there is no such device.
     """
+    if local_rank is not None and name not in ("auto", "cpu", "cuda"):
+        raise UsageError(
+            f"{name}: expected auto, cpu or cuda; each process takes the GPU of its own number", parameter="device"
+        )
+    if name == "cuda" and local_rank is not None and torch.cuda.is_available():
+        name = f"cuda:{local_rank}"
     if name == "auto":
-        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        return torch.device("cuda", local_rank or 0) if (local_rank or 0) < torch.cuda.device_count() else torch.device("cpu")
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda") or (index and not (kind == "cuda" and index.isdigit())):
         raise UsageError(f"{name}: expected auto, cpu, cuda or cuda:N", parameter="device")

@@ -16,7 +16,7 @@ PACKAGE = Path(charlm.__file__).parent
 
 STAGES = [
     {"errors", "cells", "progress"},
-    {"files", "optimizers", "resources", "run_files", "schedules", "yaml_text", "config", "threads", "runtime"},
+    {"files", "optimizers", "resources", "run_files", "schedules", "yaml_text", "config", "distributed", "threads", "runtime"},
     {"data", "html"},
     {"model"},
     {"checkpoint"},

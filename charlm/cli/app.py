@@ -148,8 +148,12 @@ def _undelivered(error: OutputError) -> int:
 
 
 def _explain(error: Exception) -> int:
+    from charlm.distributed import PeerLostError, is_first
+
     if isinstance(error, CharlmError):
-        complain(error.text(_flag))
+        # The first process reports what all processes of a run know. Each one reports that it lost the others.
+        if is_first() or isinstance(error, PeerLostError):
+            complain(error.text(_flag))
         return error.exit_code
     if hasattr(error, "format_message"):  # Typer's usage errors; newer releases hide their class
         return _explain_usage(error)

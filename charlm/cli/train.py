@@ -156,11 +156,16 @@ def train(
         charlm train mine.yaml --max-time 5m --resume auto
     """
     from charlm.config import load_recipe, time_limit
+    from charlm.distributed import join
 
+    world = join(device)
+    quiet = quiet or not world.is_first
     overrides = _overrides(set_ or [], {"model.cell": cell, "model.hidden": hidden, "train.seed": seed})
     if recipe == "-":
+        if world.size > 1:
+            raise UsageError("standard input reaches one process only; give several processes a file")
         recipe = _stored_input(quiet)
-    loaded = load_recipe(recipe, overrides)
+    loaded = world.together(lambda: load_recipe(recipe, overrides))
     started_at = context.obj if isinstance(context.obj, float) else time.monotonic()
     seconds = time_limit(max_time)
 
@@ -171,7 +176,7 @@ def train(
     from charlm.training.start import Options, start
 
     folder = out_dir or RUNS / loaded.name
-    loggers = make_loggers(log or [], folder)
+    loggers = make_loggers(log or [], folder) if world.is_first else []
     with progress_bar("downloading") as fetching, progress_bar("encoding") as encoding:
         options = Options(
             out=folder,
@@ -183,6 +188,7 @@ def train(
             verify=verify,
             fetch_progress=None if quiet else fetching,
             encode_progress=None if quiet else encoding,
+            world=world,
         )
         begun = start(loaded, options)
     trainer = begun.trainer
@@ -198,10 +204,12 @@ def train(
     again = _resume_command(recipe, set_ or [], options_again, log or [])
     live = Live(trainer.plan.total_steps, quiet)
     watch = Watch(live)
-    with begun, closing(live), stop_on_signals(trainer, live):
+    with closing(world), begun, closing(live), stop_on_signals(trainer, live, announces=world.is_first):
         finished = run(trainer, [watch, *loggers], watch.exact_evaluation, notice if quiet else live.say)
-    stated = None if init else _stated(loaded, overrides)
     interrupted = finished.record["stopped_because"] == "interrupted"
+    if not world.is_first:  # the first process says how it ended: torchrun ends it when another one fails
+        return
+    stated = None if init else _stated(loaded, overrides)
     try:
         with delivery(f"The run is saved in {trainer.folder.path}; its metrics.jsonl ends with the result."):
             _conclude(finished, trainer, stated, quiet, as_json, again)
@@ -267,7 +275,7 @@ def _introduce(loaded: LoadedRecipe, begun: Started) -> None:
     splits = [f"{name} {start:,}–{stop:,}" for name, (start, stop) in dataset.splits.items() if stop > start]
     unknown = {name: number for name, number in dataset.unknown.items() if number}
     parameters = trainer.model.parameter_count()
-    memory = training_bytes(recipe, len(dataset.vocabulary), shape, resolved.precision, resolved.engine)
+    memory = training_bytes(recipe, len(dataset.vocabulary), shape, resolved.precision, resolved.engine, trainer.world.size)
     identity = f", {dataset.identity}" if dataset.identity else ""
     length = (
         f"{plan.total_steps:,} steps" if plan.total_steps is not None else f"until {duration(train_.time or 0)} have passed"
@@ -293,6 +301,8 @@ def _introduce(loaded: LoadedRecipe, begun: Started) -> None:
         ("memory", f"about {size(memory)} for weights, moments and activations"),
         ("folder", str(trainer.folder.path)),
     ]  # fmt: skip
+    if trainer.world.size > 1:
+        lines.append(("processes", f"{trainer.world.size}, each with {len(trainer.world.share(shape.batch))} or more streams"))
     if loaded.of_text:
         lines.insert(0, ("recipe", f"{trainer.folder.path / CONFIG}, written for {loaded.recipe.corpus}"))
     if trainer.resumed_from is not None:

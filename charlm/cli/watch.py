@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from charlm.training.run import CanStop
 
 
-def stop_on_signals(trainer: CanStop, live: Live | LiveRuns) -> AbstractContextManager[None]:
+def stop_on_signals(trainer: CanStop, live: Live | LiveRuns, *, announces: bool = True) -> AbstractContextManager[None]:
     """Ctrl-C, SIGTERM and SIGHUP request a stop; a second one stops at once, and the checkpoint on disk is whole.
 
-    SIGHUP, which a closed terminal sends, stays ignored under ``nohup``.
+    SIGHUP, which a closed terminal sends, stays ignored under ``nohup``. One of several processes announces the stop.
     """
     from charlm.training import run
 
@@ -29,7 +29,8 @@ def stop_on_signals(trainer: CanStop, live: Live | LiveRuns) -> AbstractContextM
         signals.append(signal.SIGHUP)
 
     def on_stop() -> None:
-        live.say("finishing this step and saving; once more to stop at once")
+        if announces:
+            live.say("finishing this step and saving; once more to stop at once")
 
     return run.stop_on_signals(trainer, signals, on_stop)
 

@@ -35,6 +35,9 @@ class TrainSection(Section):
 
     batch: Annotated[int, Field(ge=1, le=1_000_000, json_schema_extra=FIXED)] = 32
     """Batch size: parallel streams B."""
+    accumulate: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    """Parts of the batch whose gradients are computed one after the other and summed: 4 parts need about a quarter of the
+    memory for activations, and give the same result up to rounding."""
     seq_length: Annotated[int, Field(ge=1, le=1_000_000, json_schema_extra=FIXED)] = 64
     """Time steps T of truncated backpropagation through time."""
     batching: Annotated[Literal["streams", "windows"], Field(json_schema_extra=FIXED)] = "streams"

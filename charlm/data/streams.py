@@ -43,7 +43,7 @@ class Batch:
     Attributes:
         inputs: ``(T, B)`` ids.
         targets: ``(T, B)`` ids, or ``IGNORED``.
-        scored: number of targets that are not masked.
+        scored: number of targets of the whole batch that are not masked.
         fresh: whether the state must be zeroed before this batch.
     """
 
@@ -93,6 +93,7 @@ def side_by_side(
     read: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]],
     starts: npt.NDArray[np.int64],
     lengths: npt.NDArray[np.int64],
+    longest: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Put B parts of a text into the columns of a batch; shorter ones are masked at the end.
 
@@ -100,11 +101,12 @@ def side_by_side(
         read: positions in the text → their ids, of the same shape.
         starts: ``(B,)`` first input of each part.
         lengths: ``(B,)`` number of targets of each part.
+        longest: rows of the batch; ``None``: the greatest length.
 
     Returns:
         Inputs and targets, each ``(longest, B)``; a target is the character after its input, or ``IGNORED``.
     """
-    steps = np.arange(int(lengths.max()) + 1)[:, None]
+    steps = np.arange((int(lengths.max()) if longest is None else longest) + 1)[:, None]
     # A masked position reads a character that the text has: the part's last, or its first if the part is empty.
     ids = read(np.where(lengths > 0, starts, 0) + np.minimum(steps, np.maximum(lengths, 0)))
     inputs, targets = ids[:-1], ids[1:]
@@ -160,10 +162,17 @@ class Batches:
             return offset
         return len(self.text) - 1 - self.shape.batch * self.shape.seq_length * self.epoch_length(epoch)
 
-    def batch(self, epoch: int, index: int) -> Batch:
-        """Batch ``index`` of epoch ``epoch``, both counted from 0."""
+    def batch(self, epoch: int, index: int, streams: range | None = None) -> Batch:
+        """Batch ``index`` of epoch ``epoch``, both counted from 0.
+
+        Args:
+            streams: only these, with ``scored`` of the whole batch; ``None``: all.
+        """
         span = self.span(epoch, index)
-        inputs, targets = side_by_side(lambda positions: self._ids(positions, epoch), span.starts, span.lengths)
+        own = slice(None) if streams is None else slice(streams.start, streams.stop)
+        inputs, targets = side_by_side(
+            lambda positions: self._ids(positions, epoch), span.starts[own], span.lengths[own], int(span.lengths.max())
+        )
         return Batch(inputs, targets, span.scored, span.fresh)
 
     def span(self, epoch: int, index: int) -> Span:
@@ -257,8 +266,8 @@ class RecordBatches(Batches):
         """Nothing is skipped."""
         return 0
 
-    def batch(self, epoch: int, index: int) -> Batch:
-        """Batch ``index`` of epoch ``epoch``, both counted from 0."""
+    def span(self, epoch: int, index: int) -> Span:
+        """Where a batch is in the text."""
         B, T = self.shape.batch, self.shape.seq_length
         order, ends = self._groups(epoch)
         group = int(np.searchsorted(ends, index, side="right"))
@@ -267,8 +276,7 @@ class RecordBatches(Batches):
         starts, lengths = np.zeros((2, B), dtype=np.int64)  # the last group of an epoch can be smaller
         starts[: len(records)] = self._bounds[records] + done
         lengths[: len(records)] = np.clip(self._targets[records] - done, 0, T)
-        inputs, targets = side_by_side(lambda positions: self._ids(positions, epoch), starts, lengths)
-        return Batch(inputs, targets, int(lengths.sum()), fresh=done == 0)
+        return Span(starts, lengths, fresh=done == 0)
 
     def _groups(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """All records in the order of an epoch, and for each group of B of them, the number of batches up to its end."""

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from charlm.data.dataset import Text
 from charlm.data.streams import side_by_side
+from charlm.distributed import ALONE, World
 from charlm.errors import DivergedError
 from charlm.evaluation.limits import CHUNK
 from charlm.model.language_model import LanguageModel
@@ -150,6 +151,7 @@ def segments(
     warm: int = 1000,
     characters: int | None = None,
     progress: Progress | None = None,
+    world: World = ALONE,
 ) -> Score:
     """The cheap result: like :func:`carried`, but read in S segments in parallel.
 
@@ -161,30 +163,51 @@ def segments(
         pieces: maximum of S.
         warm: W.
         characters: score only this many, in segments spread evenly over the text, since its beginning may be untypical.
+        progress: counts the characters of all processes.
+        world: the processes that share the segments.
     """
     starts, lengths = quick_parts(text, pieces=pieces, warm=warm, characters=characters)
-    if text.separator is not None:
+    if text.separator is not None:  # every process reads all records
         return _by_record(model, text, starts, lengths, progress=progress)
-    S, targets = len(starts), int(lengths.sum())
-    tuner = _tuner(model)
-    with torch.inference_mode():
-        state = model.zero_state(S)
-        if S > 1 and warm > 0:
-            # Starts are at least W apart, so W characters precede every segment but the first.
-            before, _ = side_by_side(text.at, starts[1:] - warm, np.full(S - 1, warm, dtype=np.int64))
-            warmed = model.zero_state(S - 1)
-            for part in torch.split(before.to(state[0].device), CHUNK):
-                with tuner.piece(part.numel()):
-                    _, warmed = model.features(part, warmed)
-            state = tuple(torch.cat([zero[:, :1], after], dim=1) for zero, after in zip(state, warmed, strict=True))
-        total = 0.0
-        for at in range(0, int(lengths.max()), CHUNK):  # chunk by chunk, so that memory does not grow with the text
-            inputs, expected = side_by_side(text.at, starts + at, np.clip(lengths - at, 0, CHUNK))
-            nats, state = _read(model, inputs, expected, state, tuner)
-            total += nats
-            if progress is not None:
-                progress(int(np.minimum(lengths, at + CHUNK).sum()), targets)
+    targets = int(lengths.sum())
+    own = world.share(len(starts))
+    total, failure = 0.0, None
+    each = _by_segments(model, text, starts[own.start : own.stop], lengths[own.start : own.stop], warm) if own else iter(())
+    # Chunk by chunk, so that memory does not grow with the text; all processes count the same chunks.
+    for at in range(0, int(lengths.max()), CHUNK):
+        try:
+            total += next(each, 0.0)
+        except DivergedError as error:  # the others must learn of it
+            failure, total = error, math.nan
+        if progress is not None:
+            progress(int(np.minimum(lengths, at + CHUNK).sum()), targets)
+    total = world.sum(total)
+    if not math.isfinite(total):
+        raise failure or DivergedError("the model's logits are NaN or infinite in another process")
     return Score(total, targets)
+
+
+@torch.inference_mode()
+def _by_segments(
+    model: LanguageModel, text: Text, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], warm: int
+) -> Iterator[float]:
+    """Σ nats of each chunk of some segments, side by side."""
+    S = len(starts)
+    tuner = _tuner(model)
+    state = model.zero_state(S)
+    cold = int(starts[0] == 0)  # the first segment of the text has nothing before it
+    if cold < S and warm > 0:
+        # Starts are at least W apart, so W characters precede every segment but the first.
+        before, _ = side_by_side(text.at, starts[cold:] - warm, np.full(S - cold, warm, dtype=np.int64))
+        warmed = model.zero_state(S - cold)
+        for part in torch.split(before.to(state[0].device), CHUNK):
+            with tuner.piece(part.numel()):
+                _, warmed = model.features(part, warmed)
+        state = tuple(torch.cat([zero[:, :cold], after], dim=1) for zero, after in zip(state, warmed, strict=True))
+    for at in range(0, int(lengths.max()), CHUNK):
+        inputs, expected = side_by_side(text.at, starts + at, np.clip(lengths - at, 0, CHUNK))
+        nats, state = _read(model, inputs, expected, state, tuner)
+        yield nats
 
 
 def spread(

@@ -25,7 +25,7 @@ from charlm.config import ModelSection
 from charlm.data.streams import IGNORED
 from charlm.errors import UsageError
 from charlm.model.cells import EQUATIONS, State
-from charlm.model.dropout import Dropout, Key, masked
+from charlm.model.dropout import Dropout, Key, Places, masked
 from charlm.model.layers import Network, RecurrentLayer
 from charlm.model.native.engine import NativeEngine
 
@@ -138,7 +138,7 @@ class Engine(Protocol):
     def fused_optimizer(self, optimizer: torch.optim.Optimizer) -> FusedOptimizer | None:
         """This engine's code for the optimizer; ``None``: PyTorch's is used."""
 
-    def drop(self, values: Tensor, period: int, key: Key, threshold: int) -> Tensor:
+    def drop(self, values: Tensor, places: Places, key: Key, threshold: int) -> Tensor:
         """Dropout; arguments and result as in :func:`charlm.model.dropout.masked`."""
 
     def block_sampler(
@@ -219,9 +219,9 @@ class ReferenceEngine:
         """See :class:`Engine`."""
         return None
 
-    def drop(self, values: Tensor, period: int, key: Key, threshold: int) -> Tensor:
+    def drop(self, values: Tensor, places: Places, key: Key, threshold: int) -> Tensor:
         """See :class:`Engine`."""
-        return masked(values, period, key, threshold)
+        return masked(values, places, key, threshold)
 
     def block_sampler(
         self,

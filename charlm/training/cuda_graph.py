@@ -21,6 +21,7 @@ from torch import Tensor
 
 from charlm.config import TrainSection
 from charlm.data.streams import IGNORED, Batches, Span
+from charlm.distributed import ALONE, World
 from charlm.model.cells import State
 from charlm.model.dropout import Dropout
 from charlm.model.language_model import LanguageModel
@@ -37,10 +38,14 @@ _SHARE = 4
 """The text is kept on the GPU if it takes at most this fraction (1/4) of the free memory."""
 
 
-def why_not(section: TrainSection, device: torch.device) -> str | None:
+def why_not(section: TrainSection, device: torch.device, world: World = ALONE) -> str | None:
     """Why a training cannot run as CUDA graphs; ``None``: it can."""
     if device.type != "cuda":
         return "CUDA graphs need a GPU"
+    if world.size > 1:
+        return "the processes exchange their gradients in the middle of a step"
+    if section.accumulate > 1:
+        return f"train.accumulate computes a step in {section.accumulate} parts"
     if section.optimizer not in _SKIPPABLE:
         entry = OPTIMIZERS[section.optimizer]
         return f"PyTorch's {entry.torch_name} cannot skip an update on the GPU; {', '.join(_SKIPPABLE)} can"

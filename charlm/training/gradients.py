@@ -33,3 +33,7 @@ class FlatGradient:
     def write(self, gradients: Sequence[Tensor]) -> None:
         """Copy one gradient for each weight, in the order of the weights, into the buffer."""
         torch._foreach_copy_(self.parts, list(gradients))
+
+    def add(self, gradients: Sequence[Tensor]) -> None:
+        """Add one gradient for each weight, in the order of the weights, to the buffer."""
+        torch._foreach_add_(self.parts, list(gradients))

@@ -9,6 +9,7 @@ import torch
 
 from charlm.checkpoint import Checkpoint
 from charlm.config import Recipe
+from charlm.distributed import ALONE, World
 from charlm.model.engines import ENGINES, resolve_engine
 from charlm.runtime import prepare, resolve_precision, use_deterministic_algorithms
 
@@ -29,7 +30,9 @@ class Resolved:
     threads: int
 
 
-def resolve(recipe: Recipe, device: torch.device, earlier: Checkpoint | None) -> tuple[Resolved, list[str]]:
+def resolve(
+    recipe: Recipe, device: torch.device, earlier: Checkpoint | None, world: World = ALONE
+) -> tuple[Resolved, list[str]]:
     """Choose engine, precision and threads. A run that is resumed on the same kind of device keeps its earlier choices.
 
     Returns:
@@ -63,7 +66,7 @@ def resolve(recipe: Recipe, device: torch.device, earlier: Checkpoint | None) ->
         engine_reason = "as at the start of this run"
     if same_device and precision == before["precision"]:
         precision_reason = "as at the start of this run"
-    threads = prepare(recipe.train.threads)
-    if same_device and recipe.train.threads is None:
+    threads = prepare(recipe.train.threads or world.threads)
+    if same_device and recipe.train.threads is None and world.threads is None:
         threads = before.get("threads", threads)
     return Resolved(device, engine, engine_reason, precision, precision_reason, threads), notices

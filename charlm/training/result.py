@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +101,7 @@ def final_record(
     parameters: int,
     started_at: float,
     checkpoint: str,
+    streams: Sequence[range],
 ) -> dict[str, Any]:
     """The keys of ``charlm train --json``.
 
@@ -111,6 +112,7 @@ def final_record(
         parameters: of the model.
         started_at: when the process started, on ``time.monotonic``'s clock.
         checkpoint: the file of the weights that the run reports.
+        streams: of each process.
     """
     train_nats, best, has_validation = progress.train_nats, progress.reported_best, validation_length > 0
     quick_characters = int(_quick_parts(dataset.text("validation"), recipe.evaluate)[1].sum()) if has_validation else 0
@@ -152,6 +154,8 @@ def final_record(
         "engine": resolved.engine,
         "precision": resolved.precision,
         "threads": resolved.threads,
+        "processes": len(streams),
+        "streams": [[share.start, share.stop] for share in streams],
         "seed": recipe.train.seed,
         "parameters": parameters,
         "corpus": dataset.fingerprint(),

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from charlm.checkpoint import RUNS
 from charlm.config import LoadedRecipe, apply_overrides, load_recipe, recipe_name, time_limit, validate_recipe
+from charlm.distributed import join
 from charlm.errors import UsageError
 from charlm.progress import Progress
 from charlm.training.events import Event, Finished
@@ -50,6 +51,9 @@ def train(
     In the main thread Ctrl-C finishes the step, saves and returns the record with ``stopped_because`` ``interrupted``; a second
     Ctrl-C raises ``KeyboardInterrupt`` at once.
 
+    In a script that ``torchrun`` has started, all its processes train together. Only the first one writes, calls observers and
+    returns an exact evaluation.
+
     Args:
         recipe: the name of a shipped recipe, the path of a YAML file or of a text, a recipe's content as a dictionary, or a
             loaded recipe.
@@ -76,7 +80,8 @@ def train(
     started_at = time.monotonic()
     if max_steps is not None and max_steps < 0:
         raise UsageError(f"{max_steps}: expected 0 or more", parameter="max_steps")
-    loaded = load(recipe, overrides)
+    world = join(device)
+    loaded = world.together(lambda: load(recipe, overrides))
     options = Options(
         out=Path(out) if out is not None else RUNS / loaded.name,
         limits=Limits.of(loaded.recipe, started_at, max_steps, time_limit(max_time)),
@@ -85,10 +90,12 @@ def train(
         init=os.fspath(init) if init is not None else None,
         device=device,
         verify=verify,
+        world=world,
     )
-    loggers = make_loggers([log] if isinstance(log, str) else log, options.out)
+    loggers = make_loggers([log] if isinstance(log, str) else log, options.out) if world.is_first else []
     handles_ctrl_c = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     with (
+        closing(world),
         start(loaded, options) as begun,
         stop_on_signals(begun.trainer, [signal.SIGINT] if handles_ctrl_c else []),
     ):
@@ -126,7 +133,7 @@ def observed(
     """Train, and yield each event after the log of the run's folder and then all observers have handled it.
 
     An observer that raises an exception is not called again, and the training continues. An error of the folder's log ends it.
-    ``trainer.run()`` yields the same events, but records nothing.
+    ``trainer.run()`` yields the same events, but records nothing. Of several processes, only the first has a log and observers.
 
     Args:
         observers: are called with every event.
@@ -136,11 +143,13 @@ def observed(
     Raises:
         CharlmError: the training diverged, or the run's folder cannot be written.
     """
+    records = trainer.world.is_first
     log = RunLog(trainer.folder)
-    guarded = [_Guarded(observer, report) for observer in observers]
+    guarded = [_Guarded(observer, report) for observer in observers if records]
     try:
         for event in trainer.run(exact_progress):
-            log(event)
+            if records:
+                log(event)
             for observer in guarded:
                 observer(event)
             yield event

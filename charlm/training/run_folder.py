@@ -272,6 +272,39 @@ class RunFolder:
         return self._logs[name]
 
 
+class OtherFolder(RunFolder):
+    """The folder as the other processes of a run have it: only the first one locks, reads and writes it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+    def abandon(self) -> None:
+        """Nothing to undo."""
+
+    def save(self, state: Checkpoint, keep_step: bool = False) -> None:
+        """The first process saves."""
+
+    def save_best(self, weights_only: Checkpoint) -> None:
+        """The first process saves."""
+
+    def keep_schedule_best(self) -> None:
+        """The first process keeps it."""
+
+    def restore_schedule_best(self, step: int | None) -> bool:
+        """The first process restores it, and tells the others whether it could."""
+        return False
+
+    def log_sizes(self) -> dict[str, int]:
+        """It has no logs."""
+        return {}
+
+    def truncate_logs(self, sizes: dict[str, int]) -> None:
+        """It has no logs."""
+
+
 def _new_run_from(weights: Path) -> Advice:
     return {"start a new run from these weights": {"overwrite": True, "init": str(weights)}}
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from charlm import checkpoint
+import torch
+
+from charlm import __version__, checkpoint
 from charlm.checkpoint import Checkpoint
-from charlm.config import LoadedRecipe, Recipe, SplitFiles, reconcile
+from charlm.config import LoadedRecipe, Recipe, SplitFiles, fields, reconcile, value_at
 from charlm.data.dataset import Dataset, open_dataset
 from charlm.data.recorded import recorded_text
+from charlm.data.streams import fit_batch
+from charlm.distributed import ALONE, World
 from charlm.errors import RecipeError, UsageError
 from charlm.model.language_model import LanguageModel
+from charlm.model.native import library
+from charlm.model.native.engine import NativeEngine
 from charlm.progress import Progress
 from charlm.runtime import resolve_device
 from charlm.schedules import SCHEDULES
@@ -22,7 +29,7 @@ from charlm.training.memory import check_memory
 from charlm.training.plan import Limits, Plan
 from charlm.training.recipe_paths import anchored, portable
 from charlm.training.resolve import Resolved, resolve
-from charlm.training.run_folder import RunFolder
+from charlm.training.run_folder import OtherFolder, RunFolder
 from charlm.training.trainer import Trainer
 
 Resume = Literal["never", "auto", "must"]
@@ -42,6 +49,7 @@ class Options:
         verify: hash the corpus even if its files look unchanged.
         fetch_progress: is called while the corpus is downloaded.
         encode_progress: is called while the corpus is encoded.
+        world: the processes that train together. The first one reads the earlier run and sends it to the others.
     """
 
     out: Path
@@ -53,6 +61,7 @@ class Options:
     verify: bool = False
     fetch_progress: Progress | None = None
     encode_progress: Progress | None = None
+    world: World = ALONE
 
 
 @dataclass
@@ -75,13 +84,14 @@ def start(loaded: LoadedRecipe, options: Options) -> Started:
     Raises:
         CharlmError: the run cannot be started. The folder is unlocked, and an earlier run in it is unchanged.
     """
+    world = options.world
     if options.resume != "never" and (options.overwrite or options.init):
         new = ({"overwrite": True} if options.overwrite else {}) | ({"init": options.init} if options.init else {})
         raise UsageError(
             "a run cannot be resumed and started anew at once",
             advice={"resume it": {"resume": options.resume}, "start a new one": new},
         )
-    folder = RunFolder(options.out)
+    folder = world.together(lambda: RunFolder(options.out) if world.is_first else OtherFolder(options.out))
     try:
         return _start(loaded, options, folder)
     except BaseException:
@@ -90,33 +100,98 @@ def start(loaded: LoadedRecipe, options: Options) -> Started:
 
 
 def _start(given: LoadedRecipe, options: Options, folder: RunFolder) -> Started:
-    notices = folder.check_ownership()
-    earlier = _earlier(options, folder, notices)
-    initial = checkpoint.load(checkpoint.find_checkpoint(options.init)) if options.init else None
-    loaded = replace(given, recipe=_inherited(given.recipe, earlier, initial, notices))
+    """What can fail in one process alone is done by ``together``, so that the others do not wait for it."""
+    world, notices = options.world, list[str]()
 
-    device = resolve_device(options.device)
-    dataset = _open(loaded, given.recipe, options, earlier, initial)
+    def found() -> Checkpoint | None:
+        if not world.is_first:
+            return None
+        notices.extend(folder.check_ownership())
+        return _earlier(options, folder, notices)
+
+    earlier = _sent(world, world.together(found))
+    initial = world.together(lambda: checkpoint.load(checkpoint.find_checkpoint(options.init)) if options.init else None)
+    loaded = world.together(lambda: replace(given, recipe=_inherited(given.recipe, earlier, initial, notices)))
+    device = world.together(lambda: resolve_device(options.device, world.local_rank))
+    opened = world.together(  # one process on each machine encodes the text; the others find it in the cache
+        lambda: None if world.local_rank else _open(loaded, given.recipe, options, earlier, initial)
+    )
+    dataset = world.together(lambda: opened or _open(loaded, given.recipe, options, earlier, initial))
     notices += dataset.notices
-    resolved, changes = resolve(loaded.recipe, device, earlier)
-    notices += changes
-    check_memory(loaded.recipe, dataset, resolved)
-    loaded = replace(loaded, recipe=_planned(loaded.recipe, given.recipe, options, earlier, dataset, resolved, notices))
-    model = _model(loaded.recipe, options, earlier, initial, dataset, resolved, notices)
 
-    if earlier is None and options.overwrite and folder.holds_run():
-        notices.append(f"the earlier run is now in {folder.move_aside()}")
-    if earlier is None:
-        folder.truncate_logs({})  # of a run that ended before its first checkpoint
-    folder.remove_temporaries()
-    folder.write_config(anchored(loaded))
-    trainer = Trainer(loaded.recipe, portable(loaded.recipe), dataset, model, resolved, folder, options.limits, earlier)
+    def checked() -> Resolved:
+        resolved, changes = resolve(loaded.recipe, device, earlier, world)
+        notices.extend(changes)
+        _check_shares(loaded.recipe, dataset, world)
+        check_memory(loaded.recipe, dataset, resolved, world)
+        return resolved
+
+    resolved = world.together(checked)
+    world.together(lambda: world.same(_identity(loaded.recipe, dataset, resolved, options.limits)))
+
+    def made() -> Trainer:
+        planned = _planned(loaded.recipe, given.recipe, options, earlier, dataset, resolved, notices)
+        model = _model(planned, options, earlier, initial, dataset, resolved, notices)
+        complete = replace(loaded, recipe=planned)
+        if world.is_first:
+            _prepare(folder, complete, options, earlier, notices)
+        return Trainer(planned, portable(planned), dataset, model, resolved, folder, options.limits, earlier, world)
+
+    trainer = world.together(made)
     notices += _about_shape(trainer)
     if resolved.device.type == "cuda" and trainer.graph_refusal is not None:
         notices.append(f"training steps run without a CUDA graph, which is slower: {trainer.graph_refusal}")
     if earlier is not None:
         notices += _about_length(trainer, earlier)
     return Started(trainer, notices)
+
+
+def _prepare(folder: RunFolder, loaded: LoadedRecipe, options: Options, earlier: Checkpoint | None, notices: list[str]) -> None:
+    """Prepare the run's folder for the first step."""
+    if earlier is None and options.overwrite and folder.holds_run():
+        notices.append(f"the earlier run is now in {folder.move_aside()}")
+    if earlier is None:
+        folder.truncate_logs({})  # of a run that ended before its first checkpoint
+    folder.remove_temporaries()
+    folder.write_config(anchored(loaded))
+
+
+def _sent(world: World, earlier: Checkpoint | None) -> Checkpoint | None:
+    """The first process's checkpoint, in all processes: the others need not see its folder."""
+    if world.size == 1:
+        return earlier
+    with tempfile.TemporaryDirectory(prefix="charlm-") as scratch:
+        path = Path(scratch) / "last.safetensors"
+        if earlier is not None:
+            checkpoint.save(path, earlier)
+        content = world.send(path.read_bytes() if earlier is not None else b"")
+        if world.is_first or not content:
+            return earlier
+        path.write_bytes(content)
+        return checkpoint.load(path)
+
+
+def _check_shares(recipe: Recipe, dataset: Dataset, world: World) -> None:
+    start, stop = dataset.splits["train"]
+    streams = fit_batch(stop - start - 1, recipe.train.batch, recipe.train.seq_length).batch
+    if world.size > streams:
+        raise RecipeError(
+            f"{world.size} processes share the {streams} streams of a batch, and each needs at least one; start at most "
+            f"{streams} processes, or use a larger train.batch"
+        )
+
+
+def _identity(recipe: Recipe, dataset: Dataset, resolved: Resolved, limits: Limits) -> dict[str, object]:
+    """The values that all processes of a run must share: otherwise they wait for each other or train different models."""
+    values = {key: value_at(recipe, key) for key, _ in fields() if key.partition(".")[0] not in ("corpus", "reported", "data")}
+    is_native = resolved.engine == NativeEngine.name
+    text = dataset.fingerprint()
+    return values | {
+        "text (sha256)": text["sha256"], "splits": text["splits"], "vocabulary": len(dataset.vocabulary),
+        "engine": resolved.engine, "precision": resolved.precision, "device": resolved.device.type,
+        "instruction set": library.choose() if is_native else torch.backends.cpu.get_cpu_capability(),
+        "charlm": __version__, "torch": torch.__version__, "max_steps": limits.max_steps,
+    }  # fmt: skip
 
 
 def _earlier(options: Options, folder: RunFolder, notices: list[str]) -> Checkpoint | None:
@@ -199,10 +274,10 @@ def _planned(
 ) -> Recipe:
     """The recipe with a length and defaults, if it has no length."""
     if earlier is not None and defaults.needs_plan(given) and given.train.time not in (None, earlier.recipe.train.time):
-        recipe = budget.extend(recipe, earlier, dataset, resolved, options.limits)
+        recipe = budget.extend(recipe, earlier, dataset, resolved, options.limits, options.world)
     if not defaults.needs_plan(recipe):
         return recipe
-    planned = defaults.with_defaults(recipe, budget.default_values(recipe, dataset, resolved, options.limits))
+    planned = defaults.with_defaults(recipe, budget.default_values(recipe, dataset, resolved, options.limits, options.world))
     notices.append("chosen for a text of this length: " + " ".join(defaults.chosen_overrides(recipe, planned)))
     return planned
 

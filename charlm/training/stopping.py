@@ -42,8 +42,12 @@ class StopConditions:
         """When the exact evaluation must end, on ``time.monotonic``'s clock."""
         return self._limits.started_at + (self._limits.max_seconds or math.inf) - _RECORD_SECONDS
 
-    def reason_to_stop(self, progress: TrainingProgress) -> str | None:
-        """Why the run stops before its next step; ``None``: it does not."""
+    def reason_to_stop(self, progress: TrainingProgress, is_time_over: bool) -> str | None:
+        """Why the run stops before its next step; ``None``: it does not.
+
+        Args:
+            is_time_over: see :meth:`is_time_over`.
+        """
         limits = self._limits
         if self._plan.total_steps is not None and progress.step >= self._plan.total_steps:
             return "finished"
@@ -51,13 +55,17 @@ class StopConditions:
             return "early stopping"
         if limits.max_steps is not None and progress.step >= limits.max_steps:
             return "max steps"
-        if limits.max_seconds is not None:
-            a_step = max((seconds for _, seconds in progress.timed), default=0.0)
-            elapsed = time.monotonic() - limits.started_at
-            pause = max(self._longest_pause, self._expected_pause)
-            if elapsed + a_step + pause + self._closing_seconds > limits.max_seconds:
-                return "max time"
-        return None
+        return "max time" if is_time_over else None
+
+    def is_time_over(self, progress: TrainingProgress) -> bool:
+        """Whether the time limit leaves no time for a step, a pause and the end of the run."""
+        limits = self._limits
+        if limits.max_seconds is None:
+            return False
+        a_step = max((seconds for _, seconds in progress.timed), default=0.0)
+        elapsed = time.monotonic() - limits.started_at
+        pause = max(self._longest_pause, self._expected_pause)
+        return elapsed + a_step + pause + self._closing_seconds > limits.max_seconds
 
     def paused(self, seconds: float, evaluated: bool) -> None:
         """Note how long samples, validation and save between two steps took.

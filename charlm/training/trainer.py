@@ -24,6 +24,7 @@ from charlm.checkpoint import Checkpoint
 from charlm.config import Recipe
 from charlm.data.dataset import Dataset, Text
 from charlm.data.streams import batches_of
+from charlm.distributed import ALONE, World, shares
 from charlm.errors import CheckpointError, DivergedError
 from charlm.evaluation import perplexity
 from charlm.model.cells import State
@@ -64,6 +65,8 @@ class Trainer:
         folder: where to save; locked by this process.
         limits: when to stop.
         resume: the checkpoint to resume from, which has ``model``'s weights.
+        world: the processes that train together: each has some of the streams, and all make the same updates. Only the first
+            writes and samples.
     """
 
     def __init__(
@@ -76,7 +79,9 @@ class Trainer:
         folder: RunFolder,
         limits: Limits,
         resume: Checkpoint | None = None,
+        world: World = ALONE,
     ) -> None:
+        self.world = world
         self.recipe, self.dataset, self.model, self.resolved = recipe, dataset, model, resolved
         self.folder, self.limits = folder, limits
         self._stored_recipe = stored_recipe
@@ -86,17 +91,18 @@ class Trainer:
         self._stopping = StopConditions(limits, self.plan, recipe.evaluate.patience)
         start, stop = dataset.splits["validation"]
         self._validation: Text | None = dataset.text("validation") if stop - start >= 2 else None
-        self.graph_refusal = cuda_graph.why_not(recipe.train, resolved.device)
+        self.graph_refusal = cuda_graph.why_not(recipe.train, resolved.device, world)
         """Why the steps do not run as CUDA graphs; ``None``: they do."""
         self._update = (
-            Updater(model, recipe.train, resolved.precision)
+            Updater(model, recipe.train, resolved.precision, world)
             if self.graph_refusal is not None
             else GraphUpdater(model, recipe.train, resolved.precision, self.batches)
         )
         # Where results depend on the number of threads, a resumed run begins with the number that the run had.
         threads = resolved.threads if resume is not None and not model.is_thread_invariant else 0
         self._tuner = Tuner("training", model.is_thread_invariant, threads)
-        self._state: State = model.zero_state(self.batches.shape.batch)
+        self._streams = world.share(self.batches.shape.batch)
+        self._state: State = model.zero_state(len(self._streams))  # of these streams
         self._average = WeightAverage(model, recipe.train.average) if recipe.train.average else None
         self._candidate = model  # to become best: the weights, or their average if that was better when last validated
         self._stop: str | None = None
@@ -136,11 +142,12 @@ class Trainer:
         """
         shape = self.batches.shape
         yield RunStarted(self.resumed_from, self.plan.total_steps, self.limits, shape.batch * shape.seq_length)
-        self._stopping.reserve(self.recipe, self.model, self.dataset.vocabulary, self._validation)
+        if self.world.is_first:  # it decides when the time is over
+            self._stopping.reserve(self.recipe, self.model, self.dataset.vocabulary, self._validation)
         threads = self._tuner.threads  # as last told
         if self._owed is not None:
             yield from self._pause()
-        while (reason := self._stop or self._stopping.reason_to_stop(self.progress)) is None:
+        while (reason := self._reason_to_stop()) is None:
             if isinstance(self._update, GraphUpdater):
                 yield from self._train_queued(self._update)
             else:
@@ -151,18 +158,30 @@ class Trainer:
             yield from self._pause()
         yield from self._finish(reason, exact_progress)
 
+    def _reason_to_stop(self) -> str | None:
+        """Why the run stops before its next step, on all processes."""
+        is_time_over = self.world.is_first and self._stopping.is_time_over(self.progress)
+        is_asked, is_time_over = self.world.any(self._stop is not None, is_time_over)
+        if is_asked:
+            self._stop = self._stop or "interrupted"
+            return self._stop
+        # A stop that was asked meanwhile waits for the next step, since the other processes do not know of it.
+        return self._stopping.reason_to_stop(self.progress, is_time_over)
+
     # -- one step --
 
     def _train_step(self) -> StepDone:
         began = time.perf_counter()
         train, device, progress = self.recipe.train, self.resolved.device, self.progress
-        batch = self.batches.batch(progress.epoch, progress.index)
+        batch = self.batches.batch(progress.epoch, progress.index, self._streams)
         state = self.model.zero_state(batch.inputs.shape[1]) if batch.fresh else self._state
         inputs, targets = batch.inputs.to(device), batch.targets.to(device)
         dropout = Dropout(self.recipe.model, train.seed, progress.step)
         rate = learning_rate(train, progress.step, self.plan.total_steps, self.batches.epoch_length(0))
         with self._tuner.piece(batch.scored):
-            outcome = self._update(inputs, targets, batch.scored, state, rate, dropout)
+            outcome = self._update(
+                inputs, targets, batch.scored, state, rate, dropout, self._streams.start, self.batches.shape.batch
+            )
         if outcome.diverged:
             self._diverged(outcome.nats, outcome.norm)
         self._state = outcome.state
@@ -239,6 +258,13 @@ class Trainer:
     def _pauses_long(self) -> bool:
         return self.step % self.plan.sample_every == 0 or self._is_regular()
 
+    def _check_stop_of_any(self, done: int, total: int | None) -> None:
+        """Progress of an evaluation that all processes make together."""
+        if total is None or done < total:
+            (is_asked,) = self.world.any(self._stop is not None)
+            if is_asked:
+                raise _StopAskedError
+
     def _check_stop(self, done: int = 0, total: int | None = None) -> None:
         """Progress of a sample or an evaluation: end it if a stop was requested and it is not done."""
         if self._stop is not None and (total is None or done < total):
@@ -247,8 +273,7 @@ class Trainer:
     def _between_steps(self) -> Iterator[Event]:
         # In this order, so that a checkpoint's log sizes cover the samples and the evaluation of its own step.
         if self.step % self.plan.sample_every == 0:
-            for prompt in self.recipe.sample.prompts:
-                yield self._sample(self.model, prompt)
+            yield from self._samples()
         if self._is_regular():
             yield from self._evaluate(regular=True)
             if not self.model.is_thread_invariant:
@@ -257,6 +282,17 @@ class Trainer:
             self._save()
         if self._last_saved == self.step:
             yield Saved(self.step)
+
+    def _samples(self) -> Iterator[Sampled]:
+        is_interrupted = False
+        try:
+            for prompt in self.recipe.sample.prompts if self.world.is_first else []:
+                yield self._sample(self.model, prompt)
+        except _StopAskedError:
+            is_interrupted = True
+        (is_interrupted,) = self.world.any(is_interrupted)
+        if is_interrupted:
+            raise _StopAskedError
 
     def _is_kept(self) -> bool:
         keep = self.recipe.checkpoint.keep_every
@@ -309,7 +345,7 @@ class Trainer:
         try:
             return perplexity.segments(
                 model, self._validation, pieces=options.segments, warm=options.warm, characters=options.characters,
-                progress=self._check_stop if self._is_pausing else None,
+                progress=self._check_stop_of_any if self._is_pausing else None, world=self.world,
             )  # fmt: skip
         except DivergedError:
             raise self._nonfinite_error("the model's scores became NaN or infinite") from None
@@ -335,15 +371,19 @@ class Trainer:
             yield Saved(self.step)
         if self._validation is not None and self.progress.evaluated_at != self.step:
             yield from self._evaluate(regular=self._is_regular() and self.step > 0 and self._owed is None)
-        best = self._best_model()
-        samples = yield from self._closing_samples(best)
-        exact = self._exact(best, exact_progress)
+        samples: list[Sampled] = []
+        exact = None
+        if self.world.is_first:
+            best = self._best_model()
+            samples = yield from self._closing_samples(best)
+            exact = self._exact(best, exact_progress)
         path = self.folder.path / BEST
         record = final_record(
             self._stop or reason, exact,
             progress=self.progress, recipe=self.recipe, dataset=self.dataset, validation_length=self._validation_length,
             resolved=self.resolved, parameters=self.model.parameter_count(), started_at=self.limits.started_at,
             checkpoint=str(path if path.exists() else self.folder.path / LAST),
+            streams=shares(self.batches.shape.batch, self.world.size),
         )  # fmt: skip
         yield Finished(record, samples)
 
@@ -396,7 +436,7 @@ class Trainer:
                 "owed": self._owed is not None,
             },
             optimizer=optimizer_tensors(self._update.optimizer, self.model),
-            state=self._state,
+            state=tuple(self.world.columns(part, self.batches.shape.batch) for part in self._state),
             average=_weights(self._average.model) if self._average is not None else {},
         )  # fmt: skip
 
@@ -444,22 +484,23 @@ class Trainer:
     def _restore(self, stored: Checkpoint) -> None:
         progress, logs = self.progress, stored.progress["logs"]
         progress.load_state_dict(stored.progress)
-        if [part.shape for part in stored.state] != [part.shape for part in self._state]:
+        B, own = self.batches.shape.batch, slice(self._streams.start, self._streams.stop)
+        if any(part.shape[1] != B for part in stored.state):
             raise CheckpointError(
-                f"the checkpoint carries the state of {stored.state[0].shape[1]:,} streams, but the run reads "
-                f"{self._state[0].shape[1]:,}"
+                f"the checkpoint carries the state of {stored.state[0].shape[1]:,} streams, but the run reads {B:,}"
             )
         restore_optimizer(self._update.optimizer, self.model, self.recipe.train, stored.optimizer)
         if self._average is not None and stored.average:  # else it begins with the weights of now
             checkpoint.copy_weights(self._average.model, stored.average)
             self._candidate = self._average.model if progress.best.averaged else self.model
-        self._state = tuple(part.to(self.resolved.device, copy=True) for part in stored.state)
+        self._state = tuple(part[:, own].to(self.resolved.device, copy=True).contiguous() for part in stored.state)
         self._update.scale = LossScale(self._update.scale.enabled, *stored.progress["loss_scale"])
         self.folder.truncate_logs(logs)
         self._owed = logs if stored.progress.get("owed") else None
         self._last_saved = self.step if self._owed is None else None
         best_step = progress.best.step
-        if not self.folder.restore_schedule_best(best_step) and best_step is not None:
+        is_restored = self.world.agree(self.folder.restore_schedule_best(best_step))
+        if not is_restored and best_step is not None:
             if best_step == self.step:  # the process ended between `last` and `best`
                 self._save_best()
             else:  # lost, or from a future that this run does not have: the next evaluation replaces it

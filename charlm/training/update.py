@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from charlm.config import TrainSection
+from charlm.distributed import ALONE, World, shares
 from charlm.model.cells import State
 from charlm.model.dropout import Dropout
 from charlm.model.language_model import LanguageModel
@@ -40,15 +41,18 @@ class Updater:
 
     Args:
         model: on its device.
-        section: optimizer, clipping.
+        section: optimizer, clipping, number of parts.
         precision: resolved: ``fp32``, ``bf16`` or ``fp16``.
+        world: the processes that share the streams of a batch.
     """
 
-    def __init__(self, model: LanguageModel, section: TrainSection, precision: str) -> None:
+    def __init__(self, model: LanguageModel, section: TrainSection, precision: str, world: World = ALONE) -> None:
         self.model = model
+        self._world = world
         self.optimizer = make_optimizer(model, section)
         self.scale = LossScale(precision == "fp16")
         self._clip = section.clip
+        self._parts = section.accumulate
         self._precision = precision
         self._weights = list(model.parameters())
         self._gradient = FlatGradient(self._weights)
@@ -64,18 +68,36 @@ class Updater:
         state: State,
         rate: float,
         dropout: Dropout | None = None,
+        first: int = 0,
+        batch: int | None = None,
     ) -> Outcome:
-        """Train on one batch.
+        """Train on one batch. Each process has some of its streams; all of them make the same update.
 
         Args:
             inputs: ``(T, B)`` ids.
             targets: ``(T, B)`` ids, or ``IGNORED``.
-            scored: the number of targets that are not ignored.
+            scored: the number of targets of all processes that are not ignored.
             state: before the batch.
             rate: the learning rate.
             dropout: see :meth:`LanguageModel.forward`.
+            first: the number of this process's first stream.
+            batch: streams of all processes; ``None``: B.
         """
-        nats, state = self._backpropagate(inputs, targets, scored, state, dropout)
+        total, states = 0.0, []
+        B = inputs.shape[1]
+        for number, part in enumerate(shares(B, min(self._parts, B))):
+            streams = slice(part.start, part.stop)
+            seen = dropout.of_streams(first + part.start, batch or B) if dropout is not None else None
+            before = tuple(one[:, streams] for one in state)
+            nats, after = self._backpropagate(inputs[:, streams], targets[:, streams], scored, before, seen, adds=number > 0)
+            total += nats
+            states.append(after)
+        loss = torch.tensor([total], dtype=torch.float64, device=self._device) if self._world.size > 1 else None
+        if loss is not None:
+            self._world.sum_(self._gradient.flat, loss)
+            total = loss.item()
+        nats = total / scored
+        state = tuple(torch.cat(parts, dim=1) for parts in zip(*states, strict=True)) if len(states) > 1 else states[0]
         norm = self._norm() / self.scale.scale
         finite = math.isfinite(nats) and math.isfinite(norm)
         if finite:
@@ -89,16 +111,28 @@ class Updater:
         return Outcome(nats, norm, state, diverged=not finite and not skipped)
 
     def _backpropagate(
-        self, inputs: Tensor, targets: Tensor, scored: int, state: State, dropout: Dropout | None
+        self, inputs: Tensor, targets: Tensor, scored: int, state: State, dropout: Dropout | None, *, adds: bool
     ) -> tuple[float, State]:
-        """Fill the gradient buffer, in units of the loss scale. Returns the mean loss and the next state, detached."""
+        """Compute the gradient of Σ nats / ``scored`` over some streams, in units of the loss scale.
+
+        Args:
+            scored: of the whole batch.
+            adds: add the gradient to the buffer instead of filling it.
+
+        Returns:
+            Σ nats of these streams, and their next state, detached.
+        """
         if self._plan is not None:
+            before = self._gradient.flat.clone() if adds else None
             nats, state = self._plan(inputs, targets, self.scale.scale / scored, state, dropout)
-            return nats / scored, state
+            if before is not None:
+                self._gradient.flat.add_(before)
+            return nats, state
         with arithmetic(self._precision, self._device):
             total, state = self.model.nll_sum(inputs, targets, state, dropout)
-        self._gradient.write(torch.autograd.grad(total * (self.scale.scale / scored), self._weights))
-        return total.item() / scored, tuple(part.detach() for part in state)
+        gradients = torch.autograd.grad(total * (self.scale.scale / scored), self._weights)
+        (self._gradient.add if adds else self._gradient.write)(gradients)
+        return total.item(), tuple(part.detach() for part in state)
 
     def _norm(self) -> float:
         """The Euclidean norm of the gradient over all weights."""

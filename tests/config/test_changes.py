@@ -53,5 +53,5 @@ def test_everything_that_makes_another_model_or_order_is_fixed() -> None:
         "reported.metric", "reported.value", "reported.minutes", "reported.note",
         "train.lr", "train.betas", "train.weight_decay", "train.clip", "train.schedule", "train.warmup",
         "train.lr_final", "train.decay_ratio", "train.gamma", "train.gamma_every", "train.average", "train.epochs",
-        "train.total_steps", "train.time", "train.deterministic", "train.threads",
+        "train.total_steps", "train.time", "train.deterministic", "train.threads", "train.accumulate",
     }  # fmt: skip

@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from charlm.config import ModelSection
-from charlm.model.dropout import Dropout, kept
+from charlm.model.dropout import Dropout, Places, kept
 from charlm.model.engines import ENGINES
 from charlm.model.language_model import LanguageModel, count_parameters, embedding_width, parameter_shapes, state_shapes
 from charlm.model.native import library
@@ -365,7 +365,19 @@ def test_zeros_are_drawn_by_splitmix64(count: int) -> None:
         z = ((z ^ z >> 27) * 0x94D049BB133111EB) & mask
         z ^= z >> 31
         expected += [(z >> 16 * quarter & 0xFFFF) >= threshold for quarter in range(4)]
-    assert kept(key, count, threshold, torch.device("cpu")).tolist() == expected[:count]
+    assert kept(key, Places(count, count), 1, threshold, torch.device("cpu"))[0].tolist() == expected[:count]
+
+
+@pytest.mark.parametrize("engine", [name for name, engine in ENGINES.items() if name != "native" or not library.reason()])
+@pytest.mark.parametrize("locked", [False, True])
+@pytest.mark.parametrize("H", [1, 5, 6, 64, 1000])
+def test_dropout_of_some_streams_is_that_of_the_whole_batch(engine: str, locked: bool, H: int) -> None:
+    """If this fails, a run in several processes, or with a batch in parts, trains with other zeros than one process."""
+    dropout, drop = Dropout(ModelSection(dropout=0.4, locked_dropout=locked), 3, 8), ENGINES[engine].drop
+    whole = dropout.outputs(torch.ones(6, 7, H), 1, drop).clone()
+    for first, stop in [(0, 7), (0, 3), (3, 7), (2, 3), (6, 7)]:
+        some = dropout.of_streams(first, 7).outputs(torch.ones(6, stop - first, H), 1, drop)
+        assert torch.equal(some, whole[:, first:stop]), (first, stop)
 
 
 def test_copies_are_laid_out_for_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,8 +148,8 @@ def _poison(trainer: Any, spoil: Callable[[Any, float], float]) -> None:
     update = trainer._update
     backpropagate = update._backpropagate
 
-    def poisoned(*arguments: Any) -> Any:
-        nats, state = backpropagate(*arguments)
+    def poisoned(*arguments: Any, **options: Any) -> Any:
+        nats, state = backpropagate(*arguments, **options)
         return (spoil(update._gradient.flat, nats) if trainer.step == 4 else nats), state
 
     update._backpropagate = poisoned

@@ -12,7 +12,7 @@ from torch import Tensor
 from charlm.cells import entry_of
 from charlm.config import ModelSection
 from charlm.model.cells import State
-from charlm.model.dropout import Key, masked
+from charlm.model.dropout import Key, Places, masked
 from charlm.model.layers import Network, RecurrentLayer
 from charlm.model.native import library, loss
 from charlm.model.native.dropout import Drop
@@ -81,11 +81,11 @@ class NativeEngine:
         """See :class:`charlm.model.engines.Engine`: clipping and update in one pass, for the rules that are written in C++."""
         return NativeOptimizer(optimizer) if NativeOptimizer.implements(optimizer) else None
 
-    def drop(self, values: Tensor, period: int, key: Key, threshold: int) -> Tensor:
+    def drop(self, values: Tensor, places: Places, key: Key, threshold: int) -> Tensor:
         """See :class:`charlm.model.engines.Engine`."""
         if values.dtype not in (torch.float32, torch.bfloat16) or isinstance(key, Tensor):
-            return masked(values, period, key, threshold)
-        dropped: Tensor = Drop.apply(values, period, key, threshold)  # type: ignore[no-untyped-call]
+            return masked(values, places, key, threshold)
+        dropped: Tensor = Drop.apply(values, places, key, threshold)  # type: ignore[no-untyped-call]
         return dropped
 
     def block_sampler(

@@ -66,7 +66,7 @@ class NativePlan:
             targets: ``(T, B)`` ids; negative ones are not scored.
             factor: on the gradient.
             state: before the batch, each ``(L, B, H)``.
-            dropout: ``None``: none, even if the recipe has some.
+            dropout: ``None``: none, even if the recipe has some. It says which streams of the whole batch these are.
 
         Returns:
             The sum of the losses in nats, and the state after the batch.
@@ -92,6 +92,7 @@ class NativePlan:
         call.c, call.c_after = address(state[-1]), address(after[-1])
         call.drops = dropout is not None
         if dropout is not None:
+            call.first_stream, call.all_streams = dropout.first, dropout.batch or call.B
             self._set_keys(dropout)
         if not self._run(ctypes.byref(call)):
             raise IndexError(f"id {call.bad_id}, expected 0 to {self._shape.V - 1}")

@@ -52,9 +52,10 @@ def _gradients(update: Updater, V: int, T: int = 7, B: int = 5, drops: bool = Tr
     inputs, targets = (torch.randint(V, (T, B), generator=rng) for _ in range(2))
     targets[0, B - 1] = IGNORED
     state = tuple(torch.randn(part.shape, generator=rng) * 0.3 for part in update.model.zero_state(B))
-    dropout = Dropout(update.model.section, seed=3, step=5) if drops else None
+    # As one of several processes, or of several parts of a batch.
+    dropout = Dropout(update.model.section, seed=3, step=5).of_streams(2, B + 3) if drops else None
     update._gradient.flat.fill_(1e3)
-    nats, state = update._backpropagate(inputs, targets, T * B - 1, state, dropout)
+    nats, state = update._backpropagate(inputs, targets, T * B - 1, state, dropout, adds=False)
     return nats, [*state, *(part.clone() for part in update._gradient.parts)]
 
 

@@ -10,7 +10,8 @@ namespace charlm {
 
 struct Dropping {
     int64_t bf16, threads;
-    int64_t count, period;  // the mask repeats after `period` elements
+    int64_t count, row;      // rows of `row` elements, such as the streams of a process at one time step
+    int64_t stride, offset;  // element j of row t has position t·stride + offset + j in the random sequence
     uint64_t key;
     int64_t threshold;  // probability of a zero, times 65,536
     double scale;
@@ -29,23 +30,24 @@ static inline uint64_t random_word(uint64_t key, uint64_t n) {
 template <class E>
 static void drop_part(const Dropping& d, long first, long end) {
     constexpr long BLOCK = 256;
-    float factors[BLOCK];
+    float factors[BLOCK + 4];
     const float scale = (float)d.scale;
     const E* values = (const E*)d.values;
     E* out = (E*)d.out;
     for (long at = first; at < end; at += BLOCK) {
-        const long position = at % d.period, count = end - at < BLOCK ? end - at : BLOCK;
-        for (long n = 0; n < BLOCK / 4; n++) {
+        const long position = at / d.row * d.stride + d.offset + at % d.row, shift = position % 4;
+        const long count = end - at < BLOCK ? end - at : BLOCK;
+        for (long n = 0; n <= BLOCK / 4; n++) {
             const uint64_t word = random_word(d.key, position / 4 + n);
             for (int quarter = 0; quarter < 4; quarter++)
                 factors[4 * n + quarter] = (int64_t)(word >> (16 * quarter) & 0xffff) >= d.threshold ? scale : 0;
         }
         long i = 0;
-        for (; i + LANES <= count; i += LANES) store(out + at + i, load(values + at + i) * load(factors + i));
+        for (; i + LANES <= count; i += LANES) store(out + at + i, load(values + at + i) * load(factors + shift + i));
         if (i < count) {
             E last[LANES] = {};
             memcpy(last, values + at + i, (count - i) * sizeof(E));
-            store(last, load(last) * load(factors + i));
+            store(last, load(last) * load(factors + shift + i));
             memcpy(out + at + i, last, (count - i) * sizeof(E));
         }
     }
@@ -53,12 +55,11 @@ static void drop_part(const Dropping& d, long first, long end) {
 
 template <class E>
 static void drop(const Dropping& d) {
-    // A part never crosses the end of a period, and starts at a multiple of four within it.
-    const long repeats = d.count / d.period, parts = (d.period + 8191) / 8192;
+    const long rows = d.count / d.row, parts = (d.row + 8191) / 8192;  // a part never crosses the end of a row
 #pragma omp parallel for num_threads(d.threads) collapse(2) schedule(static) if (d.threads > 1)
-    for (long repeat = 0; repeat < repeats; repeat++)
+    for (long row = 0; row < rows; row++)
         for (long n = 0; n < parts; n++) {
-            const long first = repeat * d.period + n * 8192, end = repeat * d.period + d.period;
+            const long first = row * d.row + n * 8192, end = (row + 1) * d.row;
             drop_part<E>(d, first, first + 8192 < end ? first + 8192 : end);
         }
 }

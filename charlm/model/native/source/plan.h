@@ -36,6 +36,7 @@ struct PlanParameters {
 struct PlanBatch {
     void* plan;
     int64_t threads, T, B, weights_changed, drops;
+    int64_t first_stream, all_streams;          // of which these are B, for dropout
     const int64_t *ids, *targets;               // (T, B); a negative target is not scored
     double factor;                              // on all gradients
     const PlanParameters *weights, *gradients;  // (L,)
@@ -114,17 +115,24 @@ class Plan {
                          .plain = backward ? backward->take<E>(size) : nullptr});
     }
 
-    void drop(const void* values, void* out, bool is_bf16, long count, long period, uint64_t key, long threshold) {
+    // Rows of `row` elements; see Dropping.
+    void drop(const void* values, void* out, bool is_bf16, long count, long row, long stride, long offset, uint64_t key,
+              long threshold) {
         const Dropping d = {.bf16 = is_bf16,
                             .threads = b->threads,
                             .count = count,
-                            .period = period,
+                            .row = row,
+                            .stride = stride,
+                            .offset = offset,
                             .key = key,
                             .threshold = threshold,
                             .scale = 65536.0 / (65536 - threshold),
                             .values = values,
                             .out = out};
         is_bf16 ? charlm::drop<bf16>(d) : charlm::drop<float>(d);
+    }
+    void drop_weights(const float* from, float* to, long count, uint64_t key, long threshold) {
+        drop(from, to, false, count, count, count, 0, key, threshold);
     }
 
     // Packs all weights, and pads the biases.
@@ -136,7 +144,7 @@ class Plan {
                 const float* weight_hh = w.weight_hh;
                 if (drop_recurrent) {
                     float* dropped = m.dropped_hh.take<float>(G * s.H * s.H);
-                    drop(weight_hh, dropped, false, G * s.H * s.H, G * s.H * s.H, b->key_recurrent[l], drop_recurrent);
+                    drop_weights(weight_hh, dropped, G * s.H * s.H, b->key_recurrent[l], drop_recurrent);
                     weight_hh = dropped;
                 }
                 pack(weight_hh, G * s.H, s.H, G, m.hh_forward, &m.hh_backward);
@@ -226,7 +234,7 @@ class Plan {
         const float* embedding = b->embedding;
         if (drop_embedding) {
             float* dropped = dropped_embedding.take<float>(s.V * s.D);
-            drop(embedding, dropped, false, s.V * s.D, s.V * s.D, b->key_embedding, drop_embedding);
+            drop_weights(embedding, dropped, s.V * s.D, b->key_embedding, drop_embedding);
             embedding = dropped;
         }
         E* operand = operand_rows.take<E>(U * Q);
@@ -310,11 +318,17 @@ class Plan {
 
     // Dropout of a layer's outputs (T, B, P), whose mask is that of (T, B, H).
     void drop_outputs_of(const E* from, E* to, long l) {
-        const long period = s.locked ? b->B * s.H : N * s.H;
-        if (P == s.H) return drop(from, to, s.bf16, N * P, period, b->key_outputs[l], drop_outputs);
-        E* rows = masked.take<E>(N * s.H);
-        for (long n = 0; n < N; n++) memcpy(rows + n * s.H, from + n * P, s.H * sizeof(E));
-        drop(rows, rows, s.bf16, N * s.H, period, b->key_outputs[l], drop_outputs);
+        const long all = s.locked ? 0 : b->all_streams * s.H, offset = b->first_stream * s.H;
+        const long row = all == b->B * s.H ? N * s.H : b->B * s.H;  // rows that follow each other are one row
+        const E* values = from;
+        E* rows = to;
+        if (P != s.H) {
+            rows = masked.take<E>(N * s.H);
+            for (long n = 0; n < N; n++) memcpy(rows + n * s.H, from + n * P, s.H * sizeof(E));
+            values = rows;
+        }
+        drop(values, rows, s.bf16, N * s.H, row, all, offset, b->key_outputs[l], drop_outputs);
+        if (P == s.H) return;
         for (long n = 0; n < N; n++) {
             memcpy(to + n * P, rows + n * s.H, s.H * sizeof(E));
             memset((void*)(to + n * P + s.H), 0, (P - s.H) * sizeof(E));
@@ -504,7 +518,7 @@ class Plan {
                                   .sums = padded_sums});
             for (long g = 0; g < 3; g++) memcpy(b->gradients[l].peepholes + g * s.H, padded_sums + g * P, s.H * sizeof(float));
         }
-        if (drop_recurrent) drop(d_weight, d_weight, false, G * s.H * s.H, G * s.H * s.H, b->key_recurrent[l], drop_recurrent);
+        if (drop_recurrent) drop_weights(d_weight, d_weight, G * s.H * s.H, b->key_recurrent[l], drop_recurrent);
     }
 
     void bias_gradients(long l) {
@@ -575,7 +589,7 @@ class Plan {
         for (long u = 0; u < U; u++)
             for (long j = 0; j < s.D; j++) to[symbol[u] * s.D + j] += rows[u * Q + j];
         if (!drop_embedding) return;
-        drop(to, to, false, s.V * s.D, s.V * s.D, b->key_embedding, drop_embedding);
+        drop_weights(to, to, s.V * s.D, b->key_embedding, drop_embedding);
         for (long n = 0; n < s.V * s.D; n++) b->d_embedding[n] = (s.tied ? b->d_embedding[n] : 0) + to[n];
     }
 
