@@ -9,12 +9,12 @@ Each collective call must be made by all processes in the same order. One whose 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from charlm.errors import CharlmError, UsageError
@@ -26,6 +26,9 @@ T = TypeVar("T")
 
 TIMEOUT = "CHARLM_PEER_TIMEOUT"
 """The environment variable with the time limit in seconds for a message during the training."""
+
+_joins = itertools.count()
+"""Numbers the runs of one program, so that a second one does not find the addresses of the first."""
 
 _SECONDS = 60.0
 _SECONDS_AT_START = 1800.0
@@ -51,7 +54,7 @@ class PeerError(CharlmError):
 def shares(count: int, parts: int) -> list[range]:
     """Cut ``count`` things into contiguous parts whose sizes differ by at most one: part i starts at ⌊i·count/parts⌋."""
     bounds = [part * count // parts for part in range(parts + 1)]
-    return [range(start, stop) for start, stop in pairwise(bounds)]
+    return [range(start, stop) for start, stop in itertools.pairwise(bounds)]
 
 
 def is_first() -> bool:
@@ -152,7 +155,8 @@ class Processes(World):
         self.local_rank = int(environ.get("LOCAL_RANK", self.rank))
         local_size = int(environ.get("LOCAL_WORLD_SIZE", self.size))
         if environ.get("OMP_NUM_THREADS", "1") == "1":  # torchrun sets 1 where the user sets nothing
-            self.threads = max(1, len(os.sched_getaffinity(0)) // local_size)
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            self.threads = max(1, cores // local_size)
         else:
             self.threads = int(environ["OMP_NUM_THREADS"])
         self.seconds = float(environ.get(TIMEOUT, _SECONDS))
@@ -165,8 +169,8 @@ class Processes(World):
         with self._guarded():
             limit = timedelta(seconds=self.seconds)
             store, _, _ = next(rendezvous("env://", timeout=limit))
-            # torchrun keeps the store when it restarts the processes; addresses of dead ones must not be found in it.
-            store = PrefixStore(f"charlm-{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+            # torchrun keeps the store when it restarts the processes; old addresses must not be found in it.
+            store = PrefixStore(f"charlm-{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-{next(_joins)}", store)
             self._engine.init_process_group(
                 "cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=store, rank=self.rank, world_size=self.size, timeout=limit
             )
