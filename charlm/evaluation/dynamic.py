@@ -16,6 +16,7 @@ import torch
 from charlm.data.dataset import Text
 from charlm.errors import DivergedError
 from charlm.evaluation.perplexity import Score
+from charlm.model.gradients import Backpropagation
 from charlm.model.language_model import LanguageModel
 from charlm.progress import Progress
 from charlm.threads import Tuner
@@ -51,7 +52,7 @@ def dynamic(
     text.require_one_stream()
     learner = copy.deepcopy(model)
     learner.flatten_for_cudnn()
-    weights: list[torch.Tensor] = list(learner.parameters())
+    backpropagate = Backpropagation(learner, "fp32")
     targets = len(text) - 1
     total, unknown = 0.0, 0
     state = learner.zero_state(1)
@@ -59,10 +60,8 @@ def dynamic(
     for start in range(0, targets, segment):
         ids = torch.from_numpy(text.ids(start, min(start + segment, targets) + 1)).to(state[0].device)
         with tuner.piece(len(ids)):
-            nats, state = learner.nll_sum(ids[:-1, None], ids[1:, None], state)
-            gradients = torch.autograd.grad(nats / (len(ids) - 1), weights)
-        state = tuple(part.detach() for part in state)
-        total += float(nats.detach())
+            nats, state = backpropagate(ids[:-1, None], ids[1:, None], 1 / (len(ids) - 1), state)
+        total += nats
         if not math.isfinite(total):
             if start == 0:
                 raise DivergedError("the model's logits are NaN or infinite: its weights have become too large")
@@ -71,7 +70,7 @@ def dynamic(
                 f"use a learning rate below {rate:g}"
             )
         with torch.no_grad():
-            torch._foreach_add_(weights, gradients, alpha=-rate)
+            torch._foreach_add_(backpropagate.weights, backpropagate.gradient.parts, alpha=-rate)
         unknown += int((ids[1:] == unknown_id).sum()) if unknown_id is not None else 0
         if progress is not None:
             progress(min(start + segment, targets), targets)

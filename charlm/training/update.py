@@ -12,9 +12,8 @@ from charlm.config import TrainSection
 from charlm.distributed import ALONE, World, shares
 from charlm.model.cells import State
 from charlm.model.dropout import Dropout
+from charlm.model.gradients import Backpropagation
 from charlm.model.language_model import LanguageModel
-from charlm.runtime import arithmetic
-from charlm.training.gradients import FlatGradient
 from charlm.training.loss_scale import LossScale
 from charlm.training.optimizer import make_optimizer
 
@@ -54,9 +53,8 @@ class Updater:
         self._clip = section.clip
         self._parts = section.accumulate
         self._precision = precision
-        self._weights = list(model.parameters())
-        self._gradient = FlatGradient(self._weights)
-        self._plan = model.engine.plan(model, precision)
+        self._backpropagate = Backpropagation(model, precision)
+        self._weights, self._gradient = self._backpropagate.weights, self._backpropagate.gradient
         self._fused = model.engine.fused_optimizer(self.optimizer)
         self._device = model.output_bias.device
 
@@ -89,7 +87,9 @@ class Updater:
             streams = slice(part.start, part.stop)
             seen = dropout.of_streams(first + part.start, batch or B) if dropout is not None else None
             before = tuple(one[:, streams] for one in state)
-            nats, after = self._backpropagate(inputs[:, streams], targets[:, streams], scored, before, seen, adds=number > 0)
+            nats, after = self._backpropagate(
+                inputs[:, streams], targets[:, streams], self.scale.scale / scored, before, seen, adds=number > 0
+            )
             total += nats
             states.append(after)
         loss = torch.tensor([total], dtype=torch.float64, device=self._device) if self._world.size > 1 else None
@@ -109,30 +109,6 @@ class Updater:
             self.scale.succeeded()
         skipped = not finite and math.isfinite(nats) and self.scale.overflowed()
         return Outcome(nats, norm, state, diverged=not finite and not skipped)
-
-    def _backpropagate(
-        self, inputs: Tensor, targets: Tensor, scored: int, state: State, dropout: Dropout | None, *, adds: bool
-    ) -> tuple[float, State]:
-        """Compute the gradient of Σ nats / ``scored`` over some streams, in units of the loss scale.
-
-        Args:
-            scored: of the whole batch.
-            adds: add the gradient to the buffer instead of filling it.
-
-        Returns:
-            Σ nats of these streams, and their next state, detached.
-        """
-        if self._plan is not None:
-            before = self._gradient.flat.clone() if adds else None
-            nats, state = self._plan(inputs, targets, self.scale.scale / scored, state, dropout)
-            if before is not None:
-                self._gradient.flat.add_(before)
-            return nats, state
-        with arithmetic(self._precision, self._device):
-            total, state = self.model.nll_sum(inputs, targets, state, dropout)
-        gradients = torch.autograd.grad(total * (self.scale.scale / scored), self._weights)
-        (self._gradient.add if adds else self._gradient.write)(gradients)
-        return total.item(), tuple(part.detach() for part in state)
 
     def _norm(self) -> float:
         """The Euclidean norm of the gradient over all weights."""

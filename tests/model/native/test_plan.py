@@ -55,7 +55,7 @@ def _gradients(update: Updater, V: int, T: int = 7, B: int = 5, drops: bool = Tr
     # As one of several processes, or of several parts of a batch.
     dropout = Dropout(update.model.section, seed=3, step=5).of_streams(2, B + 3) if drops else None
     update._gradient.flat.fill_(1e3)
-    nats, state = update._backpropagate(inputs, targets, T * B - 1, state, dropout, adds=False)
+    nats, state = update._backpropagate(inputs, targets, 1 / (T * B - 1), state, dropout)
     return nats, [*state, *(part.clone() for part in update._gradient.parts)]
 
 
@@ -67,12 +67,12 @@ def test_a_plan_computes_the_gradients_of_autograd(cell: str, form: str, precisi
     limit = 1e-5 if precision == "fp32" else 2e-2
     for H, V in [(32, 28), (40, 300)]:
         update = Updater(_model(cell, form, H, V), TrainSection(), precision)
-        assert update._plan is not None
+        assert update._backpropagate.plan is not None
         for drops in (True, False):
             nats, found = _gradients(update, V, drops=drops)
-            plan, update._plan = update._plan, None
+            plan, update._backpropagate.plan = update._backpropagate.plan, None
             wanted_nats, wanted = _gradients(update, V, drops=drops)
-            update._plan = plan
+            update._backpropagate.plan = plan
             assert nats == pytest.approx(wanted_nats, rel=limit)
             for mine, theirs in zip(found, wanted, strict=True):
                 assert float((mine - theirs).norm()) <= limit * float(theirs.norm()) + 1e-9
@@ -102,7 +102,7 @@ def test_changed_weights_are_packed_again() -> None:
     with torch.no_grad():
         update.model.layers[1].weight_hh.mul_(2)
     second, _ = _gradients(update, 28, drops=False)
-    plan, update._plan = update._plan, None
+    plan, update._backpropagate.plan = update._backpropagate.plan, None
     assert plan is not None
     third, _ = _gradients(update, 28, drops=False)
     assert first != second
@@ -114,9 +114,9 @@ def test_batches_of_any_shape_take_turns() -> None:
     update = Updater(_model("gru", "all dropout", 40, 50), TrainSection(), "fp32")
     for T, B in [(3, 2), (40, 9), (1, 2), (7, 33), (3, 2)]:
         nats, found = _gradients(update, 50, T, B)
-        plan, update._plan = update._plan, None
+        plan, update._backpropagate.plan = update._backpropagate.plan, None
         wanted_nats, wanted = _gradients(update, 50, T, B)
-        update._plan = plan
+        update._backpropagate.plan = plan
         assert nats == pytest.approx(wanted_nats, rel=1e-6)
         for mine, theirs in zip(found, wanted, strict=True):
             assert float((mine - theirs).norm()) <= 1e-5 * float(theirs.norm()) + 1e-9
