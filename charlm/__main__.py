@@ -15,7 +15,11 @@ def main() -> None:
         _end_like_ctrl_c()
         from charlm.cli.app import run
 
-        raise SystemExit(run())
+        code = run()
+        from charlm.distributed import end_process
+
+        end_process(code)
+        raise SystemExit(code)
     except KeyboardInterrupt:  # before `run` could take care of it, or after
         raise SystemExit(130) from None
 

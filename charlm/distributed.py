@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -60,6 +61,17 @@ def shares(count: int, parts: int) -> list[range]:
 def is_first() -> bool:
     """Whether this process is the only or the first one of its run; known before :func:`join`."""
     return os.environ.get("RANK", "0") == "0" or not _is_launched()
+
+
+def end_process(code: int) -> None:
+    """End one of several processes at once, without the clean-up of Python; a process alone continues.
+
+    Gloo's threads abort a process that is being cleaned up while its peers close their connections, and replace its exit code.
+    """
+    if _is_launched():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _is_launched() -> bool:

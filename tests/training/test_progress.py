@@ -89,14 +89,19 @@ def test_reasons_to_stop(limits: Callable[[float], Limits], change: dict[str, in
     for name, value in change.items():
         setattr(progress, name, value)
     conditions = StopConditions(limits(time.monotonic()), Plan(10, 5, 5, 5), patience=2)
-    assert conditions.reason_to_stop(progress) == reason
+    assert _reason(conditions, progress) == reason
+
+
+def _reason(conditions: StopConditions, progress: TrainingProgress) -> str | None:
+    """As the trainer of one process asks."""
+    return conditions.reason_to_stop(progress, conditions.is_time_over(progress))
 
 
 def test_a_pause_must_fit_into_the_time() -> None:
     """If this fails, samples and validation at the next step exceed a time limit."""
     conditions = StopConditions(Limits(time.monotonic(), max_seconds=60.0), Plan(10, 5, 5, 5), patience=None)
     conditions.paused(50.0, evaluated=True)
-    assert conditions.reason_to_stop(_progress(3)) is None
+    assert _reason(conditions, _progress(3)) is None
     conditions.paused(59.5, evaluated=True)
     conditions.paused(1.0, evaluated=True)
-    assert conditions.reason_to_stop(_progress(3)) == "max time", "the longest pause counts"
+    assert _reason(conditions, _progress(3)) == "max time", "the longest pause counts"
