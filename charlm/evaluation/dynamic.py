@@ -53,6 +53,7 @@ def dynamic(
     learner = copy.deepcopy(model)
     learner.flatten_for_cudnn()
     backpropagate = Backpropagation(learner, "fp32")
+    fused = learner.engine.fused_optimizer(torch.optim.SGD(backpropagate.weights, lr=1.0))
     targets = len(text) - 1
     total, unknown = 0.0, 0
     state = learner.zero_state(1)
@@ -69,8 +70,11 @@ def dynamic(
                 f"the model's weights or logits became NaN or infinite after {start:,} characters; "
                 f"use a learning rate below {rate:g}"
             )
-        with torch.no_grad():
-            torch._foreach_add_(backpropagate.weights, backpropagate.gradient.parts, alpha=-rate)
+        if fused is not None:
+            fused.step(rate)
+        else:
+            with torch.no_grad():
+                torch._foreach_add_(backpropagate.weights, backpropagate.gradient.parts, alpha=-rate)
         unknown += int((ids[1:] == unknown_id).sum()) if unknown_id is not None else 0
         if progress is not None:
             progress(min(start + segment, targets), targets)

@@ -37,7 +37,7 @@ class FusedOptimizer(Protocol):
         """The Euclidean norm of all gradients."""
 
     def step(self, factor: float) -> None:
-        """Update the weights as if every gradient had been multiplied by ``factor``; :meth:`norm` has been called before."""
+        """Update the weights as if every gradient had been multiplied by ``factor``."""
 
 
 class StepPlan(Protocol):

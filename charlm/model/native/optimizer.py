@@ -47,15 +47,15 @@ class NativeOptimizer:
 
     def norm(self) -> float:
         """The Euclidean norm of all gradients."""
-        self._call.threads = kernel_threads()
-        self._point("gradients", [_gradient(weight) for weight in self._weights])
+        self._point_to_gradients()
         library.current().charlm_gradient_norm(ctypes.byref(self._call))
         return float(self._call.norm)
 
     def step(self, factor: float) -> None:
-        """Update the weights as if every gradient had been multiplied by ``factor``; :meth:`norm` has been called before."""
+        """Update the weights as if every gradient had been multiplied by ``factor``."""
         call, group = self._call, self._optimizer.param_groups[0]
         first, second = self._moments(group)
+        self._point_to_gradients()
         self._point("weights", self._weights)
         self._point("first", first)
         self._point("second", second)
@@ -64,6 +64,10 @@ class NativeOptimizer:
         call.epsilon = group.get("eps", 0)
         library.current().charlm_update(ctypes.byref(call))
         torch.autograd.graph.increment_version(self._weights)
+
+    def _point_to_gradients(self) -> None:
+        self._call.threads = kernel_threads()
+        self._point("gradients", [_gradient(weight) for weight in self._weights])
 
     def _point(self, field: str, tensors: Sequence[Tensor | None]) -> None:
         """Write the addresses of tensors into a field of the call, if they have changed."""
