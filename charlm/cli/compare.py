@@ -202,9 +202,9 @@ def _present(found: Comparison, console: JobsConsole, equal: EqualChoice, as_jso
     read = [row.training_characters for row in found.rows]
     unequal = equal is EqualChoice.characters and max(read) > 1.01 * min(read)
     same = "each recipe as it is" if unequal else f"equal {equal.value}"
-    exact = "exact, with carried state" if found.measured_on == "validation" else "mean over the last epoch or 100 steps"
+    exact = "exact" if found.measured_on == "validation" else "mean over the last epoch or 100 steps"
     mean = f"; means of {seeds} seeds (lowest–highest)" if seeds > 1 else ""
-    out(f"{same}; nats: {exact}; seconds (s): training without evaluations{mean}")
+    out(wrapped(f"{same}; nats: {exact}; seconds (s): training without evaluations{mean}", to_stderr=False))
     for text in notices:
         out(wrapped(f"note: {visible_word(text)}", to_stderr=False))
     if drawn:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from charlm.cli import completion
-from charlm.cli.console import download_progress, json_line, notice, out, table, visible_word
+from charlm.cli.console import columns, download_progress, json_line, notice, out, table, visible_word
 from charlm.cli.help import App
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 corpus_app = App(help="Training texts: list, show, download, add and remove your own.")
 
+_WIDE = 110  # columns, for a table with descriptions
 _RARE = 10  # occurrences; a rarer character is shown by name, since it may be a mistake in the text
 _NAMED = 60  # maximum number of characters shown by name
 
@@ -48,7 +50,21 @@ def list_corpora(as_json: Json = False) -> None:
         json_line(found)
         return
     rows = [[name, _size(card), _location(name, card), card.licence, card.description] for name, card in known.items()]
-    table(None, ["name", "bytes", "found", "licence", "description"], rows)
+    if columns() >= _WIDE:
+        table(None, ["name", "bytes", "found", "licence", "description"], rows)
+    else:
+        _print_narrow(rows)
+
+
+def _print_narrow(rows: list[list[str]]) -> None:
+    """For each text a line of facts and, below it, the description and the licence."""
+    cells = [[visible_word(cell) for cell in row] for row in rows]
+    width = max(len(name) for name, *_ in cells)
+    out(f"{'name':<{width}}  {'bytes':>11}  found")
+    for name, count, found, licence, description in cells:
+        out(f"{name:<{width}}  {count:>11}  {found}")
+        text = f"{description}. Licence: {licence}" if licence else description
+        out(textwrap.fill(text, columns(), initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False))
 
 
 @corpus_app.command()

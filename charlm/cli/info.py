@@ -40,9 +40,8 @@ def info(
     _line(f"trained     step {progress['step']:,}, epoch {progress['epoch']:.2f}, {progress['characters']:,} characters")
     if progress["validation_nats"] is not None:
         _line(f"validation  {progress['validation_nats']:.4f} nats per character")
-    _line(
-        f"ran with    engine {resolved['engine']}, {resolved['precision']}, {resolved['device']}, {resolved['threads']} threads"
-    )
+    threads = f"{resolved['threads']} thread{'s' * (resolved['threads'] != 1)}"
+    _line(f"ran with    engine {resolved['engine']}, {resolved['precision']}, {resolved['device']}, {threads}")
     _line(f"holds       {'full training state (resumable)' if is_resumable else 'weights only'}")
     for name, shape in weights.items():
         _line(f"  {name.removeprefix('model.'):<24} {' × '.join(map(str, shape))}")

@@ -29,8 +29,8 @@ class XChoice(StrEnum):
 
 
 def plot(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Runs: names or folders.")],
-    x: Annotated[XChoice, typer.Option(help="The horizontal axis: how far the training was.")] = XChoice.steps,
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs: names or folders.")],
+    x: Annotated[XChoice, typer.Option(metavar="steps|characters|seconds", help="Horizontal axis.")] = XChoice.steps,
     png: PngOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="The points of the curves, as one JSON line.")] = False,
 ) -> None:

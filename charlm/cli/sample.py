@@ -105,8 +105,6 @@ def sample(
     from charlm.data.vocabulary import utf8_bytes
 
     end = utf8_bytes(stop, "--stop")
-    if length == 0 and not stop and (as_json or num > 1) and not probabilities:
-        raise UsageError("--length 0 without --stop never ends; it works only with one sample and without --json")
     if as_json and num * length > _JSON_CHARACTERS and not probabilities:
         raise _too_long(f"{num:,} × {length:,}")
 
@@ -114,6 +112,8 @@ def sample(
     from charlm.sampling import SamplingParams, next_characters, truncate_at_stop
 
     opened = load(checkpoint, device)
+    if length == 0 and not stop and opened.record_form is None and (as_json or num > 1) and not probabilities:
+        raise UsageError("--length 0 without --stop never ends; it works only with one sample and without --json")
     network, vocabulary = opened.network, opened.vocabulary
     text = opened.as_prompt(text)
     ids = _encode(text, vocabulary, unknown)

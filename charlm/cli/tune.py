@@ -149,8 +149,8 @@ def _print(found: Tuned) -> None:
     for headers, *rows in [whole] if _width(whole) <= columns() else [results, numbered]:
         table(None, headers, rows)
     out(wrapped(
-        f"best: candidate {found.best.number}; nats: validation, exact, with carried state; change: from the recipe as it is "
-        f"(candidate 0) in the same rung. The validation part chose the best: measure it on the test part.", to_stderr=False,
+        f"best: candidate {found.best.number}; nats: validation, exact; change: from the recipe as it is (candidate 0) "
+        f"in the same rung. The validation part chose the best: measure it on the test part.", to_stderr=False,
     ))  # fmt: skip
     for text in found.notices:
         out(wrapped(f"note: {visible_word(text)}", to_stderr=False))

@@ -89,5 +89,7 @@ class Recipe(Section):
         if separator is not None and any(separator in prompt for prompt in self.sample.prompts):
             raise ValueError(f"sample.prompt contains {separator!r}, which separates records (data.records)")
         if records is not None and (train.batching == "windows" or train.random_offset or train.drop_last):
-            raise ValueError("data.records reads every record from its start; remove batching, random_offset and drop_last")
+            raise ValueError(
+                "data.records reads every record from its start; remove train.batching, train.random_offset and train.drop_last"
+            )
         return self

@@ -315,8 +315,8 @@ def _about_shape(trainer: Trainer) -> list[str]:
     if not shape.shrunk:
         return []
     return [
-        f"the training text is too small for batch {train.batch} × steps {train.seq_length}: shrunk to {shape.batch} × "
-        f"{shape.seq_length}"
+        f"the training text is too small for batch {train.batch} × seq_length {train.seq_length}: shrunk to "
+        f"{shape.batch} × {shape.seq_length}"
     ]
 
 

@@ -26,6 +26,18 @@ def test_list_names_every_card(charlm: Callable[..., Any]) -> None:
     assert listed["text8"]["addresses"][0] == "https://mattmahoney.net/dc/text8.zip"
 
 
+def test_a_narrow_terminal_gets_the_description_below_the_facts(
+    charlm: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Failing would mean that descriptions are broken into a column of single words in a common terminal."""
+    monkeypatch.setattr("charlm.cli.corpus.columns", lambda: 80)
+    lines = charlm("corpus", "list").text.splitlines()
+    assert lines[0].split() == ["name", "bytes", "found"]
+    assert [line.split()[0] for line in lines[1:] if not line.startswith(" ")] == list(SHIPPED)
+    described = [line for line in lines if line.startswith("    ")]
+    assert max(map(len, described)) <= 80 and "Licence: public domain" in " ".join(map(str.strip, described))
+
+
 def test_show_names_the_addresses(charlm: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Failing would mean that a user cannot see where a text comes from, or that counts of a split are shown rounded."""
     content = "a card's text\n" * 200

@@ -49,6 +49,8 @@ def test_samples_are_a_file_of_records(charlm, names):
     poems = charlm("sample", names / "blank", "--num", 3, "--seed", 1).text
     assert poems.endswith("\n\n") and poems.count("\n\n") == 3 and "\0" not in poems
     assert charlm("sample", names / "line", "--num", 2, "--seed", 1, "--length", 1).text == f"{lines[0][0]}\n{lines[1][0]}\n"
+    until_end = charlm("sample", names / "line", "--num", 3, "--seed", 1, "--length", 0)
+    assert until_end.text.splitlines() == lines[:3], until_end.err
 
 
 def test_a_prompt_begins_the_record(charlm, names):

@@ -556,7 +556,7 @@ def test_a_text_too_small_is_read_in_smaller_batches(tmp_path: Path, tiny_run: C
     )
     assert run.record["step"] == 20
     (notice,) = [notice for notice in run.notices if "too small" in notice]
-    assert "batch 32 × steps 64" in notice
+    assert "batch 32 × seq_length 64" in notice
     assert f"shrunk to 1 × {min(64, size - 1)}" in notice
 
 

@@ -54,9 +54,14 @@ def surprisal(
             min=0, max=MAX_LENGTH, help="How much of the text to show.", show_default="1000; 0 with --worst; 20000 in a page"
         ),
     ] = None,
-    worst: Annotated[int, typer.Option(min=0, max=1_000_000, help="List the N most surprising lines.")] = 0,
+    worst: Annotated[int, typer.Option(metavar="N", min=0, max=1_000_000, help="List the N most surprising lines.")] = 0,
     by: Annotated[
-        By | None, typer.Option(help="What --worst and --tsv list.", show_default="line for --worst, character for --tsv")
+        By | None,
+        typer.Option(
+            metavar="|".join(By),
+            help="Units that --worst and --tsv list.",
+            show_default="line for --worst, character for --tsv",
+        ),
     ] = None,
     tsv: Annotated[str | None, typer.Option(metavar="FILE", help="Write a table for other programs; -: to stdout.")] = None,
     html: Annotated[str | None, typer.Option(metavar="FILE", help="Write a page that shows alternatives on hover.")] = None,

@@ -34,7 +34,8 @@ def units(
         str | None, typer.Option(metavar="LAYER:INDEX", help="Show this unit over the text instead, such as 0:117.")
     ] = None,
     state: Annotated[
-        str | None, typer.Option(help="With --unit: h (output) or c (an LSTM's cell state).", show_default="h")
+        str | None,
+        typer.Option(metavar="h|c", help="With --unit: h (output) or c (an LSTM's cell state).", show_default="h"),
     ] = None,
     length: Annotated[
         int | None, typer.Option(min=1, max=10_000, help="With --unit: characters to show.", show_default="1000")
