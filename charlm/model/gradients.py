@@ -20,7 +20,7 @@ _ALIGNMENT = 16
 
 
 class FlatGradient:
-    """One fp32 buffer; the ``grad`` of every weight is a view of its part of it.
+    """One fp32 buffer; after :meth:`attach`, the ``grad`` of every weight is a view of its part of it.
 
     Args:
         weights: trained weights, all on one device.
@@ -35,8 +35,14 @@ class FlatGradient:
         self.flat = torch.zeros(sum(sizes), device=weights[0].device)
         blocks = torch.split(self.flat, sizes)
         self.parts = [block[: weight.numel()].view(weight.shape) for block, weight in zip(blocks, weights, strict=True)]
-        for weight, part in zip(weights, self.parts, strict=True):
-            weight.grad = part
+        self._weights = weights
+        self.attach()
+
+    def attach(self) -> None:
+        """Make each part the ``grad`` of its weight again: another buffer, or ``zero_grad``, may have replaced it."""
+        for weight, part in zip(self._weights, self.parts, strict=True):
+            if weight.grad is not part:
+                weight.grad = part
 
     def write(self, gradients: Sequence[Tensor]) -> None:
         """Copy one gradient for each weight, in the order of the weights, into the buffer."""
@@ -82,6 +88,7 @@ class Backpropagation:
         Returns:
             Σ nats, and the state after the batch, detached.
         """
+        self.gradient.attach()
         if self.plan is not None:
             before = self.gradient.flat.clone() if adds else None
             nats, state = self.plan(inputs, targets, factor, state, dropout)

@@ -81,7 +81,6 @@ class NativePlan:
             self._places, self._packed = places, []
         versions = [weight._version for weight in self._weights]
         call.weights_changed = versions != self._packed
-        self._packed = versions
         inputs, targets = inputs.contiguous(), targets.contiguous()
         state = tuple(part.contiguous() for part in state)
         after = tuple(torch.empty_like(part) for part in state)
@@ -96,6 +95,7 @@ class NativePlan:
             self._set_keys(dropout)
         if not self._run(ctypes.byref(call)):
             raise IndexError(f"id {call.bad_id}, expected 0 to {self._shape.V - 1}")
+        self._packed = versions
         return call.nats, after
 
     def _set_keys(self, dropout: Dropout) -> None:

@@ -10,6 +10,7 @@ import torch
 from charlm.config import ModelSection, TrainSection
 from charlm.data.streams import IGNORED
 from charlm.model.dropout import Dropout
+from charlm.model.gradients import Backpropagation
 from charlm.model.language_model import LanguageModel
 from charlm.threads import kernel_threads, use
 from charlm.training.update import Updater
@@ -139,3 +140,36 @@ def test_a_target_out_of_range_is_refused() -> None:
     targets[2, 0] = 28
     with pytest.raises(IndexError, match="id 28, expected 0 to 27"):
         update(torch.zeros_like(targets), targets, 6, update.model.zero_state(2), 0.1)
+
+
+def test_a_refused_batch_leaves_no_stale_weights() -> None:
+    """If this fails, the step after an id out of range uses stale weights, or crashes for lack of packed ones."""
+    V, T, B = 28, 2, 3
+    model = _model("lstm", "embedding", 32, V)
+    backpropagate = Backpropagation(model, "fp32")
+    ids, refused, state = torch.zeros(T, B, dtype=torch.long), torch.full((T, B), V), model.zero_state(B)
+    backpropagate(ids, ids, 1, state)
+    with torch.no_grad():
+        model.layers[1].weight_hh.mul_(2)
+        model.output_weight.mul_(2)
+    with pytest.raises(IndexError, match=f"id {V}, expected 0 to {V - 1}"):
+        backpropagate(refused, ids, 1, state)
+    nats, _ = backpropagate(ids, ids, 1, state)
+    assert nats == pytest.approx(Backpropagation(model, "fp32")(ids, ids, 1, state)[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("engine", ["native", "reference"])
+def test_updaters_of_one_model_take_turns(engine: str) -> None:
+    """If this fails, an updater applies the gradient of another one, or none after ``zero_grad``."""
+    ids, nats = torch.randint(28, (7, 5), generator=torch.Generator().manual_seed(1)), []
+    section = TrainSection(optimizer="sgd", accumulate=2)
+    for is_alone in (True, False):
+        model = _model("lstm", "embedding", 32, 28).with_engine(engine)
+        first = Updater(model, section, "fp32")
+        other = first if is_alone else Updater(model, section, "fp32")
+        if not is_alone:
+            first.optimizer.zero_grad()
+        losses = [update(ids, ids, ids.numel(), model.zero_state(5), 0.1).nats for update in (first, other, first, other)]
+        nats.append(losses)
+    assert nats[0] == nats[1]
+    assert nats[0][-1] < nats[0][0]
