@@ -120,11 +120,11 @@ class PlanBatch(ctypes.Structure):
     """One training step (``plan.h``)."""
 
     _fields_ = [
-        ("plan", _P), ("threads", _N), ("T", _N), ("B", _N), ("weights_changed", _N), ("drops", _N), ("first_stream", _N),
-        ("all_streams", _N), ("ids", _P), ("targets", _P), ("factor", _D), ("weights", _P), ("gradients", _P),
-        ("embedding", _P), ("output_weight", _P), ("output_bias", _P), ("d_embedding", _P), ("d_output_weight", _P),
-        ("d_output_bias", _P), ("h", _P), ("c", _P), ("h_after", _P), ("c_after", _P), ("key_outputs", _P),
-        ("key_recurrent", _P), ("key_embedding", ctypes.c_uint64), ("nats", _D), ("bad_id", _N),
+        ("plan", _P), ("threads", _N), ("T", _N), ("B", _N), ("drops", _N), ("first_stream", _N), ("all_streams", _N),
+        ("ids", _P), ("targets", _P), ("factor", _D), ("weights", _P), ("gradients", _P), ("embedding", _P),
+        ("output_weight", _P), ("output_bias", _P), ("d_embedding", _P), ("d_output_weight", _P), ("d_output_bias", _P),
+        ("h", _P), ("c", _P), ("h_after", _P), ("c_after", _P), ("key_outputs", _P), ("key_recurrent", _P),
+        ("key_embedding", ctypes.c_uint64), ("nats", _D), ("bad_id", _N),
     ]  # fmt: skip
 
 

@@ -46,8 +46,6 @@ class NativePlan:
         self._weights: list[Tensor] = list(network.parameters())
         self._places: list[int] = []
         """Addresses of the weights that the call holds."""
-        self._packed: list[int] = []
-        """Versions of the weights that the plan has packed."""
         self._keys = (ctypes.c_uint64 * (2 * section.layers))()
         keys = ctypes.addressof(self._keys)
         self._call = PlanBatch(key_outputs=keys, key_recurrent=keys + 8 * section.layers)
@@ -73,14 +71,15 @@ class NativePlan:
 
         Raises:
             IndexError: an id is not below V.
+            ValueError: there are no characters.
         """
+        if not inputs.numel():
+            raise ValueError("a training step needs at least one character")
         call = self._call
         places = [weight.data_ptr() for weight in self._weights]
         if places != self._places:
             self._point()
-            self._places, self._packed = places, []
-        versions = [weight._version for weight in self._weights]
-        call.weights_changed = versions != self._packed
+            self._places = places
         inputs, targets = inputs.contiguous(), targets.contiguous()
         state = tuple(part.contiguous() for part in state)
         after = tuple(torch.empty_like(part) for part in state)
@@ -95,7 +94,6 @@ class NativePlan:
             self._set_keys(dropout)
         if not self._run(ctypes.byref(call)):
             raise IndexError(f"id {call.bad_id}, expected 0 to {self._shape.V - 1}")
-        self._packed = versions
         return call.nats, after
 
     def _set_keys(self, dropout: Dropout) -> None:

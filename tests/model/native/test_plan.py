@@ -173,3 +173,23 @@ def test_updaters_of_one_model_take_turns(engine: str) -> None:
         nats.append(losses)
     assert nats[0] == nats[1]
     assert nats[0][-1] < nats[0][0]
+
+
+def test_an_empty_batch_is_refused() -> None:
+    """If this fails, C++ divides by zero, which ends the process."""
+    update = Updater(_model("lstm", "one-hot", 32, 28), TrainSection(), "fp32")
+    empty = torch.zeros(3, 0, dtype=torch.long)
+    with pytest.raises(ValueError, match="at least one character"):
+        update._backpropagate(empty, empty, 1.0, update.model.zero_state(0))
+
+
+def test_weights_that_a_fused_optimizer_changed_are_used() -> None:
+    """If this fails, a step after PyTorch's fused AdamW, which does not count its changes, takes the weights from before it."""
+    update = Updater(_model("gru", "embedding", 32, 28), TrainSection(), "fp32")
+    first, _ = _gradients(update, 28, drops=False)
+    torch.optim.AdamW(update.model.parameters(), lr=0.1, fused=True).step()
+    second, _ = _gradients(update, 28, drops=False)
+    update._backpropagate.plan = None
+    third, _ = _gradients(update, 28, drops=False)
+    assert first != second
+    assert second == pytest.approx(third, rel=1e-6)

@@ -35,7 +35,7 @@ struct PlanParameters {
 // One step.
 struct PlanBatch {
     void* plan;
-    int64_t threads, T, B, weights_changed, drops;
+    int64_t threads, T, B, drops;
     int64_t first_stream, all_streams;          // of which these are B, for dropout
     const int64_t *ids, *targets;               // (T, B); a negative target is not scored
     double factor;                              // on all gradients
@@ -135,21 +135,18 @@ class Plan {
         drop(from, to, false, count, count, count, 0, key, threshold);
     }
 
-    // Packs all weights, and pads the biases.
+    // Packs all weights, and pads the biases; at every call, since a step changes them.
     void prepare_weights() {
         for (long l = 0; l < s.layers; l++) {
             LayerMemory& m = layers[l];
             const PlanParameters& w = b->weights[l];
-            if (b->weights_changed || s.drop_recurrent) {
-                const float* weight_hh = w.weight_hh;
-                if (drop_recurrent) {
-                    float* dropped = m.dropped_hh.take<float>(G * s.H * s.H);
-                    drop_weights(weight_hh, dropped, G * s.H * s.H, b->key_recurrent[l], drop_recurrent);
-                    weight_hh = dropped;
-                }
-                pack(weight_hh, G * s.H, s.H, G, m.hh_forward, &m.hh_backward);
+            const float* weight_hh = w.weight_hh;
+            if (drop_recurrent) {
+                float* dropped = m.dropped_hh.take<float>(G * s.H * s.H);
+                drop_weights(weight_hh, dropped, G * s.H * s.H, b->key_recurrent[l], drop_recurrent);
+                weight_hh = dropped;
             }
-            if (!b->weights_changed) continue;
+            pack(weight_hh, G * s.H, s.H, G, m.hh_forward, &m.hh_backward);
             if (l > 0 || has_table_product()) pack_input_weights(w.weight_ih, l ? s.H : s.D, m);
             float *bias = m.bias.take<float>(G * P), *b_n = m.b_n.take<float>(P);
             for (long g = 0; g < G; g++)
@@ -164,7 +161,7 @@ class Plan {
                 for (long g = 0; g < 3; g++) copy_rows(w.peepholes + g * s.H, s.H, s.H, peepholes + g * P, P, P, 1);
             }
         }
-        if (b->weights_changed) pack(s.tied ? b->embedding : b->output_weight, s.V, s.H, 1, out_forward, &out_backward);
+        pack(s.tied ? b->embedding : b->output_weight, s.V, s.H, 1, out_forward, &out_backward);
     }
 
     // W_ih for A · Wᵀ with the gates one after the other, as the products of whole sequences read it, and for A · W.
