@@ -14,8 +14,8 @@ import typer
 from charlm.cells import cell_names
 from charlm.cli import completion
 from charlm.cli.console import columns, json_line, notice, out, shell_words, table, visible_word, wrapped
-from charlm.cli.jobs import JobsConsole, JobsOption
-from charlm.cli.options import ResumeChoice, parse_folder
+from charlm.cli.jobs import DeviceOption, JobsConsole, JobsOption, JsonOption, QuietOption, SetForAllOption, runs_folder_option
+from charlm.cli.options import ResumeChoice
 from charlm.cli.streams import delivery
 
 if TYPE_CHECKING:
@@ -97,27 +97,8 @@ def compare(
             rich_help_panel="Output",
         ),
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            autocompletion=completion.overrides,
-            help="Override a key for all candidates. Repeatable.",
-            rich_help_panel="Candidates",
-        ),
-    ] = None,
-    out_dir: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            metavar="DIR",
-            parser=parse_folder,
-            help="Folder of the runs' folders.",
-            show_default="checkpoints/compare-<recipes>",
-            rich_help_panel="Run",
-        ),
-    ] = None,
+    set_: SetForAllOption = None,
+    out_dir: Annotated[Path | None, runs_folder_option("checkpoints/compare-<recipes>")] = None,
     resume: Annotated[
         ResumeChoice,
         typer.Option(
@@ -129,10 +110,10 @@ def compare(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Move earlier runs aside and start again.", rich_help_panel="Run")
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel="Run")] = "auto",
+    device: DeviceOption = "auto",
     jobs: JobsOption = 1,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notices.", rich_help_panel="Output")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON line.", rich_help_panel="Output")] = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Train recipes, cells and settings side by side, and print one table.
 

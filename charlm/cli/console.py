@@ -1,4 +1,5 @@
-"""Output on the terminal: with :mod:`charlm.cli.help`, the only module that uses Rich.
+"""Output on the terminal: the only modules that use Rich are this one, :mod:`charlm.cli.live` and
+:mod:`charlm.cli.help`.
 
 Results go to stdout, progress and notices to stderr. Live drawing and colour only on a terminal (and none where
 ``NO_COLOR`` is set). Control characters in text are made visible on a terminal.
@@ -11,13 +12,10 @@ import math
 import os
 import re
 import shlex
-import signal
 import sys
-import threading
-import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +29,8 @@ if TYPE_CHECKING:
 _COLUMNS = 160  # width of a table in a file or pipe
 
 
-def _console(to_stderr: bool) -> Console:
+def terminal(to_stderr: bool) -> Console:
+    """Rich's console, which passes lines of any length and any markup through."""
     from rich.console import Console
 
     return Console(stderr=to_stderr, highlight=False, soft_wrap=True)
@@ -66,7 +65,7 @@ def wrapped(text: str, *, start: str = "", indent: int = 0, to_stderr: bool = Tr
         start: put before the text.
         indent: of the continuation lines.
     """
-    console = _console(to_stderr)
+    console = terminal(to_stderr)
     if not console.is_terminal:
         return start + text
     width = max(console.width, indent + 20)
@@ -137,7 +136,7 @@ def complain(text: str) -> None:
 
     start = "error: "
     message = wrapped(visible(text), start=start).removeprefix(start)
-    _console(True).print(Text.assemble((start, "bold red"), message))
+    terminal(True).print(Text.assemble((start, "bold red"), message))
 
 
 def visible(text: str) -> str:
@@ -187,7 +186,7 @@ def table(title: str | None, headers: Sequence[str], rows: Sequence[Sequence[str
     from rich.table import Table
     from rich.text import Text
 
-    console = _console(to_stderr)
+    console = terminal(to_stderr)
     drawn = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_header=any(headers))
     for index, header in enumerate(headers):
         cells = [row[index] for row in rows if row[index] not in ("", "–")]
@@ -204,7 +203,7 @@ def facts(pairs: Sequence[tuple[str, str]]) -> None:
     """Write ``name  value`` lines to stderr, with aligned values; a command stays on one line."""
     from rich.text import Text
 
-    console = _console(True)
+    console = terminal(True)
     width = max(len(name) for name, _ in pairs) + 2
     for name, value in pairs:
         start = f"{name:<{width}}"
@@ -213,7 +212,7 @@ def facts(pairs: Sequence[tuple[str, str]]) -> None:
 
 def has_colour() -> bool:
     """Whether stdout shows colours: a terminal that has them, and no ``NO_COLOR``."""
-    console = _console(False)
+    console = terminal(False)
     return console.is_terminal and console.color_system is not None and not console.no_color
 
 
@@ -221,17 +220,17 @@ def styled(pieces: Iterable[tuple[str, str]]) -> None:
     """Write a line to stdout in pieces of (text, Rich style); the text is shown as it is."""
     from rich.text import Text
 
-    _console(False).print(Text.assemble(*pieces))
+    terminal(False).print(Text.assemble(*pieces))
 
 
 def is_terminal(to_stderr: bool = True) -> bool:
     """Whether stderr (or stdout) is a terminal."""
-    return _console(to_stderr).is_terminal
+    return terminal(to_stderr).is_terminal
 
 
 def columns() -> int:
     """Width of the terminal on stdout; without a terminal, the maximum width of a table."""
-    console = _console(False)
+    console = terminal(False)
     return console.width if console.is_terminal else _COLUMNS
 
 
@@ -245,7 +244,7 @@ def progress_bar(label: str, unit: str = "bytes") -> Iterator[Progress]:
 
     amount = rich.DownloadColumn() if unit == "bytes" else rich.MofNCompleteColumn()
     columns = (rich.TextColumn("{task.description}"), rich.BarColumn(), amount, rich.TimeRemainingColumn())
-    with rich.Progress(*columns, console=_console(True), transient=True) as progress:
+    with rich.Progress(*columns, console=terminal(True), transient=True) as progress:
         task = None
 
         def advance(done: int, total: int | None) -> None:
@@ -269,7 +268,7 @@ def still_bar() -> Iterator[Callable[[str, int, int, float | None], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
-    with Progress(*columns, console=_console(True), transient=True, auto_refresh=False) as progress:
+    with Progress(*columns, console=terminal(True), transient=True, auto_refresh=False) as progress:
         task = progress.add_task("", left="")
 
         def advance(label: str, done: int, total: int, left: float | None) -> None:
@@ -284,198 +283,6 @@ def download_progress() -> Iterator[Progress]:
     """A progress bar for a download."""
     with progress_bar("downloading") as advance:
         yield advance
-
-
-class _Echo:
-    """Keeps typed characters out of the display: turns off the terminal's echo while this process is in the foreground.
-
-    Keys that send signals still work. Typed characters are left for the shell.
-    """
-
-    def __init__(self, show_cursor: Callable[[bool], object]) -> None:
-        self._show_cursor = show_cursor
-        self._saved: list[Any] | None = None
-        self._on_suspend: Any = None
-
-    def off(self) -> None:
-        """Turn echo off, if standard input is a terminal and this process may change it."""
-        with suppress(ImportError, OSError, ValueError):
-            import termios
-
-            descriptor = sys.stdin.fileno()
-            # From the background, changing the terminal would stop the process.
-            if not os.isatty(descriptor) or os.tcgetpgrp(descriptor) != os.getpgrp():
-                return
-            with suppress(termios.error):
-                self._saved = termios.tcgetattr(descriptor)
-                silent = termios.tcgetattr(descriptor)
-                silent[3] &= ~termios.ECHO
-                termios.tcsetattr(descriptor, termios.TCSANOW, silent)
-            in_main = threading.current_thread() is threading.main_thread()
-            if in_main and signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:
-                self._on_suspend = signal.signal(signal.SIGTSTP, self._suspend)
-
-    def restore(self) -> None:
-        """Restore the terminal's settings."""
-        if self._on_suspend is not None:
-            signal.signal(signal.SIGTSTP, self._on_suspend)
-            self._on_suspend = None
-        if self._saved is not None:
-            with suppress(ImportError, OSError, ValueError):
-                import termios
-
-                with suppress(termios.error):
-                    termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, self._saved)
-            self._saved = None
-
-    def _suspend(self, number: int, frame: Any) -> None:
-        """Ctrl-Z: restore the echo for the shell, and turn it off again afterwards."""
-        self.restore()
-        self._show_cursor(True)
-        os.kill(os.getpid(), signal.SIGTSTP)
-        self._show_cursor(False)
-        self.off()
-
-
-@contextmanager
-def hidden_keys() -> Iterator[None]:
-    """Keep typed characters out of what is drawn; the next read of the terminal gets them."""
-    echo = _Echo(lambda is_shown: None)
-    echo.off()
-    try:
-        yield
-    finally:
-        echo.restore()
-
-
-class Live:
-    """The training display: a progress line that is redrawn on a terminal; without one, or on a dumb one, plain lines.
-
-    Args:
-        total: planned steps, or ``None``.
-        quiet: draw nothing.
-    """
-
-    def __init__(self, total: int | None, quiet: bool) -> None:
-        self._total = total
-        self._quiet = quiet
-        self._progress = None
-        self._task = None
-        self._echo: _Echo | None = None
-        console = _console(True)
-        self.height = console.height
-        """Lines of the terminal."""
-        self.is_wide = console.width >= 110
-        """Whether there is room for more than 80 columns."""
-        if not quiet and console.is_terminal and not console.is_dumb_terminal:
-            from rich.progress import BarColumn, Progress, TextColumn
-
-            self._progress = Progress(
-                BarColumn(bar_width=24), TextColumn("{task.fields[status]}"), TextColumn("{task.fields[left]}"),
-                console=console, transient=True, refresh_per_second=4,
-            )  # fmt: skip
-            self._progress.start()
-            self._echo = _Echo(console.show_cursor)
-            self._echo.off()
-            self._task = self._progress.add_task("", total=total, status="", left="")
-
-    def update(self, done: float, status: str, left: str, total: float | None = None) -> None:
-        """Redraw the line (only on a terminal); the bar shows ``done`` of ``total``, by default of the planned steps."""
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=done, status=status, left=left, total=total or self._total)
-
-    def say(self, text: str, style: str = "") -> int:
-        """Write lines above the progress line, and return how many."""
-        if self._quiet:
-            return 0
-        from rich.text import Text
-
-        if self._progress is None:
-            notice(visible(text) if is_terminal() else text)
-            return text.count("\n") + 1
-        shown = wrapped(visible(text))
-        self._progress.console.print(Text(shown, style=style))
-        return shown.count("\n") + 1
-
-    @property
-    def is_drawn(self) -> bool:
-        """Whether the line is drawn on a terminal."""
-        return self._progress is not None
-
-    def close(self) -> None:
-        """Remove the line."""
-        if self._progress is not None:
-            try:
-                self._progress.stop()
-            finally:
-                if self._echo is not None:
-                    self._echo.restore()
-            self._progress = None
-
-
-class LiveRuns:
-    """The display of several trainings: a progress line for each on a terminal; without one, plain lines now and then.
-
-    Args:
-        quiet: draw nothing.
-    """
-
-    def __init__(self, quiet: bool) -> None:
-        self._quiet = quiet
-        self._progress: Any = None
-        self._tasks: dict[str, Any] = {}
-        self._said_at: dict[str, float] = {}
-        console = _console(True)
-        if not quiet and console.is_terminal and not console.is_dumb_terminal:
-            from rich.progress import BarColumn, Progress, TextColumn
-
-            self._progress = Progress(
-                TextColumn("{task.description}", markup=False), BarColumn(bar_width=16),
-                TextColumn("{task.fields[status]}", markup=False), console=console, transient=True, refresh_per_second=4,
-            )  # fmt: skip
-            self._progress.start()
-            self._echo = _Echo(console.show_cursor)
-            self._echo.off()
-
-    def update(self, name: str, done: int, total: int | None, status: str) -> None:
-        """Show how far a run is."""
-        if self._progress is not None:
-            if name not in self._tasks:
-                self._tasks[name] = self._progress.add_task(_shortened(visible_word(name)), total=total, status="")
-            self._progress.update(self._tasks[name], completed=done, status=status)
-        elif time.monotonic() - self._said_at.setdefault(name, time.monotonic()) > 10:
-            self._said_at[name] = time.monotonic()
-            self.say(f"{name}: {status}")
-
-    def remove(self, name: str) -> None:
-        """A run has ended."""
-        if name in self._tasks:
-            self._progress.remove_task(self._tasks.pop(name))
-
-    def say(self, text: str) -> None:
-        """Write lines above the progress lines."""
-        if self._quiet:
-            return
-        if self._progress is None:
-            notice(text)
-            return
-        from rich.text import Text
-
-        self._progress.console.print(Text(wrapped(visible(text))))
-
-    def close(self) -> None:
-        """Remove the lines."""
-        if self._progress is not None:
-            try:
-                self._progress.stop()
-            finally:
-                self._echo.restore()
-            self._progress = None
-
-
-def _shortened(name: str, most: int = 30) -> str:
-    """A name in at most 30 columns; its end tells runs apart."""
-    return name if len(name) <= most else f"…{name[1 - most :]}"
 
 
 def duration(seconds: float) -> str:

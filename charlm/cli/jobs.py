@@ -1,4 +1,4 @@
-"""Shows the progress of several runs: of a comparison or a search."""
+"""What a comparison and a search share: their options, and the progress of their runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from charlm.cli.console import Live, LiveRuns, duration, notice, progress_bar, visible_word
+from charlm.cli import completion
+from charlm.cli.console import duration, notice, progress_bar, visible_word
+from charlm.cli.live import Live, LiveRuns
+from charlm.cli.options import parse_folder
 from charlm.cli.watch import Watch, stop_on_signals
 
 if TYPE_CHECKING:
@@ -29,6 +32,32 @@ JobsOption = Annotated[
     ),
 ]
 """``--jobs``."""
+
+SetForAllOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        autocompletion=completion.overrides,
+        help="Override a key for all candidates. Repeatable.",
+        rich_help_panel="Candidates",
+    ),
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel="Run")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notices.", rich_help_panel="Output")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON line.", rich_help_panel="Output")]
+
+
+def runs_folder_option(default: str) -> Any:
+    """``--out``; ``default`` is shown in the help."""
+    return typer.Option(
+        "--out",
+        metavar="DIR",
+        parser=parse_folder,
+        help="Folder of the runs' folders.",
+        show_default=default,
+        rich_help_panel="Run",
+    )
 
 
 class JobsConsole:

@@ -15,7 +15,6 @@ import typer
 from charlm.cells import cell_names, entry_of
 from charlm.cli import completion
 from charlm.cli.console import (
-    Live,
     duration,
     facts,
     is_terminal,
@@ -28,6 +27,7 @@ from charlm.cli.console import (
     visible,
     visible_word,
 )
+from charlm.cli.live import Live
 from charlm.cli.options import MAX_SEED, MAX_STEPS, ResumeChoice, parse_folder, unknown_note
 from charlm.cli.streams import OutputError, delivery
 from charlm.cli.watch import Watch, sample_label, stop_on_signals

@@ -10,8 +10,8 @@ import typer
 
 from charlm.cli import completion
 from charlm.cli.console import columns, json_line, notice, out, shell_words, table, visible_word, wrapped
-from charlm.cli.jobs import JobsConsole, JobsOption
-from charlm.cli.options import MAX_SEED, MAX_STEPS, parse_folder
+from charlm.cli.jobs import DeviceOption, JobsConsole, JobsOption, JsonOption, QuietOption, SetForAllOption, runs_folder_option
+from charlm.cli.options import MAX_SEED, MAX_STEPS
 from charlm.cli.streams import delivery
 
 if TYPE_CHECKING:
@@ -39,16 +39,7 @@ def tune(
         int, typer.Option(metavar="N", min=1, max=10_000, help="Settings to draw.", rich_help_panel="Candidates")
     ] = 16,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Determines what is drawn.", rich_help_panel="Candidates")] = 1,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            autocompletion=completion.overrides,
-            help="Override a key for all candidates. Repeatable.",
-            rich_help_panel="Candidates",
-        ),
-    ] = None,
+    set_: SetForAllOption = None,
     time: Annotated[
         str | None,
         typer.Option(
@@ -72,25 +63,15 @@ def tune(
             rich_help_panel="Budget",
         ),
     ] = 3,
-    out_dir: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            metavar="DIR",
-            parser=parse_folder,
-            help="Folder of the runs' folders.",
-            show_default="checkpoints/tune-<recipe>",
-            rich_help_panel="Run",
-        ),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel="Run")] = "auto",
+    out_dir: Annotated[Path | None, runs_folder_option("checkpoints/tune-<recipe>")] = None,
+    device: DeviceOption = "auto",
     jobs: JobsOption = 1,
     output: Annotated[
         str | None,
         typer.Option("--output", "-o", metavar="FILE", help="Write the best recipe to this file.", rich_help_panel="Output"),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notices.", rich_help_panel="Output")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON line.", rich_help_panel="Output")] = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Search the settings of a recipe that give the lowest validation loss.
 

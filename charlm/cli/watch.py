@@ -10,7 +10,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from charlm.cli.console import Live, LiveRuns, duration
+from charlm.cli.console import duration
+from charlm.cli.live import Live, LiveRuns
 
 if TYPE_CHECKING:
     from charlm.training.events import Evaluated, Event, RunStarted, Sampled, StepDone

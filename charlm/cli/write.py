@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from charlm.cli.console import complain, facts, hidden_keys, notice, visible_word
+from charlm.cli.console import complain, facts, notice, visible_word
 from charlm.cli.drawn import show_pieces, write_pieces
 from charlm.cli.history import recalled, remember
+from charlm.cli.live import hidden_keys
 from charlm.cli.options import MAX_LENGTH, MAX_SEED, unescaped
 from charlm.cli.streams import OutputError
 from charlm.errors import CharlmError, UsageError

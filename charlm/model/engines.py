@@ -53,7 +53,7 @@ class StepPlan(Protocol):
             targets: ``(T, B)`` ids; negative ones are not scored.
             factor: on the gradient.
             state: before the batch, each ``(L, B, H)``.
-            dropout: ``None``: none.
+            dropout: ``None``: none, even if the recipe has some. It says which streams of the whole batch these are.
 
         Returns:
             The sum of the losses in nats, and the state after the batch.

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from charlm.data.symbols import Symbols
 from charlm.data.vocabulary import Vocabulary
 from charlm.errors import UsageError
-from charlm.evaluation import samples as module
-from charlm.evaluation.samples import NGRAMS, Novelty, draw, novelty
+from charlm.evaluation import form, matches
+from charlm.evaluation.matches import NGRAMS
+from charlm.evaluation.samples import Novelty, draw, novelty
 from charlm.sampling import SamplingParams, sample
 
 
@@ -68,8 +69,8 @@ def test_copies_are_those_of_brute_force(samples: list[str], training: str, star
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Blocks of seven symbols, and room for three places."""
-    monkeypatch.setattr(module, "_BLOCK", 7)
-    monkeypatch.setattr(module, "_PLACES", 3)
+    monkeypatch.setattr(matches, "_BLOCK", 7)
+    monkeypatch.setattr(matches, "_PLACES", 3)
     return monkeypatch
 
 
@@ -83,7 +84,7 @@ def test_blocks_and_forgotten_places_change_nothing(small: pytest.MonkeyPatch, e
 @pytest.mark.parametrize("bits", [0, 2])
 def test_hashes_that_collide_change_nothing(monkeypatch: pytest.MonkeyPatch, english: Callable[..., str], bits: int) -> None:
     """If this fails, equal hashes are taken for equal text, or a copy is missed beside another text of its hash."""
-    monkeypatch.setattr(module, "_mixed", lambda symbols: symbols.astype(np.uint64) & np.uint64((1 << bits) - 1))
+    monkeypatch.setattr(matches, "_mixed", lambda symbols: symbols.astype(np.uint64) & np.uint64((1 << bits) - 1))
     training = english(400)
     check([training[100:170] + "x", "king" + training[30:39], english(60, 3)], training)
 
@@ -152,7 +153,7 @@ def test_known_words(monkeypatch: pytest.MonkeyPatch) -> None:
     """If this fails, words that the training text has are called invented, or cut words are counted."""
     training = "the king's über horse; sleeps"
     for block in (3, 1 << 20):
-        monkeypatch.setattr(module, "_BLOCK", block)
+        monkeypatch.setattr(form, "_BLOCK", block)
         assert compare(["ing the king über orse horses sle"], training).samples.words == pytest.approx(3 / 5)
     assert compare(["one two"], training).samples.words is None
     as_bytes = "x the über y".encode().decode("latin-1")

@@ -17,6 +17,7 @@ from charlm.model.layers import Network, RecurrentLayer
 from charlm.model.native import library, loss
 from charlm.model.native.dropout import Drop
 from charlm.model.native.layer import Recurrence, bytes_kept
+from charlm.model.native.linear import rounded_up
 from charlm.model.native.optimizer import NativeOptimizer
 from charlm.model.native.plan import NativePlan
 from charlm.model.native.sampling import NativeSampler
@@ -105,6 +106,12 @@ class NativeEngine:
         return NativeSampler(network, logits, state, temperature, top_k, top_p, banned, dtype)
 
     def kept_bytes(self, model: ModelSection, vocabulary_size: int, size: int) -> int:
-        """See :class:`charlm.model.engines.Engine`: exact, see :func:`charlm.model.native.layer.bytes_kept`."""
+        """See :class:`charlm.model.engines.Engine`: what a plan holds; see :func:`charlm.model.native.layer.bytes_kept`.
+
+        Also each layer's output after dropout and residual connection (the autograd functions, which run models with
+        attention, keep two more), and a second gradient between layers.
+        """
         kept = bytes_kept(entry_of(model).kernels[self.name], model.hidden, model.layers, vocabulary_size, size)
-        return kept + (model.layers * 3 * model.hidden * size if model.dropout else 0)  # masks and dropped-out outputs
+        changed = model.layers if model.dropout else model.layers - 1 if model.residual else 0
+        outputs = changed * (3 if model.attention else 1) + (model.layers > 1)
+        return kept + outputs * rounded_up(model.hidden) * size

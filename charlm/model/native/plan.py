@@ -57,17 +57,7 @@ class NativePlan:
     def __call__(
         self, inputs: Tensor, targets: Tensor, factor: float, state: State, dropout: Dropout | None
     ) -> tuple[float, State]:
-        """Write the gradient of ``factor`` times the sum of the losses.
-
-        Args:
-            inputs: ``(T, B)`` ids.
-            targets: ``(T, B)`` ids; negative ones are not scored.
-            factor: on the gradient.
-            state: before the batch, each ``(L, B, H)``.
-            dropout: ``None``: none, even if the recipe has some. It says which streams of the whole batch these are.
-
-        Returns:
-            The sum of the losses in nats, and the state after the batch.
+        """See :class:`charlm.model.engines.StepPlan`.
 
         Raises:
             IndexError: an id is not below V.

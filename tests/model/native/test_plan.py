@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from charlm import cells
 from charlm.config import ModelSection, TrainSection
 from charlm.data.streams import IGNORED
 from charlm.model.dropout import Dropout
@@ -15,15 +16,7 @@ from charlm.model.language_model import LanguageModel
 from charlm.threads import kernel_threads, use
 from charlm.training.update import Updater
 
-CELLS: dict[str, dict[str, Any]] = {
-    "rnn_tanh": {"cell": "rnn"},
-    "rnn_relu": {"cell": "rnn", "nonlinearity": "relu"},
-    "gru": {"cell": "gru"},
-    "gru_reset_before": {"cell": "gru", "reset_after": False},
-    "lstm": {"cell": "lstm"},
-    "lstm_peephole": {"cell": "lstm", "variant": "peephole"},
-    "lstm_coupled": {"cell": "lstm", "variant": "coupled"},
-}
+CELLS = {entry.name: {"cell": entry.cell, **entry.options} for entry in cells.CELLS if "native" in entry.kernels}
 FORMS: dict[str, dict[str, Any]] = {
     "one-hot": {},
     "embedding": {"input": "embedding", "embedding": 24, "layers": 2},

@@ -4,8 +4,9 @@
 // belong to the caller and have PyTorch's shapes; the plan pads H, D and V to whole panels in its own memory. Every sum has a
 // fixed order that depends on the shapes alone, so results are bit-identical for any number of threads.
 //
-//   T time steps   B streams   N = T·B   L layers   H hidden units   D embedding width   V symbols   U distinct symbols of a
-//   batch E type of the operands of products: float or bf16. P, Q, W: H, D, V rounded up to whole panels.
+//   T time steps   B streams   N = T·B   L layers   H hidden units   D embedding width   V symbols
+//   U distinct symbols of a batch   P, Q, W: H, D, V rounded up to whole panels
+//   E type of the operands of products: float or bf16
 
 #pragma once
 
@@ -71,7 +72,6 @@ class Memory {
         }
         return (A*)start;
     }
-    size_t bytes() const { return size; }
 };
 
 static inline long slots_of(int64_t kind) { return kind == GRU ? 4 : gates_of(kind); }
