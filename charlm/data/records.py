@@ -83,7 +83,7 @@ class RecordReader:
         for piece in pieces:
             if mark != literal and mark in piece:
                 raise CorpusError(
-                    f"{label} contains NUL, which stands for the separator between records; remove it from the text, or set "
+                    f"{label} contains NUL, the separator between records; remove it from the text, or set "
                     "data.records to a single character that separates the records"
                 )
             text = held + piece
@@ -118,7 +118,7 @@ def record_bounds(indices: npt.NDArray[np.unsignedinteger], separator: int) -> n
 
     Args:
         indices: a text in the canonical form, or a part of one.
-        separator: the index that stands for S.
+        separator: the index of S.
     """
     found = [np.flatnonzero(indices[at : at + _BLOCK] == separator) + at for at in range(0, len(indices), _BLOCK)]
     return np.concatenate([np.zeros(0, np.int64), *found])

@@ -9,7 +9,8 @@ Memory kept for the backward pass, in bytes per character and layer, with s = 4 
     lstm, coupled        4·H·s + 4·H        h; f, g, o; and c in fp32
 
 A plan of a training step owns it (``source/plan.h``); here it comes from the activation memory pool. The next training step
-reuses it. Layers above the first also hold the products of their input, G·H·s. H is rounded up to a multiple of 32: the extra units are padding and stay zero.
+reuses it. Layers above the first also hold the products of their input, G·H·s. H is rounded up to a multiple of 32: the extra
+units are padding and stay zero.
 
     T time steps    B streams    H hidden units    G gates    V symbols
 """
